@@ -1,0 +1,443 @@
+"""From a network and its probe to one Gram matrix a layer, within a memory budget.
+
+Hooks live for the length of one pass over the probe. Each copies what its layer puts out at once (an in-place
+activation may overwrite it a moment later) into a buffer of shape (N, d); when the pass is over each buffer is reduced
+to its N x N Gram and freed. Where the buffers of all layers do not fit the budget, the layers are shared out over
+several passes, and a layer that does not fit alone is taken in slices of its features, whose Grams add up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import psutil
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+
+from lightning_ssc.layers import Layer, named_layers
+from lightning_ssc.probe import batch_size, take, without_trace
+
+log = logging.getLogger(__name__)
+
+Pooling = Literal["flatten", "mean", "cls"]
+Forward = Callable[[nn.Module, Any], Any]
+
+_BYTES = 4  # buffers and Grams are float32
+_BLOCK = (
+    256  # rows of a Gram formed at once, large enough to run at full speed; what lies below the diagonal is mirrored
+)
+
+
+@dataclass(frozen=True)
+class WatchedLayer:
+    """A layer that was seen to run: one call of one module, with the size of what it puts out.
+
+    Attributes:
+        layer: The module and, where asked for, the part of its output.
+        call: Which of the module's calls in one forward pass, from 0.
+        label: Name in tags and plots; modules that run several times get ``.call1``, ``.call2``, ...
+        features: Number of features a sample after pooling, d.
+    """
+
+    layer: Layer
+    call: int
+    label: str
+    features: int
+
+
+@dataclass
+class GramOfLayer:
+    """The Gram matrix of one layer's activations, kept so that neither of its uses loses precision.
+
+    In float32 the product of uncentred features hides a small spread behind a large mean, so features are centred
+    first; the mean is added back for self-expression, which wants the raw Gram.
+
+    Attributes:
+        layer: The layer it belongs to.
+        centred: ``(N, N)`` float32, the Gram of the features less their mean over the probe (H X Xᵀ H).
+        offset: ``(N,)`` float64, what row and column i have to gain in the raw Gram.
+        gain: What every entry has to gain in the raw Gram.
+    """
+
+    layer: WatchedLayer
+    centred: Tensor
+    offset: Tensor
+    gain: float
+
+    def add_(self, other: GramOfLayer) -> None:
+        """Add the Gram of other features of the same layer."""
+        self.centred += other.centred
+        self.offset += other.offset
+        self.gain += other.gain
+
+    def raw_(self) -> Tensor:
+        """The raw Gram X Xᵀ, written over :attr:`centred`."""
+        for rows in torch.arange(len(self.offset), device=self.offset.device).split(_BLOCK):
+            block = self.offset[rows, None] + self.offset[None, :] + self.gain
+            self.centred[rows[0] : rows[-1] + 1] += block.to(self.centred.dtype)
+        return self.centred
+
+
+def trace(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    inputs: Any,
+    *,
+    pooling: Pooling = "flatten",
+    forward: Forward | None = None,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    device: torch.device | None = None,
+) -> list[WatchedLayer]:
+    """Run two samples through the network to learn in which order the layers run, how often and with how many features.
+
+    Args:
+        model: The network.
+        layers: The layers asked for.
+        inputs: Inputs of the network, at least two samples.
+        pooling: How activations become features, see :func:`features`.
+        forward: How the network is run on inputs, see :func:`run`.
+        context: Opened around the forward pass (a precision plugin's autocast).
+        device: Where the network runs; by default where its first parameter is.
+
+    Returns:
+        The calls of the layers in the order in which they finish. Layers that did not run are left out.
+
+    Raises:
+        ValueError: A layer that the user named does not run, no layer runs, or an output cannot be used.
+    """
+    calls: list[tuple[Layer, int]] = []
+    sample = _to_device(take(inputs, slice(0, 2)), device or device_of(model))
+
+    def record(layer: Layer, call: int, output: Any) -> None:
+        calls.append((layer, features(output, layer, 2, pooling).shape[1]))
+        if layer.part is None and not isinstance(output, Tensor):
+            log.info("Layer %s puts out %s; its first tensor is watched. Name a part as in '%s:0' for another one.",
+                     layer.label, _describe(output), layer.name)  # fmt: skip
+
+    with without_trace(model), _hooks(model, layers, record), context():
+        run(model, sample, forward)
+    ran = {layer for layer, _ in calls}
+    never = [layer.label for layer in layers if layer not in ran]
+    if missing := [layer.label for layer in layers if layer.named and layer not in ran]:
+        raise ValueError(
+            f"These layers never run in a forward pass over the probe: {', '.join(missing)}. Watch the modules that "
+            f"run, or say with forward= how the network is to be run."
+        )
+    if not calls:
+        raise ValueError("None of the chosen layers runs in a forward pass over the probe.")
+    if never:
+        log.warning("Not watched, because they never run in a forward pass over the probe: %s.", ", ".join(never))
+    watched, seen = [], dict.fromkeys(ran, 0)
+    times = {layer: sum(other == layer for other, _ in calls) for layer in ran}
+    for layer, size in calls:
+        label = layer.label if times[layer] == 1 else f"{layer.label}.call{seen[layer] + 1}"
+        watched.append(WatchedLayer(layer, seen[layer], label, size))
+        seen[layer] += 1
+    return watched
+
+
+def capture(
+    model: nn.Module,
+    layers: Sequence[WatchedLayer],
+    inputs: Any,
+    *,
+    pooling: Pooling = "flatten",
+    forward: Forward | None = None,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    chunk: int = 256,
+    device: torch.device | None = None,
+    memory: int | None = None,
+    watch: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext(),
+    outputs: list[Any] | None = None,
+) -> Iterator[GramOfLayer]:
+    """The Gram matrices of the layers over the probe, one after the other, each when it is whole.
+
+    Args:
+        model: The network, left without a trace.
+        layers: What :func:`trace` returned, or some of it.
+        inputs: The probe's inputs, on any device.
+        pooling: How activations become features, see :func:`features`.
+        forward: How the network is run on inputs, see :func:`run`.
+        context: Opened around the forward pass (a precision plugin's autocast).
+        chunk: Samples a forward pass.
+        device: Where the network runs; inputs are moved there a chunk at a time. Grams are formed there.
+        memory: Bytes that buffers and one Gram may take; by default half of what the device has free.
+        watch: ``watch("forward")`` and ``watch("gram")`` are opened around the two stages.
+        outputs: Gains what the network returned, a chunk at a time, on the CPU where it is a tensor.
+
+    Yields:
+        One Gram a layer. Take what is needed of it before asking for the next one.
+
+    Raises:
+        ValueError: Activations hold NaN or infinity (names layer and sample), or the budget is too small for one
+            feature.
+    """
+    n = batch_size(inputs)
+    device = device or device_of(model)
+    memory = free_memory(device) // 2 if memory is None else memory
+    passes = plan_passes([layer.features for layer in layers], n, memory)
+    log.debug(
+        "%d layers of %d samples and %.0f MB of activations in %d passes of a budget of %.0f MB",
+        len(layers), n, n * _BYTES * sum(layer.features for layer in layers) / 1e6, len(passes), memory / 1e6,
+    )  # fmt: skip
+    parts: dict[int, GramOfLayer] = {}
+    for number, group in enumerate(passes):
+        buffers = {s.layer: torch.empty(n, s.stop - s.start, device=device, dtype=torch.float32) for s in group}
+        wanted = {(layers[s.layer].layer, layers[s.layer].call): (s, buffers[s.layer]) for s in group}
+        with watch("forward"), without_trace(model):
+            for start in range(0, n, chunk):
+                rows = slice(start, min(n, start + chunk))
+                keep = partial(_keep, wanted, rows, pooling)
+                with _hooks(model, [layer for layer, _ in wanted], keep), context():
+                    output = run(model, _to_device(take(inputs, rows), device), forward)
+                if outputs is not None and number == 0:
+                    outputs.append(output.detach().cpu() if isinstance(output, Tensor) else output)
+        wanted.clear()  # each buffer goes when its Gram is there
+        for s in group:
+            layer = layers[s.layer]
+            with watch("gram"):
+                gram = centred_gram(buffers.pop(s.layer), layer)
+                if s.layer in parts:
+                    gram.add_(parts.pop(s.layer))
+            if s.stop == layer.features:
+                yield gram
+            else:
+                parts[s.layer] = gram
+            del gram
+
+
+def _keep(
+    wanted: dict[tuple[Layer, int], tuple[FeatureSlice, Tensor]],
+    rows: slice,
+    pooling: Pooling,
+    layer: Layer,
+    call: int,
+    output: Any,
+) -> None:
+    """Copy what a layer has just put out into its buffer."""
+    if (layer, call) in wanted:
+        part, buffer = wanted[layer, call]
+        buffer[rows] = features(output, layer, rows.stop - rows.start, pooling)[:, part.start : part.stop]
+
+
+@dataclass(frozen=True)
+class FeatureSlice:
+    """Features ``start`` to ``stop`` of one layer, the unit in which passes are planned."""
+
+    layer: int
+    start: int
+    stop: int
+
+
+def plan_passes(features: Sequence[int], samples: int, memory: int) -> list[list[FeatureSlice]]:
+    """Share layers out over as few passes as fit a memory budget, in their order.
+
+    Each pass needs its buffers and, at its end, one Gram (and the running Gram of a layer in slices).
+
+    Args:
+        features: Number of features of every layer.
+        samples: Number of samples.
+        memory: Bytes.
+
+    Returns:
+        For every pass the slices of layers that it captures; all of a layer's slices come in ascending order.
+
+    Raises:
+        ValueError: The budget does not hold the Grams and one feature; the message says how many bytes would.
+
+    Example:
+        >>> [[(s.layer, s.start, s.stop) for s in p] for p in plan_passes([50, 30, 250], 10, 2 * 400 + 4000)]
+        [[(0, 0, 50), (1, 0, 30)], [(2, 0, 100)], [(2, 100, 200)], [(2, 200, 250)]]
+    """
+    column = samples * _BYTES
+    room = (memory - 2 * samples * samples * _BYTES) // column
+    if room < 1:
+        raise ValueError(
+            f"A memory budget of {memory / 1e6:.1f} MB does not hold the Gram matrices of {samples} samples; it takes "
+            f"at least {(2 * samples + 1) * column / 1e6:.1f} MB. Raise memory= or use a smaller probe."
+        )
+    passes: list[list[FeatureSlice]] = []
+    left = 0
+    for layer, size in enumerate(features):
+        if size > left or not passes:
+            passes.append([])
+            left = room
+        for start in range(0, size, room):
+            stop = min(size, start + room)
+            if start:
+                passes.append([])
+            passes[-1].append(FeatureSlice(layer, start, stop))
+            left = (room if start else left) - (stop - start)
+    return passes
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a network's first parameter is."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _to_device(inputs: Any, device: torch.device) -> Any:
+    return apply_to_collection(inputs, Tensor, lambda t: t.to(device))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a device has free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
+
+
+def centred_gram(x: Tensor, layer: WatchedLayer) -> GramOfLayer:
+    """The Gram of a layer's features, in float32 at full precision; ``x`` (N, d) is overwritten.
+
+    Raises:
+        ValueError: A feature is NaN or infinite; names the layer and the sample.
+    """
+    mean = x.mean(0, dtype=torch.float64)
+    if not torch.isfinite(mean).all():
+        bad = (~torch.isfinite(x)).any(1).nonzero().squeeze(1)
+        raise ValueError(
+            f"Layer {layer.label!r} puts out NaN or infinity for {len(bad)} of {len(x)} probe samples, first for "
+            f"sample {int(bad[0])}. Its graph is not defined: look at the learning rate, the precision or the inputs, "
+            f"or leave the layer out."
+        )
+    mean32 = mean.to(x.dtype)
+    x -= mean32
+    with _full_precision(x.device):
+        gram = torch.empty(len(x), len(x), device=x.device, dtype=x.dtype)
+        for start in range(0, len(x), _BLOCK):
+            stop = min(len(x), start + _BLOCK)
+            block = x[start:stop] @ x[start:].T
+            own, rest = block[:, : stop - start], block[:, stop - start :]
+            gram[start:stop, start:stop] = own.tril() + own.tril(-1).T  # a product with itself rounds unsymmetrically
+            gram[start:stop, stop:] = rest
+            gram[stop:, start:stop] = rest.T
+        offset = (x @ mean32).double()
+    return GramOfLayer(layer, gram, offset, float(mean32.double().square().sum()))
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Float32 products without TF32 and outside autocast; the global setting is restored."""
+    before = torch.get_float32_matmul_precision()
+    with torch.autocast(device.type, enabled=False):
+        try:
+            torch.set_float32_matmul_precision("highest")
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+def features(output: Any, layer: Layer, samples: int, pooling: Pooling = "flatten") -> Tensor:
+    """What a layer put out, as one row of features a sample.
+
+    Args:
+        output: The module's output. Of a tuple, dict or dataclass the layer's ``part`` is taken or, where none was
+            asked for, the first tensor with a row a sample.
+        layer: The layer, for its part and for messages.
+        samples: N, the number of samples.
+        pooling: ``"flatten"`` keeps every number; ``"mean"`` averages over space, ``(N, C, H, W)`` to ``(N, C)``, or
+            over tokens, ``(N, T, C)`` to ``(N, C)``; ``"cls"`` takes the first token of ``(N, T, C)``. Activations of
+            two dimensions are taken as they are.
+
+    Returns:
+        ``(N, d)`` real tensor.
+
+    Raises:
+        ValueError: There is no such part, no tensor, or the tensor does not have a row a sample.
+    """
+    tensor = _part(output, layer, samples)
+    if tensor.dim() == 0 or len(tensor) != samples:
+        raise ValueError(
+            f"Layer {layer.label!r} puts out shape {tuple(tensor.shape)} for {samples} samples; its first dimension "
+            f"must be the sample. Watch a layer with batch-first output (an LSTM with batch_first=True, say), or another "
+            f"part of it."
+        )
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    if tensor.dim() == 3 and pooling == "cls":
+        tensor = tensor[:, 0]
+    elif tensor.dim() == 3 and pooling == "mean":
+        tensor = tensor.mean(1, dtype=torch.float32)
+    elif tensor.dim() > 3 and pooling == "mean":
+        tensor = tensor.flatten(2).mean(2, dtype=torch.float32)
+    elif tensor.dim() > 3 and pooling == "cls":
+        raise ValueError(f"Layer {layer.label!r} puts out shape {tuple(tensor.shape)}, which has no class token.")
+    return tensor.detach().reshape(samples, -1)
+
+
+def _part(output: Any, layer: Layer, samples: int) -> Tensor:
+    if layer.part is None:
+        found = output if isinstance(output, Tensor) else _first_tensor(output, samples)
+        if found is None:
+            raise ValueError(
+                f"Layer {layer.label!r} puts out {type(output).__name__} without a tensor of {samples} rows. Name the "
+                f"part that you mean, as in '{layer.name}:0' or '{layer.name}:logits'."
+            )
+        return found
+    for key in layer.part.split("."):
+        entries = _entries(output)
+        if key not in entries:
+            raise ValueError(
+                f"The output of layer {layer.name!r} has no part {layer.part!r}; it is {_describe(output)}."
+            )
+        output = entries[key]
+    if not isinstance(output, Tensor):
+        raise ValueError(f"Part {layer.part!r} of layer {layer.name!r} is {_describe(output)}, not a tensor.")
+    return output
+
+
+def _entries(output: Any) -> dict[str, Any]:
+    if hasattr(output, "items"):
+        return dict(output.items())
+    if isinstance(output, (tuple, list)):
+        named = output._asdict() if hasattr(output, "_asdict") else {}
+        return {str(i): value for i, value in enumerate(output)} | named
+    return dict(vars(output)) if hasattr(output, "__dict__") else {}
+
+
+def _first_tensor(output: Any, samples: int) -> Tensor | None:
+    for value in _entries(output).values():
+        found = value if isinstance(value, Tensor) else _first_tensor(value, samples)
+        if found is not None and found.dim() > 0 and len(found) == samples:
+            return found
+    return None
+
+
+def _describe(output: Any) -> str:
+    entries = ", ".join(_entries(output))
+    return f"{type(output).__name__} with parts {entries}" if entries else type(output).__name__
+
+
+def run(model: nn.Module, inputs: Any, forward: Forward | None = None) -> Any:
+    """Run the network on inputs.
+
+    A tensor goes in as ``model(x)``, a tuple as ``model(*inputs)``, a dict as ``model(**inputs)``;
+    ``forward(model, inputs)``, where given, does it instead.
+    """
+    if forward is not None:
+        return forward(model, inputs)
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+@contextmanager
+def _hooks(model: nn.Module, layers: Sequence[Layer], record: Callable[[Layer, int, Any], None]) -> Iterator[None]:
+    """Call ``record(layer, call, output)`` whenever a layer has run; the hooks are gone afterwards."""
+    modules, calls = named_layers(model), dict.fromkeys(layers, 0)
+    with ExitStack() as stack:
+        for layer in calls:
+
+            def hook(module: nn.Module, args: Any, output: Any, layer: Layer = layer) -> None:
+                call, calls[layer] = calls[layer], calls[layer] + 1
+                record(layer, call, output)
+
+            stack.callback(modules[layer.name].register_forward_hook(hook).remove)
+        yield

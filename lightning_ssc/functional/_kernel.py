@@ -1,0 +1,326 @@
+"""The compiled inner loops of the exact solver; ``active_set.py`` tells the method and calls ``solve_rows``.
+
+Kept apart because importing it imports numba. Everything here releases the GIL, so rows can be shared out among
+plain threads, and sums in float64 in an order that does not depend on them.
+
+Names: ``act[:k]`` are the samples in play (the active set) in the order of their rows in ``low``, the lower
+Cholesky factor of gram[act, act]; ``coef`` and ``sign`` are indexed by sample.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# No "nnan"/"ninf" here: zero samples and duplicates rely on honest comparisons.
+_jit = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+
+_PANEL = 32  # candidates factored together: the factor is read once for all of them
+_COLUMNS = 2048  # correlations updated together: 16 kB, at home in the first-level cache
+_DEPENDENT = 1e-10  # a sample is a combination of others when less than this share of its square is left
+
+
+@_jit
+def _dot(a: Floats, b: Floats, count: int) -> float:
+    total = 0.0
+    for t in range(count):
+        total += a[t] * b[t]
+    return total
+
+
+@_jit
+def _correlate(gram: NDArray[Any], i: int, act: Ints, k: int, coef: Floats, corr: Floats) -> None:
+    """Set corr[j] = <x_j, residual of sample i>."""
+    n = gram.shape[0]
+    whole = k - k % 4
+    for lo in range(0, n, _COLUMNS):
+        hi = min(n, lo + _COLUMNS)
+        out, g = corr[lo:hi], gram[i, lo:hi]
+        for t in range(hi - lo):
+            out[t] = g[t]
+        for q in range(0, whole, 4):
+            c0, c1, c2, c3 = coef[act[q]], coef[act[q + 1]], coef[act[q + 2]], coef[act[q + 3]]
+            g0, g1 = gram[act[q], lo:hi], gram[act[q + 1], lo:hi]
+            g2, g3 = gram[act[q + 2], lo:hi], gram[act[q + 3], lo:hi]
+            for t in range(hi - lo):
+                out[t] -= c0 * g0[t] + c1 * g1[t] + c2 * g2[t] + c3 * g3[t]
+        for q in range(whole, k):
+            c0, g0 = coef[act[q]], gram[act[q], lo:hi]
+            for t in range(hi - lo):
+                out[t] -= c0 * g0[t]
+
+
+@_jit
+def _append(gram: NDArray[Any], act: Ints, low: Floats, k: int, count: int) -> int:
+    """Factor the candidates act[k : k + count] too and return the new size.
+
+    A candidate that is a combination of those before it is left out; the others close ranks. When all are left
+    out, low[k, :k] holds the row of the first.
+    """
+    size = k
+    for lo in range(k, k + count, _PANEL):
+        hi = min(k + count, lo + _PANEL)
+        whole = hi - (hi - lo) % 4
+        before = size
+        for r in range(before):
+            row, j, inverse = low[r], act[r], 1 / low[r, r]
+            for q in range(lo, whole, 4):
+                l0, l1, l2, l3 = low[q], low[q + 1], low[q + 2], low[q + 3]
+                s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
+                for t in range(r):
+                    v = row[t]
+                    s0 += v * l0[t]
+                    s1 += v * l1[t]
+                    s2 += v * l2[t]
+                    s3 += v * l3[t]
+                l0[r] = (gram[act[q], j] - s0) * inverse
+                l1[r] = (gram[act[q + 1], j] - s1) * inverse
+                l2[r] = (gram[act[q + 2], j] - s2) * inverse
+                l3[r] = (gram[act[q + 3], j] - s3) * inverse
+            for q in range(whole, hi):
+                low[q, r] = (gram[act[q], j] - _dot(row, low[q], r)) * inverse
+        for q in range(lo, hi):
+            j, row = act[q], low[q]
+            for r in range(before, size):
+                row[r] = (gram[j, act[r]] - _dot(low[r], row, r)) / low[r, r]
+            rest = gram[j, j] - _dot(row, row, size)
+            if rest > _DEPENDENT * gram[j, j]:
+                for r in range(size):
+                    low[size, r] = row[r]
+                low[size, size] = np.sqrt(rest)
+                act[size] = j
+                size += 1
+    return size
+
+
+@_jit
+def _remove(act: Ints, low: Floats, k: int, p: int, z: Floats, turn: Floats) -> int:
+    """Take position ``p`` out of the factor and of z = low^-1 b by plane rotations; returns the new size."""
+    for q in range(p, k - 1):
+        act[q] = act[q + 1]
+    # Without row p, each row below reaches one column too far. Rotating the columns (t - 1, t) for t = p + 1, ...
+    # sets that right; the rotations of a row are those of the rows before it and one of its own.
+    for lo in range(p + 1, k, 4):
+        hi = min(k, lo + 4)
+        if hi - lo == 4:  # four rows side by side through the rotations that they share
+            r0, r1, r2, r3 = low[lo], low[lo + 1], low[lo + 2], low[lo + 3]
+            w0, w1, w2, w3 = r0[p], r1[p], r2[p], r3[p]
+            for t in range(p + 1, lo):
+                c, s = turn[t, 0], turn[t, 1]
+                v0, v1, v2, v3 = r0[t], r1[t], r2[t], r3[t]
+                r0[t - 1], w0 = c * w0 + s * v0, c * v0 - s * w0
+                r1[t - 1], w1 = c * w1 + s * v1, c * v1 - s * w1
+                r2[t - 1], w2 = c * w2 + s * v2, c * v2 - s * w2
+                r3[t - 1], w3 = c * w3 + s * v3, c * v3 - s * w3
+            r0[lo - 1], r1[lo - 1], r2[lo - 1], r3[lo - 1] = w0, w1, w2, w3
+            begin = lo
+        else:
+            begin = p + 1
+        for q in range(lo, hi):
+            row = low[q]
+            w = row[begin - 1]
+            for t in range(begin, q):
+                c, s, v = turn[t, 0], turn[t, 1], row[t]
+                row[t - 1] = c * w + s * v
+                w = c * v - s * w
+            norm = np.sqrt(w * w + row[q] * row[q])
+            turn[q, 0], turn[q, 1] = w / norm, row[q] / norm
+            row[q - 1] = norm
+    for q in range(p, k - 1):
+        for t in range(q + 1):
+            low[q, t] = low[q + 1, t]
+    w = z[p]
+    for t in range(p + 1, k):
+        c, s, v = turn[t, 0], turn[t, 1], z[t]
+        z[t - 1] = c * w + s * v
+        w = c * v - s * w
+    return k - 1
+
+
+@_jit
+def _backward(low: Floats, k: int, z: Floats, x: Floats) -> None:
+    """Set x = low^-T z."""
+    for r in range(k):
+        x[r] = z[r]
+    for r in range(k - 1, -1, -1):
+        row = low[r]
+        v = x[r] / row[r]
+        x[r] = v
+        for t in range(r):
+            x[t] -= v * row[t]
+
+
+@_jit
+def _descend(act: Ints, low: Floats, k: int, coef: Floats, sign: Floats, z: Floats, x: Floats, turn: Floats) -> int:
+    """Newton steps from z = low^-1 (corr - lam sign) to the optimum over the active set; returns its size.
+
+    Each step is cut where the first coefficient reaches zero; that one leaves, and so does every newcomer
+    (coefficient zero) that Newton would send against its sign.
+    """
+    while k:
+        _backward(low, k, z, x)
+        size = k
+        for q in range(size - 1, -1, -1):
+            j = act[q]
+            if coef[j] == 0 and x[q] * sign[j] <= 0:
+                k = _remove(act, low, k, q, z, turn)
+        if k < size:
+            continue
+        step = 1.0
+        for q in range(k):
+            j = act[q]
+            if (coef[j] + x[q]) * sign[j] <= 0:
+                step = min(step, -coef[j] / x[q])
+        for q in range(k - 1, -1, -1):
+            j = act[q]
+            reaches = (coef[j] + x[q]) * sign[j] <= 0 and -coef[j] / x[q] <= step
+            coef[j] += step * x[q]
+            if reaches:
+                coef[j] = 0.0
+                k = _remove(act, low, k, q, z, turn)
+        if k == size:
+            break
+        for q in range(k):
+            z[q] *= 1 - step
+    return k
+
+
+@_jit
+def _violators(corr: Floats, act: Ints, k: int, lam: float, budget: int, score: Floats) -> int:
+    """Write about the ``budget`` worst violators of |corr| <= lam behind act[:k]; returns how many."""
+    n = len(corr)
+    for t in range(n):
+        score[t] = abs(corr[t])
+    for q in range(k):
+        score[act[q]] = 0.0
+    low, high, above = lam * (1 + 1e-9), 0.0, 0
+    for t in range(n):
+        high = max(high, score[t])
+        above += score[t] > low
+    for _ in range(30):  # a level that between half the budget and the budget exceed; ties may prevent one
+        if above <= budget:
+            break
+        level = (low + high) / 2
+        count = 0
+        for t in range(n):
+            count += score[t] > level
+        if 2 * count >= budget:
+            low, above = level, count
+        else:
+            high = level
+    found = 0
+    for t in range(n):
+        if score[t] > low and found < budget:
+            act[k + found] = t
+            found += 1
+    return found
+
+
+@_jit
+def _exchange(act: Ints, low: Floats, k: int, coef: Floats, sign: Floats, x: Floats) -> int:
+    """Let the dependent candidate act[k], whose row is low[k], in for an active sample; returns whose position, or -1.
+
+    The candidate equals sum_q x[q] act[q]. Trading along that identity leaves the fit alone and, because the candidate
+    violates |corr| <= lam, lowers the 1-norm, until an active coefficient reaches zero.
+    """
+    _backward(low, k, low[k], x)
+    j = act[k]
+    slope, step, leaver = 1.0, np.inf, -1
+    for q in range(k):
+        fall = sign[j] * x[q] * sign[act[q]]
+        slope -= fall
+        if fall > 0 and abs(coef[act[q]]) < step * fall:
+            step, leaver = abs(coef[act[q]]) / fall, q
+    if slope >= 0:
+        return -1
+    for q in range(k):
+        coef[act[q]] -= step * sign[j] * x[q]
+    coef[act[leaver]] = 0.0
+    coef[j] = step * sign[j]
+    return leaver
+
+
+@_jit
+def solve_rows(
+    gram: NDArray[Any], tau: float, tol: float, max_rounds: int, start: int, stop: int, ptr: Ints, col: Ints, val: Floats
+) -> tuple[Ints, Ints, Floats, Floats, Floats, Ints]:
+    """Solve rows start..stop; the CSR coefficients (ptr, col, val) of all rows propose supports and signs to start with.
+
+    Returns pointers, columns and values of these rows' coefficients, then their objectives, relative gaps and rounds.
+    """
+    n, lam = gram.shape[0], 1 / tau
+    corr, score, coef, sign = np.empty(n), np.empty(n), np.zeros(n), np.empty(n)
+    act = np.empty(n, np.int64)
+    room = 0
+    low, turn, z, x = np.empty((0, 0)), np.empty((0, 2)), np.empty(0), np.empty(0)
+    out_ptr, out_col, out_val = np.zeros(stop - start + 1, np.int64), np.empty(0, np.int64), np.empty(0)
+    objective, gap, rounds = np.empty(stop - start), np.empty(stop - start), np.empty(stop - start, np.int64)
+    for i in range(start, stop):
+        k, last = np.int64(0), np.inf  # np.int64: a literal would compile everything a second time
+        for done in range(max_rounds + 1):
+            _correlate(gram, i, act, k, coef, corr)
+            fit = corr[i]  # <x_i, residual>
+            corr[i] = 0.0
+            norm, inner, top = 0.0, 0.0, 0.0
+            for q in range(k):
+                norm += abs(coef[act[q]])
+                inner += coef[act[q]] * corr[act[q]]
+            for t in range(n):
+                top = max(top, abs(corr[t]))
+            square = max(0.0, fit - inner)  # ||residual||^2
+            scale = lam / top if top > lam else 1.0
+            primal = norm + tau / 2 * square
+            excess = norm - scale * tau * inner + tau / 2 * (1 - scale) ** 2 * square
+            g = excess / primal if primal > 0 else 0.0
+            objective[i - start], gap[i - start], rounds[i - start] = primal, g, done
+            if g <= tol or done == max_rounds:
+                break
+            count = ptr[i + 1] - ptr[i] if done == 0 else 0
+            if count:
+                for q in range(count):
+                    act[q] = col[ptr[i] + q]
+                    sign[act[q]] = np.sign(val[ptr[i] + q])
+            else:
+                count = _violators(corr, act, k, lam, min(max(8, min(k, 24 + k // 8)), n - 1 - k), score)
+                for q in range(k, k + count):
+                    sign[act[q]] = np.sign(corr[act[q]])
+                if count == 0 and g > last / 2:
+                    break  # as far as rounding allows
+            last = g
+            if k + count > room:
+                room = min(n, max(2 * room, k + count, 64))
+                wider = np.empty((room, room))
+                for q in range(k):
+                    for t in range(q + 1):
+                        wider[q, t] = low[q, t]
+                low, turn, z, x = wider, np.empty((room, 2)), np.empty(room), np.empty(room)
+            size = _append(gram, act, low, k, count)
+            if size == k and count:  # every candidate is a combination of the active set
+                leaver = _exchange(act, low, k, coef, sign, x)
+                if leaver < 0:
+                    break  # as far as rounding allows
+                k, count = _remove(act, low, k, leaver, z, turn), np.int64(1)
+                act[k] = act[k + 1]
+                size = _append(gram, act, low, k, count)
+            k = size
+            for q in range(k):
+                z[q] = (corr[act[q]] - lam * sign[act[q]] - _dot(low[q], z, q)) / low[q, q]
+            k = _descend(act, low, k, coef, sign, z, x, turn)
+        filled = out_ptr[i - start]
+        if filled + k > len(out_col):
+            longer = max(2 * len(out_col), filled + k)
+            more_col, more_val = np.empty(longer, np.int64), np.empty(longer)
+            for t in range(filled):
+                more_col[t], more_val[t] = out_col[t], out_val[t]
+            out_col, out_val = more_col, more_val
+        for j in range(n):
+            if coef[j] != 0:
+                out_col[filled], out_val[filled] = j, coef[j]
+                coef[j] = 0.0
+                filled += 1
+        out_ptr[i - start + 1] = filled
+    return out_ptr, out_col[:filled].copy(), out_val[:filled].copy(), objective, gap, rounds

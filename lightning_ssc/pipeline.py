@@ -1,0 +1,240 @@
+"""One snapshot from end to end: probe, forward, Gram, self-expression, for a Trainer, a plain loop or a notebook."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ssc.capture import Forward, GramOfLayer, Pooling, WatchedLayer, capture, trace
+from lightning_ssc.functional import self_expression
+from lightning_ssc.functional.similarity import gram_factor
+from lightning_ssc.layers import LayerPattern, select_layers
+from lightning_ssc.probe import Probe, make_probe
+from lightning_ssc.store import LayerGraph, Snapshot
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How activations become graphs; stored with every snapshot.
+
+    Attributes:
+        tau: Weight of the fit against the sparsity of the self-expression.
+        normalize: Scale every sample to unit length first.
+        solver: ``"active_set"``, exact, or ``"admm"``, Algorithm 1 of the paper.
+        tol: Relative duality gap asked for.
+        preset: ``"paper"`` runs the published setting whatever the other fields say: raw samples, ADMM,
+            tau = mu = 10, adaptive mu, 100 iterations.
+        pooling: ``"flatten"`` keeps every activation, ``"mean"`` averages over space or tokens, ``"cls"`` takes the
+            class token.
+        linear_cka: Keep what linear CKA needs beside the graph.
+    """
+
+    tau: float = 10.0
+    normalize: bool = True
+    solver: Literal["active_set", "admm"] = "active_set"
+    tol: float = 1e-5
+    preset: Literal["paper"] | None = None
+    pooling: Pooling = "flatten"
+    linear_cka: bool = True
+
+
+class Stopwatch:
+    """Seconds spent by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start  # type: ignore[assignment]
+
+
+def graph_of(gram: GramOfLayer, settings: Settings, init: Tensor | None = None) -> LayerGraph:
+    """Solve one layer: its Gram, which is overwritten, to a certified sparse graph and a compact linear Gram.
+
+    Args:
+        gram: What :func:`lightning_ssc.capture.capture` yields.
+        settings: How.
+        init: An earlier ``coef`` of the same layer to start from.
+
+    Raises:
+        ValueError: The Gram cannot be solved; the message names the layer.
+    """
+    linear = gram_factor(gram.centred) if settings.linear_cka else None
+    try:
+        solved = self_expression(
+            gram=gram.raw_(),
+            tau=settings.tau,
+            normalize=settings.normalize,
+            solver=settings.solver,
+            tol=settings.tol,
+            preset=settings.preset,
+            init=init,
+        )
+    except ValueError as error:
+        raise ValueError(f"Layer {gram.layer.label!r}: {error}") from error
+    return LayerGraph(
+        coef=solved.coef.cpu().to(torch.float32),
+        gap=solved.gap.cpu().to(torch.float32),
+        converged=solved.converged,
+        features=gram.layer.features,
+        linear=linear,
+    )
+
+
+def classified(outputs: list[Any]) -> tuple[Tensor | None, Tensor | None]:
+    """Predicted class and softmax score of every sample, where the network returned ``(n, classes)`` logits.
+
+    Example:
+        >>> classified([torch.tensor([[0.0, 100.0]]), torch.tensor([[100.0, 0.0]])])
+        (tensor([1, 0]), tensor([1., 1.]))
+    """
+    if not all(isinstance(o, Tensor) and o.dim() == 2 and o.shape[1] > 1 and o.is_floating_point() for o in outputs):
+        return None, None
+    confidence, predictions = torch.cat(outputs).float().softmax(1).max(1)
+    return predictions, confidence
+
+
+def take_snapshot(
+    model: nn.Module,
+    probe: Probe,
+    watched: Sequence[WatchedLayer],
+    settings: Settings,
+    *,
+    epoch: int = 0,
+    step: int = 0,
+    previous: Snapshot | None = None,
+    forward: Forward | None = None,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    chunk: int = 256,
+    device: torch.device | None = None,
+    memory: int | None = None,
+) -> Snapshot:
+    """Run the probe through the network and solve every watched layer.
+
+    Args:
+        model: The network, left without a trace.
+        probe: The probe.
+        watched: The layers, from :func:`lightning_ssc.capture.trace`.
+        settings: How activations become graphs.
+        epoch: Finished epochs, to be kept with the snapshot.
+        step: Logging step, to be kept with the snapshot.
+        previous: An earlier snapshot; its graphs are where the solver starts from.
+        forward: How the network is run, see :func:`lightning_ssc.capture.run`.
+        context: Opened around the forward pass (a precision plugin's autocast).
+        chunk: Samples a forward pass.
+        device: Where the network runs.
+        memory: Bytes that activations and one Gram may take; by default half of what the device has free.
+
+    Returns:
+        The snapshot, on the CPU.
+    """
+    watch = Stopwatch()
+    layers: dict[str, LayerGraph] = {}
+    outputs: list[Any] = []
+    with watch("total"):
+        grams = capture(
+            model,
+            watched,
+            probe.inputs,
+            pooling=settings.pooling,
+            forward=forward,
+            context=context,
+            chunk=chunk,
+            device=device,
+            memory=memory,
+            watch=watch,
+            outputs=outputs,
+        )
+        for gram in grams:
+            before = previous.layers.get(gram.layer.label) if previous is not None else None
+            with watch("solve"):
+                layers[gram.layer.label] = graph_of(gram, settings, None if before is None else before.coef)
+    predictions, confidence = classified(outputs)
+    return Snapshot(
+        epoch=epoch,
+        step=step,
+        layers={layer.label: layers[layer.label] for layer in watched},
+        labels=probe.labels,
+        indices=probe.indices,
+        predictions=predictions,
+        confidence=confidence,
+        settings=asdict(settings),
+        probe=probe.fingerprint,
+        seconds=dict(watch.seconds),
+    )
+
+
+def snapshot(
+    model: nn.Module,
+    inputs: Any,
+    labels: Tensor | None = None,
+    layers: str | type[nn.Module] | Sequence[LayerPattern] = "blocks",
+    *,
+    tau: float = 10.0,
+    normalize: bool = True,
+    solver: Literal["active_set", "admm"] = "active_set",
+    tol: float = 1e-5,
+    preset: Literal["paper"] | None = None,
+    pooling: Pooling = "flatten",
+    linear_cka: bool = True,
+    epoch: int = 0,
+    step: int = 0,
+    forward: Forward | None = None,
+    chunk: int = 256,
+    memory: int | None = None,
+) -> Snapshot:
+    """The graphs of a network's layers over some inputs: what the callback takes, outside a Trainer.
+
+    The network runs in evaluation mode on its own device and is left as it was.
+
+    Args:
+        model: The network.
+        inputs: N samples as its forward takes them: a tensor, a tuple of tensors, or a dict of tensors.
+        labels: ``(N,)`` integer classes, for modularity.
+        layers: Which layers, see :func:`lightning_ssc.layers.select_layers`.
+        tau: Weight of the fit.
+        normalize: Scale samples to unit length first.
+        solver: ``"active_set"`` (exact) or ``"admm"`` (Algorithm 1 of the paper).
+        tol: Relative duality gap asked for.
+        preset: ``"paper"`` for the published setting.
+        pooling: How activations become features: ``"flatten"``, ``"mean"`` or ``"cls"``.
+        linear_cka: Keep what linear CKA needs.
+        epoch: Finished epochs, kept with the snapshot.
+        step: Logging step, kept with the snapshot.
+        forward: ``forward(model, inputs)`` runs the network, where ``model(inputs)`` would not do.
+        chunk: Samples a forward pass.
+        memory: Bytes that activations and one Gram may take; by default half of what the device has free.
+
+    Returns:
+        The snapshot, on the CPU; a :class:`lightning_ssc.SnapshotStore` saves it.
+
+    Raises:
+        ValueError: A layer is unknown or never runs, activations are not finite, lengths differ.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> taken = snapshot(net, torch.rand(30, 4), torch.arange(30) % 3, layers="Linear")
+        >>> list(taken.layers), taken.layers["0"].coef.shape, taken.layers["0"].converged
+        (['0', '2'], torch.Size([30, 30]), True)
+    """
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka)
+    probe = make_probe((inputs, labels) if labels is not None else (inputs,))
+    watched = trace(model, select_layers(model, layers), probe.inputs, pooling=pooling, forward=forward)
+    return take_snapshot(
+        model, probe, watched, settings, epoch=epoch, step=step, forward=forward, chunk=chunk, memory=memory
+    )
