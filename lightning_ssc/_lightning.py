@@ -6,11 +6,16 @@ both, and from LightningCLI, when it derives from every ``Callback`` there is.
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tqdm.auto import tqdm
 
 _PACKAGES = [name for name, top in (("lightning.pytorch", "lightning"), ("pytorch_lightning",) * 2) if find_spec(top)]
 
@@ -36,7 +41,7 @@ __all__ = [
     "MisconfigurationError",
     "Trainer",
     "epoch_step",
-    "gather",
+    "first_loader",
     "validation_loader",
 ]
 
@@ -55,17 +60,66 @@ def validation_loader(trainer: Trainer) -> Any:
     source = trainer.fit_loop.epoch_loop.val_loop._data_source
     if not source.is_defined():
         return None
-    loaders = source.dataloader()
+    return first_loader(source.dataloader())
+
+
+def first_loader(loaders: Any) -> Any:
+    """The first loader of what ``val_dataloader()`` may return: one, a list, a dict or a ``CombinedLoader`` of them."""
     loaders = getattr(loaders, "iterables", loaders)  # a CombinedLoader
     while isinstance(loaders, (list, tuple, dict)):
         loaders = next(iter(loaders.values() if isinstance(loaders, dict) else loaders), None)
     return loaders
 
 
-def gather(value: Any) -> list[Any]:
-    """The values of all processes in the order of their ranks, on every process."""
+def agree(value: Any, error: Exception | None) -> list[Any]:
+    """The values of all processes in the order of their ranks, on every process.
+
+    Raises:
+        RuntimeError: A process had an error; all of them raise, naming it. A lone process raises its error itself.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if error is not None:
+            raise error
         return [value]
-    values = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
+    told: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(told, (value, None if error is None else f"{type(error).__name__}: {error}"))
+    if failed := [f"rank {rank}: {why}" for rank, (_, why) in enumerate(told) if why is not None]:
+        raise RuntimeError("The snapshot failed on " + "; ".join(failed)) from error
+    return [value for value, _ in told]
+
+
+@contextmanager
+def progress(trainer: Trainer, total: int, description: str, patience: float = 2.0) -> Iterator[Callable[[], None]]:
+    """A bar beneath the Trainer's own, of the same kind, for work that turns out to take long.
+
+    Yields a function to call after each of ``total`` parts. Nothing is shown in the first ``patience`` seconds, or
+    where the Trainer has no progress bar.
+    """
+    owner = trainer.progress_bar_callback
+    start, done, shown = time.monotonic(), 0, ExitStack()
+    bar: Callable[[int], object] | None = None
+
+    def advance() -> None:
+        nonlocal done, bar
+        done += 1
+        if (
+            bar is None
+            and time.monotonic() - start > patience
+            and done < total
+            and owner is not None
+            and owner.is_enabled
+        ):
+            rich = getattr(owner, "progress", None)
+            if rich is not None:
+                task = rich.add_task(description, total=total, completed=0)
+                shown.callback(rich.update, task, visible=False)
+                bar = lambda count: rich.update(task, completed=count, refresh=True)  # noqa: E731
+            else:
+                line = tqdm(total=total, desc=description, leave=False, position=1, file=sys.stdout)
+                shown.callback(line.close)
+                bar = lambda count: line.update(count - line.n)  # noqa: E731
+        if bar is not None:
+            bar(done)
+
+    with shown:
+        yield advance

@@ -355,9 +355,9 @@ def features(output: Any, layer: Layer, samples: int, pooling: Pooling = "flatte
     tensor = _part(output, layer, samples)
     if tensor.dim() == 0 or len(tensor) != samples:
         raise ValueError(
-            f"Layer {layer.label!r} puts out shape {tuple(tensor.shape)} for {samples} samples; its first dimension "
-            f"must be the sample. Watch a layer with batch-first output (an LSTM with batch_first=True, say), or another "
-            f"part of it."
+            f"Layer {layer.label!r} puts out shape {tuple(tensor.shape)} for {samples} samples; its first "
+            f"dimension must be the sample. Watch a layer with batch-first output (an LSTM with "
+            f"batch_first=True, say), or another part of it."
         )
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)

@@ -1,9 +1,15 @@
-"""The project's measures as torchmetrics, to be logged from ``validation_step``."""
+"""The project's measures as torchmetrics, to update and log in ``validation_step``.
+
+Both keep the features of all inputs until ``compute``, because neither is an average over batches: memory grows with
+inputs times features, so pool feature maps first where they are large. Features go from the processes of a distributed
+run to all of them on ``compute``, together with their labels or counterparts, in one order. A ``DistributedSampler``
+that repeats inputs to even out the processes makes those count twice.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +20,26 @@ from lightning_ssc.functional import affinity, linear_cka, modularity, self_expr
 
 
 class LinearCKA(Metric):
-    """Linear CKA of two sets of features over all inputs of an epoch."""
+    """Linear CKA between two sets of features over all inputs seen (:func:`lightning_ssc.functional.linear_cka`).
+
+    Features are kept as they are, rather than streamed into covariances: those would take (d1 + d2)² numbers, more than
+    the features themselves wherever these outnumber the inputs, as those of convolutions do. The value is that of one
+    call over the whole set, in whatever batches it came; an average over batches would depend on their size.
+
+    Call ``update`` rather than the metric itself, which would also compute the value of each single batch.
+
+    Args:
+        unbiased: The unbiased estimator of HSIC instead of the biased one.
+        kwargs: Arguments of :class:`torchmetrics.Metric`.
+
+    Example:
+        >>> metric = LinearCKA()
+        >>> x = torch.arange(24.0).view(12, 2) % 7
+        >>> for batch in x.split(4):
+        ...     metric.update(batch, 10 - 2 * batch)
+        >>> metric.compute()
+        tensor(1.)
+    """
 
     is_differentiable = False
     higher_is_better = None
@@ -31,57 +56,103 @@ class LinearCKA(Metric):
         self.add_state("x2", default=[], dist_reduce_fx="cat")
 
     def update(self, x1: Tensor, x2: Tensor) -> None:
-        """Add a batch of features."""
-        if len(x1) != len(x2):
-            raise ValueError(f"x1 has {len(x1)} inputs but x2 has {len(x2)}")
-        self.x1.append(x1.detach().flatten(1))
-        self.x2.append(x2.detach().flatten(1))
+        """Add a batch.
+
+        Args:
+            x1: (B, ...) features of B inputs; dimensions after the first are flattened.
+            x2: (B, ...) features of the same inputs, in the same order.
+
+        Raises:
+            ValueError: the batches differ in length, or a batch in its number of features from those before.
+        """
+        _append_rows(self.x1, x1, "x1", len(x1))
+        _append_rows(self.x2, x2, "x2", len(x1))
 
     def compute(self) -> Tensor:
-        """Linear CKA over all inputs."""
-        value = linear_cka(dim_zero_cat(self.x1), dim_zero_cat(self.x2), unbiased=self.unbiased)
+        """Linear CKA over all inputs, a scalar; NaN as in :func:`lightning_ssc.functional.linear_cka`."""
+        value = linear_cka(_rows(self.x1, "LinearCKA"), _rows(self.x2, "LinearCKA"), unbiased=self.unbiased)
         return torch.tensor(value, device=self.device)
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
-        """Plot one value or several."""
+        """Plot a value (``compute()`` when None) or a sequence of them, as torchmetrics do: figure and axes."""
         return self._plot(val, ax)
 
 
 class AffinityModularity(Metric):
-    """Modularity of the affinity graph."""
+    """Modularity of the sparse self-expression graph of all inputs seen, by their labels (Eq. 5).
+
+    One graph is solved over everything that was added since ``reset``: seconds for a thousand inputs, a minute for ten
+    thousand. Add as many inputs as the graph should have.
+
+    Call ``update`` rather than the metric itself, which would also solve the graph of each single batch.
+
+    Args:
+        tau: Weight of the fit in :func:`lightning_ssc.functional.self_expression`.
+        normalize: Scale inputs to unit length first.
+        kwargs: Arguments of :class:`torchmetrics.Metric`.
+
+    Example:
+        >>> metric = AffinityModularity()
+        >>> line, plane = torch.rand(20, 1) @ torch.rand(1, 6), torch.rand(20, 2) @ torch.rand(2, 6)
+        >>> metric.update(torch.block_diag(line, plane), torch.tensor([0] * 20 + [1] * 20))
+        >>> bool(0.1 < metric.compute() <= 0.5)
+        True
+    """
 
     is_differentiable = False
     higher_is_better = None
     full_state_update = False
+    plot_upper_bound = 1.0
 
     x: list[Tensor]
     labels: list[Tensor]
 
-    def __init__(
-        self,
-        tau: float = 10.0,
-        *,
-        normalize: bool = True,
-        solver: Literal["active_set", "admm"] = "active_set",
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *, tau: float = 10.0, normalize: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.tau, self.normalize, self.solver = tau, normalize, solver
+        self.tau = tau
+        self.normalize = normalize
         self.add_state("x", default=[], dist_reduce_fx="cat")
         self.add_state("labels", default=[], dist_reduce_fx="cat")
 
     def update(self, x: Tensor, labels: Tensor) -> None:
-        """Add a batch of features and their labels."""
-        if len(x) != len(labels):
-            raise ValueError(f"x has {len(x)} inputs but labels has {len(labels)}")
-        self.x.append(x.detach().flatten(1))
-        self.labels.append(labels)
+        """Add a batch.
+
+        Args:
+            x: (B, ...) features of B inputs; dimensions after the first are flattened.
+            labels: (B,) integers.
+
+        Raises:
+            ValueError: the batches differ in length, `labels` are no vector, or the number of features has changed.
+        """
+        if labels.dim() != 1:
+            raise ValueError(f"labels must have shape (B,), got {tuple(labels.shape)}: pass class indices")
+        _append_rows(self.x, x, "x", len(x))
+        _append_rows(self.labels, labels, "labels", len(x))
 
     def compute(self) -> Tensor:
-        """Modularity over all inputs."""
-        coef = self_expression(dim_zero_cat(self.x), tau=self.tau, normalize=self.normalize, solver=self.solver).coef
-        return torch.tensor(modularity(affinity(coef), dim_zero_cat(self.labels)), device=self.device)
+        """Modularity of the graph over all inputs, a scalar; NaN for a graph without edges."""
+        x = _rows(self.x, "AffinityModularity")
+        graph = affinity(self_expression(x, tau=self.tau, normalize=self.normalize).coef)
+        labels = _rows(self.labels, "AffinityModularity")[:, 0]
+        return torch.tensor(modularity(graph, labels), device=self.device)
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
-        """Plot one value or several."""
+        """Plot a value (``compute()`` when None) or a sequence of them, as torchmetrics do: figure and axes."""
         return self._plot(val, ax)
+
+
+def _append_rows(state: list[Tensor], batch: Tensor, name: str, length: int) -> None:
+    """Add a batch to a state as (length, features)."""
+    if len(batch) != length:
+        raise ValueError(f"{name} has {len(batch)} inputs, but {length} were given beside it")
+    rows = batch.detach().reshape(length, -1)
+    if state and state[-1].shape[1] != rows.shape[1]:
+        raise ValueError(f"{name} has {rows.shape[1]} features in this batch, but {state[-1].shape[1]} in the last one")
+    state.append(rows)
+
+
+def _rows(state: list[Tensor] | Tensor, metric: str) -> Tensor:
+    """All batches of a state, of this process or, once synchronised, of all."""
+    if isinstance(state, list) and not state:
+        raise ValueError(f"{metric} has seen no inputs: call update() before compute()")
+    return dim_zero_cat(state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
@@ -13,24 +13,24 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lightning_ssc import plots, writers
+from lightning_ssc import writers
 from lightning_ssc._lightning import (
     Callback,
     LightningModule,
     MisconfigurationError,
     Trainer,
+    agree,
     epoch_step,
-    gather,
+    progress,
     validation_loader,
 )
-from lightning_ssc.analysis.dynamics import dynamics, linear_cka, ssc_cka
+from lightning_ssc.analysis.dynamics import dynamics
 from lightning_ssc.capture import Forward, Pooling, WatchedLayer, run, trace
-from lightning_ssc.functional import pairwise_cka, spectral_embedding
 from lightning_ssc.layers import LayerPattern, select_layers
 from lightning_ssc.pipeline import Settings, Stopwatch, take_snapshot
 from lightning_ssc.probe import Probe, ProbeSource, class_names, isolated_random_state, make_probe, pictures
 from lightning_ssc.schedule import Schedule, as_schedule
-from lightning_ssc.store import MemoryStore, ProbeCard, Snapshot, SnapshotStore
+from lightning_ssc.store import MemoryStore, ProbeCard, Snapshot, SnapshotError, SnapshotStore
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +64,17 @@ class SSCMonitor(Callback):
         linear_cka: Linear CKA beside SSC-CKA.
         heatmap: The image of SSC-CKA between all layers with every snapshot.
         embedding: An image of every layer's spectral embedding with every snapshot.
+        labels: What modularity is measured over: ``"classes"``, the probe's labels, or ``"communities"``, those that
+            Louvain's method finds in each graph, for data without classes.
         reference: What to compare with live: a stored snapshot (``.npz``), a folder of them (its last is taken), or a
             checkpoint of the same network.
-        store: Whether snapshots are kept on disk, in ``<log_dir>/ssc``; or the folder.
+        store: Whether snapshots are kept on disk, in ``<log_dir>/<name>``; or the folder.
+        name: First part of the tags; a second monitor in the same Trainer needs a name of its own.
         on_error: ``"raise"``, or ``"warn"`` to report a snapshot that failed and go on training.
         forward: ``forward(module, inputs)`` runs the network, where ``module(inputs)`` would not do.
         chunk: Samples a forward pass of the probe.
         memory: Bytes that activations may take during a snapshot; by default half of what the device has free.
+        verbose: Print one line a snapshot.
 
     Raises:
         ValueError: An argument is out of range; at the start of fit, a layer is unknown or never runs.
@@ -79,7 +83,7 @@ class SSCMonitor(Callback):
     Example:
         >>> monitor = SSCMonitor(layers="blocks", schedule=5)
         >>> monitor.state_key
-        "SSCMonitor{'layers': 'blocks'}"
+        "SSCMonitor{'name': 'ssc'}"
     """
 
     def __init__(
@@ -97,12 +101,15 @@ class SSCMonitor(Callback):
         linear_cka: bool = True,
         heatmap: bool = True,
         embedding: bool = True,
+        labels: Literal["classes", "communities"] = "classes",
         reference: str | Path | None = None,
         store: bool | str | Path = True,
+        name: str = "ssc",
         on_error: Literal["raise", "warn"] = "raise",
         forward: Forward | None = None,
         chunk: int = 256,
         memory: int | None = None,
+        verbose: bool = False,
     ) -> None:
         super().__init__()
         if probe_size < 3:
@@ -110,13 +117,14 @@ class SSCMonitor(Callback):
         if on_error not in ("raise", "warn"):
             raise ValueError(f"on_error must be 'raise' or 'warn', got {on_error!r}.")
         self.layers = layers
-        self.settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka)
+        self.name = name
+        self.settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, labels)
         self.schedule = as_schedule(schedule)
         self.heatmap, self.embedding, self.on_error = heatmap, embedding, on_error
         self.store: SnapshotStore | None = None
         self._probe_source, self._probe_size = probe, probe_size
         self._store, self._reference_path, self._forward = store, reference, forward
-        self._chunk, self._memory = chunk, memory
+        self._chunk, self._memory, self._verbose = chunk, memory, verbose
         self._restored: dict[str, Any] = {}
         self._reset()
 
@@ -132,8 +140,8 @@ class SSCMonitor(Callback):
 
     @property
     def state_key(self) -> str:
-        """Key of the callback's state in a checkpoint: two monitors of different layers do not collide."""
-        return self._generate_state_key(layers=self.layers)
+        """Key of the callback's state in a checkpoint, by the monitor's name."""
+        return self._generate_state_key(name=self.name)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the snapshots lie and which they are; the graphs themselves stay on disk."""
@@ -149,6 +157,7 @@ class SSCMonitor(Callback):
         """Forget an earlier fit."""
         if stage != "fit":
             return
+        self._restored = {}
         self._reset()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -156,7 +165,8 @@ class SSCMonitor(Callback):
         if trainer.strategy.restore_checkpoint_after_setup:
             raise MisconfigurationError(
                 f"SSCMonitor does not support {type(trainer.strategy).__name__}, which shards the model: no "
-                f"process holds whole layers. Use strategy='ddp', or take snapshots of checkpoints with lightning_ssc.snapshot()."
+                f"process holds whole layers. Use strategy='ddp', or take snapshots of "
+                f"checkpoints with lightning_ssc.snapshot()."
             )
         self._probe = self._make_probe(trainer, pl_module)
         self._watched = trace(
@@ -175,8 +185,14 @@ class SSCMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the untrained network."""
-        writers.log_layout(self._loggers(trainer))
+        monitors = self._monitors(trainer)
+        if trainer.is_global_zero and monitors[0] is self:  # TensorBoard keeps the last layout it is given
+            writers.log_layout(trainer.loggers, [monitor.name for monitor in monitors])
         with self._guard():
+            if self._epochs:
+                assert self.store is not None
+                last = self.store.load(self._epochs[-1]) if trainer.is_global_zero else None
+                self._last = trainer.strategy.broadcast(last)
             if self._reference_path is not None:
                 self._reference = self._load_reference(trainer, pl_module, Path(self._reference_path))
             if trainer.global_step == 0 and self.schedule(0):
@@ -193,12 +209,13 @@ class SSCMonitor(Callback):
         """Take the final state and compare every earlier snapshot with it."""
         with self._guard():
             self._take(trainer, pl_module, trainer.current_epoch)
-            self._log_history(trainer)
+            self._on_rank_zero(trainer, self._log_history, trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Compare what there is with the last snapshot: an interrupted run keeps its curves."""
         try:
-            self._log_history(trainer)
+            if trainer.is_global_zero:
+                self._log_history(trainer)
         except Exception:  # the user has to see what went wrong first, not what went wrong after it
             log.warning("SSCMonitor could not compare the snapshots of the interrupted run.", exc_info=True)
 
@@ -226,30 +243,45 @@ class SSCMonitor(Callback):
         folder = trainer.log_dir or trainer.default_root_dir  # log_dir talks to all ranks: every rank asks for it
         if self._store is False or trainer.fast_dev_run:
             return MemoryStore()
-        root = Path(folder) / "ssc" if self._store is True else Path(str(self._store))
-        before = SnapshotStore(self._restored["root"]) if "root" in self._restored else None
-        if before is None:
-            taken = SnapshotStore(root).epochs
-            if taken and self._store is not True:
-                raise MisconfigurationError(
-                    f"store={root} already holds the snapshots of another run (epochs {taken}). Name a new folder, or "
-                    f"move those away."
-                )
-            if taken:
-                root = next(p for i in count(1) if not SnapshotStore(p := root.with_name(f"ssc-{i}")).epochs)
-            return SnapshotStore(root)
+        root = Path(folder) / self.name if self._store is True else Path(str(self._store))
+        found: Any = None
+        if trainer.is_global_zero:  # ranks must not decide by what each of them sees on disk
+            try:
+                found = self._continue_store(root) if "root" in self._restored else self._new_store(root)
+            except MisconfigurationError as error:
+                found = error
+        found = trainer.strategy.broadcast(found)
+        if isinstance(found, MisconfigurationError):
+            raise found
+        root, self._epochs = found
+        return SnapshotStore(root)
+
+    def _new_store(self, root: Path) -> tuple[Path, list[int]]:
+        taken = SnapshotStore(root).epochs
+        if taken and self._store is not True:
+            raise MisconfigurationError(
+                f"store={root} already holds the snapshots of another run (epochs {taken}). Name a new folder, or "
+                f"move those away."
+            )
+        if taken:
+            root = next(p for i in count(1) if not SnapshotStore(p := root.with_name(f"{self.name}-{i}")).epochs)
+        return root, []
+
+    def _continue_store(self, root: Path) -> tuple[Path, list[int]]:
+        """Take over the snapshots of the run that is resumed."""
         assert self._probe is not None
+        before, epochs = SnapshotStore(self._restored["root"]), self._restored["epochs"]
         if self._restored["probe"] != self._probe.fingerprint:
             raise MisconfigurationError(
                 f"The probe differs from the one of the snapshots in {before.root}, so their graphs cannot be "
-                f"compared. Resume with the same probe data, probe_size and transforms, or without this callback's state."
+                f"compared. Resume with the same probe data, probe_size and transforms, or without this callback's "
+                f"state."
             )
         store = SnapshotStore(root)
-        if trainer.is_global_zero:
-            store.take_over(before, self._restored["epochs"])
-        trainer.strategy.barrier("lightning_ssc.take_over")
-        self._epochs = [epoch for epoch in self._restored["epochs"] if epoch in store]
-        return store
+        store.take_over(before, epochs)
+        if lost := [epoch for epoch in epochs if epoch not in store]:
+            log.warning("The snapshots of epochs %s are gone from %s; the run goes on without them.", lost, before.root)
+        return root, [epoch for epoch in epochs if epoch in store]
 
     def _load_reference(self, trainer: Trainer, pl_module: LightningModule, path: Path) -> Snapshot:
         assert self._probe is not None
@@ -273,99 +305,79 @@ class SSCMonitor(Callback):
     # -- One snapshot
 
     def _take(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
-        assert self.store is not None
-        if epoch in self._epochs and epoch in self.store:
+        if epoch in self._epochs:
             return
         taken = self._compute(trainer, pl_module, epoch, epoch_step(trainer))
-        watch = Stopwatch()
-        with watch("log"):
-            scalars = self._scalars(taken)
-            trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
-            if trainer.is_global_zero:
-                self.store.save(taken)
-                self._log(trainer, taken, scalars)
+        scalars = writers.snapshot_scalars(taken, self._last, self._reference, self.name)
+        trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
         self._epochs.append(epoch)
         self._last = taken
-        if trainer.is_global_zero:
-            seconds = {**taken.seconds, **watch.seconds}
-            writers.log_scalars(trainer.loggers, {f"ssc/seconds/{k}": v for k, v in seconds.items()}, taken.step)
-            writers.flush(trainer.loggers)
+        self._on_rank_zero(trainer, self._keep, trainer, taken, scalars)
+        if self._verbose:
+            pl_module.print(summary(taken))
 
     def _compute(self, trainer: Trainer, pl_module: LightningModule, epoch: int, step: int) -> Snapshot:
         """Every rank solves its share of the layers; all ranks return all of them, or fail together."""
         assert self._probe is not None
-        error: Exception | None = None
+        share = self._watched[trainer.global_rank :: trainer.world_size]
         mine: Snapshot | None = None
+        error: Exception | None = None
         try:
-            mine = take_snapshot(
-                pl_module,
-                self._probe,
-                self._watched[trainer.global_rank :: trainer.world_size],
-                self.settings,
-                epoch=epoch,
-                step=step,
-                previous=self._last,
-                forward=self._run(trainer),
-                context=trainer.precision_plugin.forward_context,
-                chunk=self._chunk,
-                device=trainer.strategy.root_device,
-                memory=self._memory,
-            )
+            with progress(trainer, len(share), f"SSC epoch {epoch}") as advance:
+                mine = take_snapshot(
+                    pl_module,
+                    self._probe,
+                    share,
+                    self.settings,
+                    epoch=epoch,
+                    step=step,
+                    previous=self._last,
+                    forward=self._run(trainer),
+                    context=trainer.precision_plugin.forward_context,
+                    chunk=self._chunk,
+                    device=trainer.strategy.root_device,
+                    memory=self._memory,
+                    progress=advance,
+                )
         except Exception as caught:
             error = caught
-        if trainer.world_size == 1:
-            if mine is None:
-                assert error is not None
-                raise error
-            return mine
-        shares = gather((mine, None if error is None else f"{type(error).__name__}: {error}"))
-        if failed := [f"rank {rank}: {why}" for rank, (_, why) in enumerate(shares) if why is not None]:
-            raise RuntimeError("The snapshot failed on " + "; ".join(failed)) from error
-        graphs = {label: graph for share, _ in shares for label, graph in share.layers.items()}
-        first: Snapshot = shares[0][0]
+        shares = agree(mine, error)
+        graphs = {label: graph for part in shares for label, graph in part.layers.items()}
+        first: Snapshot = shares[0]
         return replace(first, layers={w.label: graphs[w.label] for w in self._watched})
 
-    def _scalars(self, taken: Snapshot) -> dict[str, float]:
-        scalars: dict[str, float] = {}
-        for name, layer in taken.layers.items():
-            if taken.labels is not None:
-                scalars[f"ssc/modularity/{name}"] = layer.modularity(taken.labels)
-            scalars[f"ssc/gap/{name}"] = float(layer.gap.max())
-            scalars[f"ssc/nnz_per_input/{name}"] = layer.neighbours
-            for other, of in ((self._last, "cka_to_previous"), (self._reference, "cka_to_reference")):
-                if other is not None and name in other.layers:
-                    scalars[f"ssc/{of}/{name}"] = ssc_cka(layer, other.layers[name])
-                    if self.settings.linear_cka:
-                        scalars[f"linear_cka/{of}/{name}"] = linear_cka(layer, other.layers[name])
-        return scalars
-
-    def _log(self, trainer: Trainer, taken: Snapshot, scalars: dict[str, float]) -> None:
-        writers.log_scalars(trainer.loggers, scalars, taken.step)
-        names = list(taken.layers)
-        if self.heatmap and len(names) > 1:
-            matrix = pairwise_cka([layer.affinity for layer in taken.layers.values()])
-            figure = plots.heatmap(matrix, names, title=f"SSC-CKA between layers, epoch {taken.epoch}")
-            writers.log_figure(trainer.loggers, "ssc/pairwise_cka", figure, taken.step)
-        if self.embedding:
-            for name, layer in taken.layers.items():
-                points = spectral_embedding(layer.affinity)
-                figure = plots.embedding(points, taken.labels, title=f"{name}, epoch {taken.epoch}")
-                writers.log_figure(trainer.loggers, f"ssc/embedding/{name}", figure, taken.step)
+    def _keep(self, trainer: Trainer, taken: Snapshot, scalars: dict[str, float]) -> None:
+        """Store and log a snapshot; a logger that fails costs no snapshot."""
+        assert self.store is not None
+        self.store.save(taken)
+        watch = Stopwatch()
+        with watch("log"):
+            writers.log_snapshot(
+                trainer.loggers, taken, scalars, heatmap=self.heatmap, embedding=self.embedding, root=self.name
+            )
+        writers.log_scalars(trainer.loggers, {f"{self.name}/seconds/log": watch.seconds["log"]}, taken.step)
+        writers.flush(trainer.loggers)
 
     def _log_history(self, trainer: Trainer) -> None:
-        """Write back CKA of every snapshot to the last one, at the steps of the snapshots, and the curves as images."""
-        if not trainer.is_global_zero or self.store is None or not self._epochs:
+        """Write back CKA of every snapshot to the last one; damaged snapshots are left out, then reported."""
+        if self.store is None:
             return
-        table = dynamics(self.store, sorted(self._epochs))
-        for t, step in enumerate(table.steps):
-            scalars = {f"ssc/cka_to_final/{name}": table.cka_to_final[t, i] for i, name in enumerate(table.layers)}
-            if self.settings.linear_cka:
-                linear = table.linear_cka_to_final[t]
-                scalars |= {f"linear_cka/cka_to_final/{name}": linear[i] for i, name in enumerate(table.layers)}
-            writers.log_scalars(trainer.loggers, {tag: float(value) for tag, value in scalars.items()}, int(step))
-        for family, figure in plots.dynamics_figures(table).items():
-            writers.log_figure(trainer.loggers, f"ssc/curves/{family}", figure, int(table.steps[-1]))
-        writers.flush(trainer.loggers)
+        damaged: list[SnapshotError] = []
+        epochs = sorted(self._epochs)
+        while epochs:
+            try:
+                table = dynamics(self.store, epochs)
+            except SnapshotError as error:
+                if error.epoch not in epochs:
+                    raise
+                epochs.remove(error.epoch)
+                damaged.append(error)
+                continue
+            writers.log_history(trainer.loggers, table, self.name)
+            writers.flush(trainer.loggers)
+            break
+        if damaged:
+            raise SnapshotError("; ".join(map(str, damaged)))
 
     # -- Small parts
 
@@ -375,8 +387,20 @@ class SSCMonitor(Callback):
 
         return forward
 
-    def _loggers(self, trainer: Trainer) -> list[Any]:
-        return list(trainer.loggers) if trainer.is_global_zero else []
+    @staticmethod
+    def _monitors(trainer: Trainer) -> list[SSCMonitor]:
+        return [callback for callback in trainer.callbacks if isinstance(callback, SSCMonitor)]
+
+    @staticmethod
+    def _on_rank_zero(trainer: Trainer, action: Callable[..., None], *args: Any) -> None:
+        """Do what only rank zero does; where it fails there, it fails on all ranks, and none waits for another."""
+        error: Exception | None = None
+        if trainer.is_global_zero:
+            try:
+                action(*args)
+            except Exception as caught:
+                error = caught
+        agree(None, error)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
@@ -386,6 +410,25 @@ class SSCMonitor(Callback):
             if self.on_error == "raise":
                 raise
             log.warning("SSCMonitor goes on after an error: %s: %s", type(error).__name__, error)
+
+
+def summary(taken: Snapshot) -> str:
+    """A snapshot in a line: how modularity rises from the first layer to the last, how exact and how long.
+
+    Example:
+        >>> from lightning_ssc import snapshot
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+        >>> print(summary(snapshot(net, torch.rand(20, 4), layers="Linear")))  # doctest: +ELLIPSIS
+        SSC epoch 0: 2 layers, worst gap ..., ... s
+    """
+    modularities = {name: layer.modularity(taken.labels) for name, layer in taken.layers.items()}
+    (first, q1), (last, q2) = next(iter(modularities.items())), list(modularities.items())[-1]
+    rise = "" if q1 != q1 else f"modularity {q1:.2f} ({first}) to {q2:.2f} ({last}), "
+    worst = max(float(layer.gap.max()) for layer in taken.layers.values())
+    return (
+        f"SSC epoch {taken.epoch}: {len(taken.layers)} layers, {rise}worst gap {worst:.0e}, "
+        f"{taken.seconds.get('total', 0):.1f} s"
+    )
 
 
 @contextmanager

@@ -6,14 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_ssc.capture import Forward, GramOfLayer, Pooling, WatchedLayer, capture, trace
-from lightning_ssc.functional import self_expression
+from lightning_ssc.functional import communities, self_expression
 from lightning_ssc.functional.similarity import gram_factor
 from lightning_ssc.layers import LayerPattern, select_layers
 from lightning_ssc.probe import Probe, make_probe
@@ -34,6 +34,8 @@ class Settings:
         pooling: ``"flatten"`` keeps every activation, ``"mean"`` averages over space or tokens, ``"cls"`` takes the
             class token.
         linear_cka: Keep what linear CKA needs beside the graph.
+        labels: What modularity is measured over: ``"classes"``, the probe's labels, or ``"communities"``, those that
+            Louvain's method finds in each graph.
     """
 
     tau: float = 10.0
@@ -43,6 +45,7 @@ class Settings:
     preset: Literal["paper"] | None = None
     pooling: Pooling = "flatten"
     linear_cka: bool = True
+    labels: Literal["classes", "communities"] = "classes"
 
 
 class Stopwatch:
@@ -85,13 +88,16 @@ def graph_of(gram: GramOfLayer, settings: Settings, init: Tensor | None = None) 
         )
     except ValueError as error:
         raise ValueError(f"Layer {gram.layer.label!r}: {error}") from error
-    return LayerGraph(
+    graph = LayerGraph(
         coef=solved.coef.cpu().to(torch.float32),
         gap=solved.gap.cpu().to(torch.float32),
         converged=solved.converged,
         features=gram.layer.features,
         linear=linear,
     )
+    if settings.labels == "communities":
+        return replace(graph, communities=communities(graph.affinity))
+    return graph
 
 
 def classified(outputs: list[Any]) -> tuple[Tensor | None, Tensor | None]:
@@ -121,6 +127,7 @@ def take_snapshot(
     chunk: int = 256,
     device: torch.device | None = None,
     memory: int | None = None,
+    progress: Callable[[], None] = lambda: None,
 ) -> Snapshot:
     """Run the probe through the network and solve every watched layer.
 
@@ -137,6 +144,7 @@ def take_snapshot(
         chunk: Samples a forward pass.
         device: Where the network runs.
         memory: Bytes that activations and one Gram may take; by default half of what the device has free.
+        progress: Called when a layer is done.
 
     Returns:
         The snapshot, on the CPU.
@@ -162,6 +170,7 @@ def take_snapshot(
             before = previous.layers.get(gram.layer.label) if previous is not None else None
             with watch("solve"):
                 layers[gram.layer.label] = graph_of(gram, settings, None if before is None else before.coef)
+            progress()
     predictions, confidence = classified(outputs)
     return Snapshot(
         epoch=epoch,
@@ -180,7 +189,7 @@ def take_snapshot(
 def snapshot(
     model: nn.Module,
     inputs: Any,
-    labels: Tensor | None = None,
+    labels: Tensor | Literal["communities"] | None = None,
     layers: str | type[nn.Module] | Sequence[LayerPattern] = "blocks",
     *,
     tau: float = 10.0,
@@ -203,7 +212,8 @@ def snapshot(
     Args:
         model: The network.
         inputs: N samples as its forward takes them: a tensor, a tuple of tensors, or a dict of tensors.
-        labels: ``(N,)`` integer classes, for modularity.
+        labels: ``(N,)`` integer classes, for modularity; or ``"communities"``, for modularity over the communities that
+            Louvain's method finds in each graph.
         layers: Which layers, see :func:`lightning_ssc.layers.select_layers`.
         tau: Weight of the fit.
         normalize: Scale samples to unit length first.
@@ -232,8 +242,9 @@ def snapshot(
     """
     while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
-    settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka)
-    probe = make_probe((inputs, labels) if labels is not None else (inputs,))
+    over: Literal["classes", "communities"] = "communities" if isinstance(labels, str) else "classes"
+    settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, over)
+    probe = make_probe((inputs, labels) if isinstance(labels, Tensor) else (inputs,))
     watched = trace(model, select_layers(model, layers), probe.inputs, pooling=pooling, forward=forward)
     return take_snapshot(
         model, probe, watched, settings, epoch=epoch, step=step, forward=forward, chunk=chunk, memory=memory

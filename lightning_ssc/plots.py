@@ -6,8 +6,9 @@ tell apart (Petroff, "Accessible Color Sequences for Data Visualization", 2021).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,9 +18,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from lightning_ssc.analysis.dynamics import Dynamics
+    from lightning_ssc.analysis.inputs import Inputs
 
 _TICKS = 40  # tick labels that an axis of a heatmap can hold before they overlap
-_MARKERS = "os^Dv"
+_MARKERS = "os^DvP*X<>"
+
+
+class Family(NamedTuple):
+    """How a family of curves is called."""
+
+    title: str
+    axis: str
+
+
+FAMILIES = {
+    "modularity": Family("Modularity of the affinity graphs", "modularity"),
+    "cka_to_final": Family("SSC-CKA to the final state", "SSC-CKA (biased HSIC)"),
+    "linear_cka_to_final": Family("Linear CKA to the final state", "linear CKA (biased HSIC)"),
+    "cka_to_previous": Family("SSC-CKA to the previous snapshot", "SSC-CKA (biased HSIC)"),
+    "cka_to_reference": Family("SSC-CKA to the reference", "SSC-CKA (biased HSIC)"),
+}
 
 
 def heatmap(
@@ -28,7 +46,9 @@ def heatmap(
     columns: Sequence[str] | None = None,
     *,
     title: str = "",
+    networks: tuple[str, str] = ("", ""),
     label: str = "SSC-CKA (biased HSIC)",
+    blocks: Sequence[int] = (),
     ax: Axes | None = None,
 ) -> Figure:
     """Pairwise similarity of layers, on a colour scale fixed from 0 to 1 (figures 3 to 7 of the paper).
@@ -38,7 +58,9 @@ def heatmap(
         rows: Names of the L layers.
         columns: Names of the M layers; the rows' where omitted.
         title: Title of the figure.
+        networks: Names of the networks that rows and columns belong to.
         label: Title of the colour bar.
+        blocks: First layer of every block to be outlined (``find_blocks(matrix).starts``).
         ax: Where to draw; a new figure by default.
 
     Returns:
@@ -48,17 +70,23 @@ def heatmap(
         >>> heatmap([[1.0, 0.5], [0.5, 1.0]], ["conv1", "fc"]).axes[0].get_title()
         ''
     """
+    from matplotlib.patches import Rectangle
+
     values = np.asarray(matrix, dtype=float)
     columns = rows if columns is None else columns
     side = 3.0 + 0.16 * min(len(rows), _TICKS)
     axes = _axes(ax, (side + 1.6, side))
     axes.set_facecolor("0.8")
     image = axes.imshow(np.ma.masked_invalid(values), vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
-    for axis, names in ((axes.yaxis, rows), (axes.xaxis, columns)):
+    for axis, names, network in ((axes.yaxis, rows, networks[0]), (axes.xaxis, columns, networks[1])):
         places = np.arange(0, len(names), -(-len(names) // _TICKS))
-        axis.set_ticks(places, [short_names(names)[i] for i in places], fontsize=7)
+        axis.set_ticks(places, [_plain(short_names(names)[i]) for i in places], fontsize=7)
+        axis.set_label_text(_plain(network), fontsize=9)
     axes.tick_params(axis="x", labelrotation=90)
-    axes.set_title(title, fontsize=10)
+    for start, end in zip(blocks, [*blocks[1:], len(rows)][: len(blocks)], strict=True):
+        square = Rectangle((start - 0.5, start - 0.5), end - start, end - start, fill=False, color="white", lw=1.5)
+        axes.add_patch(square)
+    axes.set_title(_plain(title, 120), fontsize=10)
     axes.figure.colorbar(image, ax=axes, label=label, fraction=0.046)
     return _figure(axes)
 
@@ -97,54 +125,78 @@ def curves(
     table = np.asarray(values, dtype=float)
     axes = _axes(ax, (8.0, 4.2))
     colours = colormaps["viridis"](np.linspace(0, 0.92, max(len(layers), 2)))
-    for i, name in enumerate(short_names(layers)):
+    names = [_plain(name) for name in short_names(layers)]
+    lines = []
+    for i, name in enumerate(names):
         marker = _MARKERS[i % len(_MARKERS)] if len(layers) <= _TICKS else ""
-        axes.plot(np.asarray(epochs), table[:, i], marker=marker, ms=3.5, lw=1.4, color=colours[i], label=name)
+        style: dict[str, Any] = {"marker": marker, "ms": 3.5, "lw": 1.4, "color": colours[i], "label": name}
+        lines += axes.plot(np.asarray(epochs), table[:, i], **style)
     if ylim is not None:
         lowest = np.nanmin(table, initial=ylim[0])
         axes.set_ylim(min(ylim[0], 1.05 * lowest), ylim[1] * 1.02)
     axes.set_xlabel("finished epochs (0: untrained)")
     axes.set_ylabel(ylabel)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(_plain(title, 120), fontsize=10)
     axes.grid(alpha=0.3)
     if len(layers) <= _TICKS:
-        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), ncol=1 + len(layers) // 20)
+        # Lines and names are given, or else names that begin with an underscore are left out.
+        axes.legend(lines, names, fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), ncol=1 + len(names) // 20)
     return _figure(axes)
 
 
 def dynamics_figures(table: Dynamics, epochs_marked: Sequence[float] = ()) -> dict[str, Figure]:
-    """The curves of a run, one figure a family that has values (figures 1 and 2 of the paper).
+    """The curves of a run, one figure a family that has values (the panels of figures 1 and 2 of the paper).
 
     Args:
         table: What :func:`lightning_ssc.analysis.dynamics` returns.
         epochs_marked: Epochs at which to draw a vertical line, such as drops of the learning rate.
 
     Returns:
-        Figures by family: modularity, cka_to_final, cka_to_previous, linear_cka_to_final.
+        Figures by family, see :data:`FAMILIES`.
     """
-    families = {
-        "modularity": ("Modularity of the affinity graphs", "modularity"),
-        "cka_to_final": ("SSC-CKA to the final state", "SSC-CKA (biased HSIC)"),
-        "cka_to_previous": ("SSC-CKA to the previous snapshot", "SSC-CKA (biased HSIC)"),
-        "linear_cka_to_final": ("Linear CKA to the final state", "linear CKA (biased HSIC)"),
-    }
-    figures = {}
-    for family, (title, ylabel) in families.items():
-        values = getattr(table, family)
-        if not np.isnan(values).all():
-            figures[family] = curves(values, table.epochs, table.layers, title=title, ylabel=ylabel)
-            for epoch in epochs_marked:
-                figures[family].axes[0].axvline(epoch, color="0.5", ls=":", lw=1)
-    return figures
+    present = [family for family in FAMILIES if not np.isnan(getattr(table, family)).all()]
+    return {family: dynamics_curves(table, family, epochs_marked) for family in present}
 
 
-def embedding(points: ArrayLike, labels: ArrayLike | None = None, *, title: str = "", ax: Axes | None = None) -> Figure:
-    """Inputs in the plane of two eigenvectors of a layer's graph, coloured by class (figure 8 of the paper).
+def dynamics_curves(
+    table: Dynamics, family: str, epochs_marked: Sequence[float] = (), *, ax: Axes | None = None
+) -> Figure:
+    """One family of curves of a run, a panel of figure 1 or 2 of the paper.
+
+    Args:
+        table: What :func:`lightning_ssc.analysis.dynamics` returns.
+        family: Which curves: a key of :data:`FAMILIES`.
+        epochs_marked: Epochs at which to draw a vertical line, such as drops of the learning rate.
+        ax: Where to draw; a new figure by default.
+
+    Returns:
+        The figure.
+    """
+    title, ylabel = FAMILIES[family]
+    axes = _axes(ax, (8.0, 4.2))
+    figure = curves(getattr(table, family), table.epochs, table.layers, title=title, ylabel=ylabel, ax=axes)
+    for epoch in epochs_marked:
+        axes.axvline(epoch, color="0.5", ls=":", lw=1)
+    return figure
+
+
+def embedding(
+    points: ArrayLike,
+    labels: ArrayLike | None = None,
+    class_names: Sequence[str] = (),
+    *,
+    title: str = "",
+    legend: bool = False,
+    ax: Axes | None = None,
+) -> Figure:
+    """Inputs in the plane of two eigenvectors of a layer's graph, a colour and shape a class (figure 8 of the paper).
 
     Args:
         points: ``(N, 2)`` coordinates; NaN (isolated inputs) is left out.
         labels: ``(N,)`` integer classes.
+        class_names: Names of the classes, by number.
         title: Title of the figure.
+        legend: Whether to name the classes beside the plot.
         ax: Where to draw; a new figure by default.
 
     Returns:
@@ -155,15 +207,209 @@ def embedding(points: ArrayLike, labels: ArrayLike | None = None, *, title: str 
         'conv1'
     """
     xy = np.asarray(points, dtype=float)
-    axes = _axes(ax, (3.6, 3.4))
-    colour: dict[str, Any] = {"color": "0.3"} if labels is None else {"color": class_colours(labels)}
-    axes.scatter(xy[:, 0], xy[:, 1], s=7, linewidths=0, **colour)
-    axes.set_title(title, fontsize=9)
+    axes = _axes(ax, (4.8 if legend else 3.6, 3.4))
+    if labels is None:
+        axes.scatter(xy[:, 0], xy[:, 1], s=7, linewidths=0, color="0.3")
+    else:
+        classes = np.asarray(labels)
+        colours = class_colours(classes)
+        for i, c in enumerate(np.unique(classes)):
+            of_class = classes == c
+            style: dict[str, Any] = {"color": colours[of_class], "marker": _MARKERS[i % len(_MARKERS)]}
+            name = _plain(class_name(int(c), class_names))
+            axes.scatter(xy[of_class, 0], xy[of_class, 1], s=9, linewidths=0, label=name, **style)
+    if legend and labels is not None:
+        axes.legend(fontsize=7, markerscale=1.5, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.set_title(_plain(title, 120), fontsize=9)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_xlabel("first eigenvector", fontsize=7)
     axes.set_ylabel("second eigenvector", fontsize=7)
     return _figure(axes)
+
+
+def embeddings(
+    points: Mapping[str, ArrayLike],
+    labels: ArrayLike | None = None,
+    class_names: Sequence[str] = (),
+    *,
+    most: int = 6,
+) -> Figure:
+    """The spectral embeddings of several layers side by side (figure 8 of the paper).
+
+    Args:
+        points: ``(N, 2)`` coordinates by layer, from :func:`lightning_ssc.analysis.embeddings`.
+        labels: ``(N,)`` integer classes.
+        class_names: Names of the classes, by number.
+        most: How many layers to draw, spread evenly from the first to the last.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> len(embeddings({"conv1": [[0.0, 0.1]], "conv2": [[0.2, 0.3]]}, [0]).axes)
+        2
+    """
+    from matplotlib.figure import Figure
+
+    layers = list(points)
+    chosen = sorted({round(i) for i in np.linspace(0, len(layers) - 1, min(most, len(layers)))})
+    rows = -(-len(chosen) // 3)
+    columns = -(-len(chosen) // rows)
+    figure = Figure(figsize=(3.1 * columns + 1.2, 3.1 * rows), dpi=110, layout="constrained")
+    names = short_names(layers)
+    for place, i in enumerate(chosen):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        embedding(points[layers[i]], labels, class_names, title=names[i], ax=axes)
+    if labels is not None and len(np.unique(np.asarray(labels))) <= _TICKS:
+        handles, shown = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, shown, fontsize=8, markerscale=1.5, loc="outside right center")
+    return figure
+
+
+def neighbours(
+    chosen: Sequence[int],
+    nearest: ArrayLike,
+    images: NDArray[np.uint8] | None = None,
+    labels: ArrayLike | None = None,
+    class_names: Sequence[str] = (),
+    *,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Figure:
+    """Some inputs, each at the left of a row of the inputs of highest affinity to it (figure 9 of the paper).
+
+    Args:
+        chosen: M inputs, by place in the probe.
+        nearest: ``(N, k)`` neighbours of all inputs, from :func:`lightning_ssc.analysis.neighbours`; -1 stays empty.
+        images: ``(N, H, W, 3)`` uint8 pictures of all inputs; without them inputs are shown as numbers.
+        labels: ``(N,)`` integer classes of all inputs, written above the pictures.
+        class_names: Names of the classes, by number.
+        title: Title of the figure.
+        ax: Where to draw; a new figure by default.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> pictures = np.zeros((3, 8, 8, 3), dtype=np.uint8)
+        >>> figure = neighbours([0], [[2, 1], [0, -1], [0, -1]], pictures, [0, 1, 0], ["cat", "dog"])
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['cat', 'cat', 'dog']
+    """
+    table = np.asarray(nearest)
+    classes = None if labels is None else np.asarray(labels)
+    colours = None if classes is None else class_colours(classes)
+    columns = 1 + table.shape[1]
+    axes = _axes(ax, (0.85 * columns + 0.4, 1.0 * len(chosen) + 0.4))
+    for row, i in enumerate(chosen):
+        for column, j in enumerate([i, *table[i]]):
+            if j < 0:
+                continue
+            left = 1.12 * column + (0.25 if column else 0.0)
+            top = 1.35 * row
+            if images is None:
+                axes.text(left + 0.5, top + 0.5, f"#{j}", ha="center", va="center", fontsize=8)
+            else:
+                axes.imshow(images[j], extent=(left, left + 1, top + 1, top), interpolation="nearest")
+            if classes is not None and colours is not None:
+                axes.plot([left, left + 1], [top + 1.04] * 2, color=colours[j], lw=2.5, solid_capstyle="butt")
+                name = _plain(class_name(int(classes[j]), class_names), 14)
+                axes.text(left + 0.5, top - 0.04, name, ha="center", va="bottom", fontsize=6.5)
+    axes.set_xlim(-0.05, 1.12 * columns + 0.25)
+    axes.set_ylim(1.35 * len(chosen) - 0.2, -0.3)
+    axes.set_aspect("equal")
+    axes.axis("off")
+    axes.set_title(_plain(title, 120), fontsize=9)
+    return _figure(axes)
+
+
+def class_shares(
+    shares: ArrayLike,
+    class_names: Sequence[str] = (),
+    *,
+    label: int | None = None,
+    prediction: int | None = None,
+    most: int = 10,
+    ax: Axes | None = None,
+) -> Figure:
+    """The classes that an input has affinity to, as bars (figure 9b of the paper).
+
+    Args:
+        shares: ``(K,)`` share of the input's affinity that goes to each class.
+        class_names: Names of the classes, by number.
+        label: The input's class, marked in the axis.
+        prediction: The class that the network gave, marked in the axis.
+        most: With more classes than these, those with the largest shares are drawn.
+        ax: Where to draw; a new figure by default.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> axes = class_shares([0.2, 0.8], ["cat", "bird"], label=0, prediction=1).axes[0]
+        >>> [tick.get_text() for tick in axes.get_yticklabels()]
+        ['cat (its class)', 'bird (network)']
+    """
+    values = np.nan_to_num(np.asarray(shares, dtype=float))
+    axes = _axes(ax, (3.6, 2.6))
+    drawn = np.sort(np.argsort(-values, kind="stable")[:most])
+    marks = {label: " (its class)", prediction: " (network)"}
+    if label == prediction:
+        marks = {label: " (its class, network)"}
+    names = [_plain(class_name(int(c), class_names), 20) + marks.get(int(c), "") for c in drawn]
+    axes.barh(np.arange(len(drawn)), values[drawn], color=class_colours(np.arange(len(values)))[drawn])
+    axes.set_yticks(np.arange(len(drawn)), names, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of affinity", fontsize=8)
+    axes.tick_params(axis="x", labelsize=7)
+    return _figure(axes)
+
+
+def explanation(
+    table: Inputs,
+    i: int,
+    nearest: ArrayLike,
+    images: NDArray[np.uint8] | None = None,
+    class_names: Sequence[str] = (),
+) -> Figure:
+    """One input, the classes that it has affinity to, and its neighbours (figure 9 of the paper).
+
+    Args:
+        table: What :func:`lightning_ssc.analysis.inputs` returns.
+        i: The input, by place in the probe.
+        nearest: ``(N, k)`` neighbours of all inputs in the same layer.
+        images: ``(N, H, W, 3)`` uint8 pictures of all inputs, if there are any.
+        class_names: Names of the classes, by number.
+
+    Returns:
+        The figure.
+    """
+    from matplotlib.figure import Figure
+
+    columns = 1 + np.asarray(nearest).shape[1]
+    figure = Figure(figsize=(0.85 * columns + 0.6, 3.9), dpi=110, layout="constrained")
+    upper, lower = figure.subplots(2, 1, height_ratios=(1.25, 2.2))
+    label = int(table.labels[i])
+    title = f"input {i}: {class_name(label, class_names)}"
+    prediction = None
+    if table.predictions is not None and table.confidence is not None:
+        prediction = int(table.predictions[i])
+        title += f", classified as {class_name(prediction, class_names)} with a score of {table.confidence[i]:.2f}"
+    neighbours([i], nearest, images, table.labels, class_names, title=title, ax=upper)
+    class_shares(table.shares[i], class_names, label=label, prediction=prediction, ax=lower)
+    return figure
+
+
+def class_name(number: int, class_names: Sequence[str] = ()) -> str:
+    """The name of a class, or its number where it has none.
+
+    Example:
+        >>> class_name(1, ["cat", "dog"]), class_name(7)
+        ('dog', 'class 7')
+    """
+    return class_names[number] if 0 <= number < len(class_names) else f"class {number}"
 
 
 def class_colours(labels: ArrayLike) -> NDArray[np.float64]:
@@ -210,6 +456,17 @@ def to_image(figure: Figure) -> NDArray[np.uint8]:
     return np.array(canvas.buffer_rgba(), dtype=np.uint8)[..., :3]
 
 
+def save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write figures under their names as PNG and SVG; returns the files."""
+    paths = []
+    for name, figure in figures.items():
+        for kind in ("png", "svg"):
+            path = folder / f"{name}.{kind}"
+            figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else None)
+            paths.append(path)
+    return paths
+
+
 def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     if ax is not None:
         return ax
@@ -222,3 +479,10 @@ def _figure(axes: Axes) -> Figure:
     figure = axes.get_figure(root=True) if axes.figure is not None else None
     assert figure is not None
     return figure
+
+
+def _plain(name: str, longest: int = 32) -> str:
+    """A name in which Matplotlib sees no formula, with its middle left out where it is too long to leave room."""
+    if len(name) > longest:
+        name = f"{name[: longest // 2 - 1]}…{name[-(longest // 2) :]}"
+    return name.replace("$", r"\$")

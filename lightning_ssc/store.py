@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_ssc import __version__
 from lightning_ssc.functional import affinity, modularity
 from lightning_ssc.functional.similarity import GramFactor
 
@@ -32,7 +35,15 @@ _NAME = re.compile(r"epoch_(\d+)\.npz")
 
 
 class SnapshotError(RuntimeError):
-    """A stored snapshot cannot be read; the message names the file and the remedy."""
+    """A stored snapshot cannot be read; the message names the file and the remedy.
+
+    Attributes:
+        epoch: Epoch of the snapshot that cannot be read, or ``None`` where the trouble is another one.
+    """
+
+    def __init__(self, message: str, epoch: int | None = None) -> None:
+        super().__init__(message)
+        self.epoch = epoch
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,8 @@ class LayerGraph:
         converged: Whether every gap is within the tolerance asked for.
         features: Number of features a sample.
         linear: The layer's centred linear Gram in compact form, or ``None`` where linear CKA was not asked for.
+        communities: ``(N,)`` int64 community of every sample that Louvain's method found in the graph, where
+            ``labels="communities"`` asked for them.
     """
 
     coef: Tensor
@@ -52,15 +65,20 @@ class LayerGraph:
     converged: bool
     features: int
     linear: GramFactor | None = None
+    communities: Tensor | None = None
 
     @cached_property
     def affinity(self) -> Tensor:
         """``(N, N)`` sparse CSR, |C| + |C|ᵀ."""
         return affinity(self.coef)
 
-    def modularity(self, labels: Tensor) -> float:
-        """Modularity of the graph over class labels (Eq. 5 of the paper)."""
-        return modularity(self.affinity, labels)
+    def modularity(self, labels: Tensor | None) -> float:
+        """Modularity of the graph (Eq. 5 of the paper) over its communities if it has them, else over the class labels.
+
+        NaN where there are neither, or the graph is empty.
+        """
+        groups = labels if self.communities is None else self.communities
+        return float("nan") if groups is None else modularity(self.affinity, groups)
 
     @property
     def neighbours(self) -> float:
@@ -122,6 +140,7 @@ class SnapshotHeader(NamedTuple):
     settings: dict[str, Any]
     probe: str
     seconds: dict[str, float]
+    versions: dict[str, str]
 
 
 class SnapshotStore:
@@ -179,6 +198,8 @@ class SnapshotStore:
         Epochs that this store has, or the other one lacks, are passed over.
         """
         self.root.mkdir(parents=True, exist_ok=True)
+        for leftover in self.root.glob("*.partial"):  # of a process that was killed while it wrote
+            leftover.unlink()
         for epoch in epochs:
             if epoch in other and epoch not in self:
                 try:
@@ -232,7 +253,9 @@ class SnapshotStore:
         with self._open(epoch) as arrays:
             header = _header(arrays, self.path(epoch))
             return SnapshotHeader(
-                layers=_names(header), **{k: header[k] for k in ("epoch", "step", "settings", "probe", "seconds")}
+                layers=_names(header),
+                versions=header.get("versions", {}),
+                **{k: header[k] for k in ("epoch", "step", "settings", "probe", "seconds")},
             )
 
     def save_card(self, card: ProbeCard) -> None:
@@ -305,7 +328,19 @@ class MemoryStore(SnapshotStore):
     def header(self, epoch: int) -> SnapshotHeader:
         """What a kept snapshot says of itself."""
         s = self.load(epoch)
-        return SnapshotHeader(s.epoch, s.step, list(s.layers), dict(s.settings), s.probe, dict(s.seconds))
+        return SnapshotHeader(s.epoch, s.step, list(s.layers), dict(s.settings), s.probe, dict(s.seconds), versions())
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what the numbers come from; every stored snapshot carries them."""
+    found = {"lightning_ssc": __version__, "python": platform.python_version()}
+    for package in ("torch", "lightning", "pytorch-lightning", "numpy", "numba"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # of Lightning's two names one is usually missing
+            continue
+    return found
 
 
 def _write(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
@@ -330,15 +365,19 @@ class _Reading:
 
     def __enter__(self) -> Mapping[str, NDArray[Any]]:
         try:
-            arrays = np.load(self.path, allow_pickle=False)
+            self._file = self.path.open("rb")
         except FileNotFoundError:
             epochs = SnapshotStore(self.path.parent).epochs
             raise SnapshotError(f"There is no snapshot {self.path}; the folder holds epochs {epochs}.") from None
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except OSError as error:
             raise self._damaged(error) from error
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise self._damaged("a single array, not an archive")
-        self._file = arrays
+        try:
+            arrays = np.load(self._file, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ValueError("a single array, not an archive")
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            self._file.close()
+            raise self._damaged(error) from error
         return arrays
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -350,9 +389,11 @@ class _Reading:
             raise self._damaged(error) from error
 
     def _damaged(self, why: object) -> SnapshotError:
+        name = _NAME.fullmatch(self.path.name)
         return SnapshotError(
             f"{self.path} is not a readable snapshot ({why}). Delete the file; the run's other snapshots are "
-            f"not affected."
+            f"not affected.",
+            None if name is None else int(name[1]),
         )
 
 
@@ -380,6 +421,8 @@ def _to_arrays(snapshot: Snapshot) -> dict[str, NDArray[Any]]:
         arrays[f"{i}/value"] = layer.coef.values().numpy()
         arrays[f"{i}/gap"] = layer.gap.numpy()
         entry: dict[str, Any] = {"name": name, "converged": layer.converged, "features": layer.features}
+        if layer.communities is not None:
+            arrays[f"{i}/communities"] = layer.communities.numpy()
         if layer.linear is not None:
             linear = asdict(layer.linear)
             arrays[f"{i}/factor"] = linear.pop("factor").numpy()
@@ -393,6 +436,7 @@ def _to_arrays(snapshot: Snapshot) -> dict[str, NDArray[Any]]:
         "layers": layers,
         "settings": dict(snapshot.settings),
         "seconds": dict(snapshot.seconds),
+        "versions": versions(),
         **{key: getattr(snapshot, key) for key in ("epoch", "step", "probe")},
     }
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
@@ -402,6 +446,12 @@ def _to_arrays(snapshot: Snapshot) -> dict[str, NDArray[Any]]:
 def _layer(arrays: Mapping[str, Any], i: int, entry: Mapping[str, Any]) -> LayerGraph:
     crow, col, value = (torch.from_numpy(arrays[f"{i}/{part}"]) for part in ("crow", "col", "value"))
     n = len(crow) - 1
-    coef = torch.sparse_csr_tensor(crow.long(), col.long(), value, (n, n))
+    try:  # unchecked, indices out of range would be read as memory
+        coef = torch.sparse_csr_tensor(crow.long(), col.long(), value, (n, n), check_invariants=True)
+    except RuntimeError as error:
+        raise ValueError(str(error).splitlines()[0]) from error
     linear = GramFactor(torch.from_numpy(arrays[f"{i}/factor"]), **entry["linear"]) if "linear" in entry else None
-    return LayerGraph(coef, torch.from_numpy(arrays[f"{i}/gap"]), entry["converged"], entry["features"], linear)
+    found = arrays.get(f"{i}/communities")
+    communities = None if found is None else torch.from_numpy(found)
+    gap = torch.from_numpy(arrays[f"{i}/gap"])
+    return LayerGraph(coef, gap, entry["converged"], entry["features"], linear, communities)

@@ -1,11 +1,17 @@
-"""Scalars and images to whatever loggers a Trainer has.
+"""Snapshots to loggers: scalars, images and one chart a family.
 
-Every family of scalars also gets one chart with a line a layer in TensorBoard's custom scalars tab. Tags:
+Works with the loggers of a Trainer (``trainer.loggers``), of Fabric, or of a plain loop: anything with
+``log_metrics(metrics, step)``, and for images an ``experiment`` with ``add_image`` (TensorBoard) or ``log_image``.
 
-* ``ssc/modularity/<layer>``, ``ssc/cka_to_previous/<layer>``, ``ssc/cka_to_reference/<layer>``, ``ssc/gap/<layer>``,
-  ``ssc/nnz_per_input/<layer>`` and ``linear_cka/cka_to_previous/<layer>`` with every snapshot, ``ssc/seconds/<stage>``;
-* ``ssc/cka_to_final/<layer>`` and ``linear_cka/cka_to_final/<layer>`` at the end of fit, at the steps of the snapshots;
-* images ``ssc/pairwise_cka`` and ``ssc/embedding/<layer>`` with every snapshot, ``ssc/curves/<family>`` at the end.
+Tags, where ``<root>`` is the monitor's name, ``ssc`` by default:
+
+* with every snapshot ``<root>/modularity/<layer>``, ``<root>/cka_to_previous/<layer>``,
+  ``<root>/cka_to_reference/<layer>``, ``<root>/gap/<layer>`` (the worst of all inputs),
+  ``<root>/nnz_per_input/<layer>`` and ``<root>/seconds/<stage>``; images ``<root>/pairwise_cka`` and
+  ``<root>/embedding/<layer>``;
+* at the end of fit, at the steps of the snapshots, ``<root>/cka_to_final/<layer>``; images ``<root>/curves/<family>``;
+* the same kinds of CKA for linear CKA, under ``linear_cka/`` (of a monitor with a name of its own,
+  ``<name>_linear_cka/``).
 """
 
 from __future__ import annotations
@@ -13,26 +19,75 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lightning_ssc.plots import to_image
+from lightning_ssc import plots
+from lightning_ssc.analysis.dynamics import linear_cka, ssc_cka
+from lightning_ssc.functional import pairwise_cka, spectral_embedding
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_CHARTS = {
-    "ssc": ("modularity", "cka_to_final", "cka_to_previous", "cka_to_reference", "gap", "nnz_per_input"),
-    "linear_cka": ("cka_to_final", "cka_to_previous"),
-}
+    from lightning_ssc.analysis import Dynamics
+    from lightning_ssc.store import Snapshot
+
+_FAMILIES = ("modularity", "cka_to_final", "cka_to_previous", "cka_to_reference", "gap", "nnz_per_input")
 
 
-def log_layout(loggers: Iterable[Any]) -> None:
-    """Ask TensorBoard for one multi-line chart a family. It keeps one layout a run: call this once."""
-    layout = {
-        category: {family: ["Multiline", [f"{category}/{family}/.*"]] for family in families}
-        for category, families in _CHARTS.items()
-    }
+def linear_root(root: str) -> str:
+    """The tag under which linear CKA stands beside the tags under ``root``.
+
+    Example:
+        >>> linear_root("ssc"), linear_root("convs")
+        ('linear_cka', 'convs_linear_cka')
+    """
+    return "linear_cka" if root == "ssc" else f"{root}_linear_cka"
+
+
+def log_layout(loggers: Iterable[Any], roots: Iterable[str] = ("ssc",)) -> None:
+    """Ask TensorBoard for one multi-line chart a family in its custom scalars tab.
+
+    It keeps one layout a run, so this is called once for all monitors.
+    """
+    layout = {}
+    for root in roots:
+        for category in (root, linear_root(root)):
+            families = _FAMILIES if category == root else [f for f in _FAMILIES if f.startswith("cka")]
+            layout[category] = {family: ["Multiline", [f"{category}/{family}/.*"]] for family in families}
     for logger in loggers:
-        if hasattr(logger.experiment, "add_custom_scalars"):
+        if hasattr(getattr(logger, "experiment", None), "add_custom_scalars"):
             logger.experiment.add_custom_scalars(layout)
+
+
+def snapshot_scalars(
+    taken: Snapshot, previous: Snapshot | None = None, reference: Snapshot | None = None, root: str = "ssc"
+) -> dict[str, float]:
+    """What a snapshot says in numbers, by tag.
+
+    Args:
+        taken: The snapshot.
+        previous: The one before, for CKA to it.
+        reference: The one to compare with throughout.
+        root: First part of the tags.
+
+    Example:
+        >>> import torch
+        >>> from lightning_ssc import snapshot
+        >>> taken = snapshot(torch.nn.Sequential(torch.nn.Linear(4, 3)), torch.rand(20, 4), layers="Linear")
+        >>> sorted(snapshot_scalars(taken))
+        ['ssc/gap/0', 'ssc/nnz_per_input/0', 'ssc/seconds/forward', 'ssc/seconds/gram', 'ssc/seconds/solve', \
+'ssc/seconds/total']
+    """
+    scalars = {f"{root}/seconds/{stage}": seconds for stage, seconds in sorted(taken.seconds.items())}
+    for name, layer in taken.layers.items():
+        if taken.labels is not None or layer.communities is not None:
+            scalars[f"{root}/modularity/{name}"] = layer.modularity(taken.labels)
+        scalars[f"{root}/gap/{name}"] = float(layer.gap.max())
+        scalars[f"{root}/nnz_per_input/{name}"] = layer.neighbours
+        for other, family in ((previous, "cka_to_previous"), (reference, "cka_to_reference")):
+            if other is not None and name in other.layers:
+                scalars[f"{root}/{family}/{name}"] = ssc_cka(layer, other.layers[name])
+                if layer.linear is not None and other.layers[name].linear is not None:
+                    scalars[f"{linear_root(root)}/{family}/{name}"] = linear_cka(layer, other.layers[name])
+    return scalars
 
 
 def log_scalars(loggers: Iterable[Any], scalars: Mapping[str, float], step: int) -> None:
@@ -42,20 +97,75 @@ def log_scalars(loggers: Iterable[Any], scalars: Mapping[str, float], step: int)
 
 
 def log_figure(loggers: Iterable[Any], tag: str, figure: Figure, step: int) -> None:
-    """Write a figure as an image to the loggers that take images: TensorBoard's ``add_image`` or a ``log_image``."""
+    """Write a figure as an image to the loggers that take images."""
     image = None
     for logger in loggers:
-        add, log = getattr(logger.experiment, "add_image", None), getattr(logger, "log_image", None)
-        if add is None and log is None:
+        experiment: Any = getattr(logger, "experiment", None)
+        if not (hasattr(experiment, "add_image") or hasattr(logger, "log_image") or hasattr(experiment, "log_image")):
             continue
-        image = to_image(figure) if image is None else image
-        if add is not None:
-            add(tag, image, global_step=step, dataformats="HWC")
-        elif log is not None:
-            log(tag, [image], step=step)
+        image = plots.to_image(figure) if image is None else image
+        if hasattr(experiment, "add_image"):  # TensorBoard
+            experiment.add_image(tag, image, global_step=step, dataformats="HWC")
+        elif hasattr(logger, "log_image"):  # Weights & Biases
+            logger.log_image(tag, [image], step=step)
+        else:  # MLflow, which keeps images of a key apart by step
+            experiment.log_image(logger.run_id, image, key=tag.replace("/", "."), step=step)
+
+
+def log_snapshot(
+    loggers: Iterable[Any],
+    taken: Snapshot,
+    scalars: Mapping[str, float],
+    *,
+    heatmap: bool = True,
+    embedding: bool = True,
+    root: str = "ssc",
+) -> None:
+    """Write a snapshot's scalars and images under its step.
+
+    Args:
+        loggers: Where to.
+        taken: The snapshot.
+        scalars: From :func:`snapshot_scalars`.
+        heatmap: Draw SSC-CKA between all layers.
+        embedding: Draw every layer's spectral embedding.
+        root: First part of the tags.
+    """
+    loggers = list(loggers)
+    if not loggers:
+        return
+    log_scalars(loggers, scalars, taken.step)
+    names = list(taken.layers)
+    if heatmap and len(names) > 1:
+        matrix = pairwise_cka([layer.affinity for layer in taken.layers.values()])
+        figure = plots.heatmap(matrix, names, title=f"SSC-CKA between layers, epoch {taken.epoch}")
+        log_figure(loggers, f"{root}/pairwise_cka", figure, taken.step)
+    for name, layer in taken.layers.items() if embedding else ():
+        if int((layer.affinity.crow_indices().diff() > 0).sum()) >= 2:  # an empty graph has no eigenvectors to show
+            figure = plots.embedding(
+                spectral_embedding(layer.affinity), taken.labels, title=f"{name}, epoch {taken.epoch}"
+            )
+            log_figure(loggers, f"{root}/embedding/{name}", figure, taken.step)
+
+
+def log_history(loggers: Iterable[Any], table: Dynamics, root: str = "ssc") -> None:
+    """Write CKA of every snapshot to the last one at the steps of the snapshots, and a run's curves as images."""
+    loggers = list(loggers)
+    curves = {root: table.cka_to_final, linear_root(root): table.linear_cka_to_final}
+    for t, step in enumerate(table.steps.tolist()):
+        scalars = {
+            f"{category}/cka_to_final/{name}": float(curve[t, i])
+            for category, curve in curves.items()
+            for i, name in enumerate(table.layers)
+            if curve[t, i] == curve[t, i]  # what was not kept has no value
+        }
+        log_scalars(loggers, scalars, step)
+    for family, figure in plots.dynamics_figures(table).items() if loggers else ():
+        log_figure(loggers, f"{root}/curves/{family}", figure, int(table.steps[-1]))
 
 
 def flush(loggers: Iterable[Any]) -> None:
     """Make what was written visible now; TensorBoard would hold images back for up to two minutes."""
     for logger in loggers:
-        logger.save()
+        if hasattr(logger, "save"):
+            logger.save()

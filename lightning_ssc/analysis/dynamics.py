@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import csv
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_ssc.analysis._csv import write_csv
 from lightning_ssc.functional import cka
 from lightning_ssc.functional.similarity import factor_cka
-from lightning_ssc.store import LayerGraph, SnapshotError, SnapshotStore
+from lightning_ssc.store import LayerGraph, Snapshot, SnapshotError, SnapshotStore
 
 Table = NDArray[np.float64]
+Progress = Callable[[Sequence[Any]], Iterable[Any]]
+
+CURVES = ("modularity", "cka_to_final", "cka_to_previous", "cka_to_reference", "linear_cka_to_final")
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Dynamics:
         cka_to_final: ``(T, L)`` SSC-CKA (Eq. 3) to the last snapshot.
         cka_to_previous: ``(T, L)`` SSC-CKA to the snapshot before; NaN in the first row.
         linear_cka_to_final: ``(T, L)`` linear CKA to the last snapshot; NaN where it was not kept.
+        cka_to_reference: ``(T, L)`` SSC-CKA to the layer of the same name in a reference; NaN where there is none.
     """
 
     layers: list[str]
@@ -37,6 +43,7 @@ class Dynamics:
     cka_to_final: Table
     cka_to_previous: Table
     linear_cka_to_final: Table
+    cka_to_reference: Table
 
     def settled(self, threshold: float = 0.9) -> Table:
         """``(L,)`` first epoch from which a layer's SSC-CKA to final stays at or above the threshold; NaN if never.
@@ -45,21 +52,69 @@ class Dynamics:
             >>> import numpy as np
             >>> curve = np.array([[0.2], [0.95], [0.8], [0.92], [1.0]])
             >>> nan = np.full((5, 1), np.nan)
-            >>> Dynamics(["fc"], np.arange(5), np.arange(5), nan, curve, nan, nan).settled().tolist()
+            >>> Dynamics(["fc"], np.arange(5), np.arange(5), nan, curve, nan, nan, nan).settled().tolist()
             [3.0]
         """
         stays = np.logical_and.accumulate((self.cka_to_final >= threshold)[::-1], axis=0)[::-1]
         return np.where(stays.any(0), self.epochs[stays.argmax(0)], np.nan)
 
+    def depth_correlation(self, threshold: float = 0.9) -> float:
+        """Spearman's rank correlation of the epoch at which layers settle with their depth.
+
+        One means that layers settle strictly from the bottom up (section 4.2 of the paper). Layers that never settle
+        are left out; NaN where fewer than two are left or all settle at the same epoch.
+
+        Example:
+            >>> import numpy as np
+            >>> curve = np.array([[0.95, 0.5, 0.2], [0.96, 0.95, 0.6], [1.0, 1.0, 1.0]])
+            >>> nan = np.full((3, 3), np.nan)
+            >>> table = Dynamics(list("abc"), np.arange(3), np.arange(3), nan, curve, nan, nan, nan)
+            >>> round(table.depth_correlation(), 6)
+            1.0
+        """
+        settled = self.settled(threshold)
+        depths = np.flatnonzero(~np.isnan(settled))
+        ranks = _ranks(settled[depths])
+        if len(np.unique(ranks)) < 2:
+            return float("nan")
+        return float(np.corrcoef(ranks, depths)[0, 1])
+
+    def jumps(self, drops: Sequence[int]) -> Table:
+        """``(D, L)`` gain in SSC-CKA to final across each drop of the learning rate (section 4.2 of the paper).
+
+        Args:
+            drops: Finished epochs after which the learning rate dropped, such as a scheduler's milestones.
+
+        Returns:
+            The value at the first snapshot after a drop less the one at the last snapshot up to it; NaN where there
+            are not both.
+
+        Example:
+            >>> import numpy as np
+            >>> curve, nan = np.array([[0.2], [0.3], [0.8], [1.0]]), np.full((4, 1), np.nan)
+            >>> table = Dynamics(["fc"], np.array([0, 30, 31, 60]), np.arange(4), nan, curve, nan, nan, nan)
+            >>> table.jumps([30, 60]).tolist()
+            [[0.5], [nan]]
+        """
+        gains = np.full((len(drops), len(self.layers)), np.nan)
+        for row, drop in zip(gains, drops, strict=True):
+            after = int(np.searchsorted(self.epochs, drop, side="right"))
+            if 0 < after < len(self.epochs):
+                row[:] = self.cka_to_final[after] - self.cka_to_final[after - 1]
+        return gains
+
     def to_csv(self, path: str | Path) -> None:
         """Write one line an epoch and layer."""
-        curves = ("modularity", "cka_to_final", "cka_to_previous", "linear_cka_to_final")
-        with Path(path).open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("epoch", "step", "layer", *curves))
-            for t, (epoch, step) in enumerate(zip(self.epochs, self.steps, strict=True)):
-                for i, layer in enumerate(self.layers):
-                    writer.writerow((epoch, step, layer, *(getattr(self, curve)[t, i] for curve in curves)))
+        count = len(self.layers)
+        write_csv(
+            path,
+            {
+                "epoch": np.repeat(self.epochs, count),
+                "step": np.repeat(self.steps, count),
+                "layer": np.tile(self.layers, len(self.epochs)),
+                **{curve: getattr(self, curve) for curve in CURVES},
+            },
+        )
 
 
 def ssc_cka(one: LayerGraph, other: LayerGraph) -> float:
@@ -74,12 +129,20 @@ def linear_cka(one: LayerGraph, other: LayerGraph) -> float:
     return factor_cka(one.linear, other.linear)
 
 
-def dynamics(store: SnapshotStore, epochs: list[int] | None = None) -> Dynamics:
+def dynamics(
+    store: SnapshotStore,
+    epochs: list[int] | None = None,
+    *,
+    reference: Snapshot | None = None,
+    progress: Progress = iter,
+) -> Dynamics:
     """The curves of a run from its stored snapshots; one layer is read at a time.
 
     Args:
         store: The snapshots.
         epochs: Which of them, ascending; all by default.
+        reference: A snapshot, say of another run, that layers of the same name are compared with.
+        progress: Wrapped around the layers, such as ``tqdm.tqdm``.
 
     Raises:
         SnapshotError: There are none, one cannot be read, or they are of different probes.
@@ -106,22 +169,31 @@ def dynamics(store: SnapshotStore, epochs: list[int] | None = None) -> Dynamics:
                 f"The snapshots of epochs {header.epoch} and {final.epoch} in {store.root} are of different probes and "
                 f"cannot be compared."
             )
+    if reference is not None and reference.probe != final.probe:
+        raise SnapshotError(f"The reference and the snapshots in {store.root} are of different probes.")
     layers = final.layers
-    shape = (len(epochs), len(layers))
-    modularity, to_final, to_previous, linear = (np.full(shape, np.nan) for _ in range(4))
+    tables = {curve: np.full((len(epochs), len(layers)), np.nan) for curve in CURVES}
     labels = store.labels(final.epoch)
-    for i, name in enumerate(layers):
+    for i, name in enumerate(progress(layers)):
         last = store.load_layer(final.epoch, name)
+        refer = None if reference is None else reference.layers.get(name)
         previous = None
         for t, header in enumerate(headers):
             if name not in header.layers:
                 continue
             layer = last if header is final else store.load_layer(header.epoch, name)
-            if labels is not None:
-                modularity[t, i] = layer.modularity(labels)
-            to_final[t, i], linear[t, i] = ssc_cka(layer, last), linear_cka(layer, last)
-            if previous is not None:
-                to_previous[t, i] = ssc_cka(layer, previous)
+            tables["modularity"][t, i] = layer.modularity(labels)
+            tables["cka_to_final"][t, i] = ssc_cka(layer, last)
+            tables["linear_cka_to_final"][t, i] = linear_cka(layer, last)
+            for other, curve in ((previous, "cka_to_previous"), (refer, "cka_to_reference")):
+                if other is not None:
+                    tables[curve][t, i] = ssc_cka(layer, other)
             previous = layer
     steps = np.array([header.step for header in headers])
-    return Dynamics(layers, np.array(epochs), steps, modularity, to_final, to_previous, linear)
+    return Dynamics(layers, np.array(epochs), steps, **tables)
+
+
+def _ranks(values: Table) -> Table:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[place])

@@ -1,56 +1,57 @@
-"""Checks of input that several functions share: each error names the culprit and the remedy."""
+"""Checks of what self-expression is given: each error names the culprit and the remedy."""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 24  # entries looked at in one go, so that checking a Gram costs no second Gram
+_TILE = 512  # entries a side of what is compared at once: a transposed tile still fits the cache
+_SLACK = 1e-4  # relative error granted to a Gram: single precision over many features makes 1e-6
+
+
+def blocks(n: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most ``size`` that cover ``range(n)``."""
+    return (slice(start, min(n, start + size)) for start in range(0, n, size))
 
 
 def check_samples(x: Tensor) -> None:
-    """Raise ValueError unless ``x`` is an (N, d) table of at least 3 finite samples and 1 feature."""
+    """Raise ValueError unless ``x`` is an (N, d) table of at least 3 samples, real and finite."""
     if x.ndim != 2:
-        raise ValueError(f"x must have shape (N, d), samples as rows, got {tuple(x.shape)}: flatten each sample first")
+        raise ValueError(f"x must have shape (N, d), samples as rows, got {tuple(x.shape)}: use x.flatten(1)")
     if x.is_complex():
-        raise ValueError("x must be real, got complex numbers: stack real and imaginary parts as features")
-    if x.shape[0] < 3:
-        raise ValueError(f"self-expression needs at least 3 samples, got {x.shape[0]}")
-    if x.shape[1] == 0:
-        raise ValueError("x has no features")
-    bad = ~x.isfinite().all(1)
-    if bad.any():
-        row = int(bad.nonzero()[0, 0])
-        raise ValueError(f"x is not finite in {int(bad.sum())} of {len(x)} rows, first in row {row}: remove or repair them")
+        raise ValueError(f"x must be real, got {x.dtype}: torch.view_as_real(x).flatten(1) keeps all inner products real")
+    if x.shape[0] < 3 or x.shape[1] < 1:
+        raise ValueError(f"x must have at least 3 samples and 1 feature, got shape {tuple(x.shape)}")
+    bad = (~x.isfinite()).any(1).nonzero()[:, 0]
+    if len(bad):
+        raise ValueError(f"x has NaN or infinity in row {int(bad[0])} ({len(bad)} such rows): repair or leave them out")
 
 
 def check_gram(gram: Tensor) -> None:
-    """Raise ValueError unless ``gram`` is a finite, symmetric (N, N) Gram matrix of at least 3 samples."""
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
-        raise ValueError(f"gram must be square, (N, N) = x @ x.T, got shape {tuple(gram.shape)}")
-    if gram.is_complex():
-        raise ValueError("gram must be real, got complex numbers")
-    n = gram.shape[0]
+    """Raise ValueError unless ``gram`` can be the (N, N) Gram matrix of at least 3 real samples."""
+    n = len(gram)
+    if gram.shape != (n, n):
+        raise ValueError(f"gram must be square, x @ x.T, got shape {tuple(gram.shape)}")
+    if gram.is_complex() or gram.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(f"gram must be real and in single precision or better, got {gram.dtype}: form it from x.float()")
     if n < 3:
-        raise ValueError(f"self-expression needs at least 3 samples, got {n}")
-    length = gram.diagonal()
-    if bool((length < 0).any()):
-        row = int((length < 0).nonzero()[0, 0])
-        raise ValueError(f"gram is not a Gram matrix: gram[{row}, {row}] = {float(length[row]):.3g} is negative")
-    length = length.to(torch.float64).sqrt()
-    slack = 1e-4 * float(length.max()) ** 2
-    for start in range(0, n, step := max(1, _CHUNK // n)):
-        rows = gram[start : start + step]
-        bad = ~rows.isfinite().all(1)
-        if bad.any():
-            row = start + int(bad.nonzero()[0, 0])
-            raise ValueError(f"gram is not finite, first in row {row}: repair or remove that sample")
-        bad = ((rows - gram[:, start : start + step].T).abs() > slack).any(1)
-        if bad.any():
-            row = start + int(bad.nonzero()[0, 0])
-            raise ValueError(f"gram is not symmetric, first in row {row}: pass x @ x.T, or (gram + gram.T) / 2")
-        bad = (rows.abs() > length[start : start + step, None] * length + slack).any(1)
-        if bad.any():
-            row = start + int(bad.nonzero()[0, 0])
-            raise ValueError(
-                f"gram is not a Gram matrix: row {row} has an entry beyond the product of the two samples' lengths "
-                "(a distance or unscaled kernel?): pass x @ x.T"
-            )
+        raise ValueError(f"gram must be of at least 3 samples, got {n}")
+    square = gram.diagonal().double()
+    if not bool(((square >= 0) & square.isfinite()).all()):
+        row = int((~((square >= 0) & square.isfinite())).nonzero()[0, 0])
+        raise ValueError(f"gram[{row}, {row}] is {float(square[row])}, not the squared length of a sample: check row {row}")
+    length = square.sqrt()
+    slack = _SLACK * float(square.max())
+    for i in blocks(n, _TILE):
+        for j in blocks(i.stop, _TILE):
+            tile, mirror = gram[i, j], gram[j, i].T
+            if not bool(((tile - mirror).abs() <= slack).all()):
+                row = i.start + int((~((tile - mirror).abs() <= slack)).any(1).nonzero()[0, 0])
+                raise ValueError(f"gram is not finite and symmetric in row {row}: pass x @ x.T of finite samples")
+            bound = torch.outer(length[i], length[j]).to(tile.dtype) + slack
+            if not bool((tile.abs() <= bound).all()):
+                row = i.start + int((tile.abs() > bound).any(1).nonzero()[0, 0])
+                raise ValueError(
+                    f"gram has an entry in row {row} beyond the product of the two samples' lengths, so it is no "
+                    "matrix of inner products (of distances?): pass x @ x.T"
+                )

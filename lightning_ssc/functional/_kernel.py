@@ -179,7 +179,7 @@ def _descend(act: Ints, low: Floats, k: int, coef: Floats, sign: Floats, z: Floa
             j = act[q]
             reaches = (coef[j] + x[q]) * sign[j] <= 0 and -coef[j] / x[q] <= step
             coef[j] += step * x[q]
-            if reaches:
+            if reaches or coef[j] * sign[j] <= 0:
                 coef[j] = 0.0
                 k = _remove(act, low, k, q, z, turn)
         if k == size:
@@ -221,47 +221,63 @@ def _violators(corr: Floats, act: Ints, k: int, lam: float, budget: int, score: 
 
 
 @_jit
-def _exchange(act: Ints, low: Floats, k: int, coef: Floats, sign: Floats, x: Floats) -> int:
-    """Let the dependent candidate act[k], whose row is low[k], in for an active sample; returns whose position, or -1.
+def _exchange(
+    gram: NDArray[Any], act: Ints, low: Floats, k: int, count: int, coef: Floats, sign: Floats, z: Floats, x: Floats, turn: Floats
+) -> tuple[int, int]:
+    """Exchange dependent candidates act[k : k + count] for active samples; returns the size and how many could be.
 
-    The candidate equals sum_q x[q] act[q]. Trading along that identity leaves the fit alone and, because the candidate
-    violates |corr| <= lam, lowers the 1-norm, until an active coefficient reaches zero.
+    Such a candidate is a combination of the active set. Trading along that combination leaves the fit alone, and it
+    lowers the 1-norm when the candidate violates |corr| <= lam, until an active coefficient reaches zero.
     """
-    _backward(low, k, low[k], x)
-    j = act[k]
-    slope, step, leaver = 1.0, np.inf, -1
-    for q in range(k):
-        fall = sign[j] * x[q] * sign[act[q]]
-        slope -= fall
-        if fall > 0 and abs(coef[act[q]]) < step * fall:
-            step, leaver = abs(coef[act[q]]) / fall, q
-    if slope >= 0:
-        return -1
-    for q in range(k):
-        coef[act[q]] -= step * sign[j] * x[q]
-    coef[act[leaver]] = 0.0
-    coef[j] = step * sign[j]
-    return leaver
+    one, traded = np.int64(1), 0
+    for p in range(count):
+        j = act[k + p]
+        act[k] = j
+        if _append(gram, act, low, k, one) > k:
+            continue  # by rounding alone: its turn comes again
+        _backward(low, k, low[k], x)
+        slope, step, leaver = 1.0, np.inf, np.int64(-1)
+        for q in range(k):
+            fall = sign[j] * x[q] * sign[act[q]]
+            slope -= fall
+            if fall > 0 and abs(coef[act[q]]) < step * fall:
+                step, leaver = abs(coef[act[q]]) / fall, q
+        if slope >= 0 or leaver < 0:
+            continue
+        for q in range(k):
+            coef[act[q]] -= step * sign[j] * x[q]
+        coef[act[leaver]] = 0.0
+        coef[j] = step * sign[j]
+        _remove(act, low, k, leaver, z, turn)
+        act[k - 1] = j
+        traded += 1
+        if _append(gram, act, low, k - 1, one) < k:  # all but a combination of the others too: do without
+            coef[j] = 0.0
+            return k - 1, traded
+    return k, traded
 
 
 @_jit
 def solve_rows(
-    gram: NDArray[Any], tau: float, tol: float, max_rounds: int, start: int, stop: int, ptr: Ints, col: Ints, val: Floats
+    gram: NDArray[Any], ptr: Ints, col: Ints, val: Floats, rows: Ints, tau: float, tol: float, max_iter: int
 ) -> tuple[Ints, Ints, Floats, Floats, Floats, Ints]:
-    """Solve rows start..stop; the CSR coefficients (ptr, col, val) of all rows propose supports and signs to start with.
+    """Solve the problems of the samples ``rows``, each until its gap is within ``tol``.
 
-    Returns pointers, columns and values of these rows' coefficients, then their objectives, relative gaps and rounds.
+    The CSR coefficients (ptr, col, val) of all samples propose the first active sets and their signs. Returns counts,
+    columns and values of the rows' coefficients, then their objectives, relative gaps and rounds.
     """
     n, lam = gram.shape[0], 1 / tau
     corr, score, coef, sign = np.empty(n), np.empty(n), np.zeros(n), np.empty(n)
     act = np.empty(n, np.int64)
     room = 0
     low, turn, z, x = np.empty((0, 0)), np.empty((0, 2)), np.empty(0), np.empty(0)
-    out_ptr, out_col, out_val = np.zeros(stop - start + 1, np.int64), np.empty(0, np.int64), np.empty(0)
-    objective, gap, rounds = np.empty(stop - start), np.empty(stop - start), np.empty(stop - start, np.int64)
-    for i in range(start, stop):
+    filled, out_col, out_val = 0, np.empty(0, np.int64), np.empty(0)
+    counts, rounds = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+    objective, gap = np.empty(len(rows)), np.empty(len(rows))
+    for at in range(len(rows)):
+        i = rows[at]
         k, last = np.int64(0), np.inf  # np.int64: a literal would compile everything a second time
-        for done in range(max_rounds + 1):
+        for done in range(max_iter + 1):
             _correlate(gram, i, act, k, coef, corr)
             fit = corr[i]  # <x_i, residual>
             corr[i] = 0.0
@@ -276,16 +292,18 @@ def solve_rows(
             primal = norm + tau / 2 * square
             excess = norm - scale * tau * inner + tau / 2 * (1 - scale) ** 2 * square
             g = excess / primal if primal > 0 else 0.0
-            objective[i - start], gap[i - start], rounds[i - start] = primal, g, done
-            if g <= tol or done == max_rounds:
+            objective[at], gap[at], rounds[at] = primal, g, done
+            if g <= tol or done == max_iter:
                 break
-            count = ptr[i + 1] - ptr[i] if done == 0 else 0
-            if count:
-                for q in range(count):
-                    act[q] = col[ptr[i] + q]
-                    sign[act[q]] = np.sign(val[ptr[i] + q])
-            else:
-                count = _violators(corr, act, k, lam, min(max(8, min(k, 24 + k // 8)), n - 1 - k), score)
+            count = np.int64(0)
+            if done == 0:
+                for p in range(ptr[i], ptr[i + 1]):
+                    if col[p] != i:
+                        act[count] = col[p]
+                        sign[col[p]] = np.sign(val[p])
+                        count += 1
+            if count == 0:
+                count = _violators(corr, act, k, lam, min(max(8, min(k, 24 + k // 4)), n - 1 - k), score)
                 for q in range(k, k + count):
                     sign[act[q]] = np.sign(corr[act[q]])
                 if count == 0 and g > last / 2:
@@ -299,18 +317,16 @@ def solve_rows(
                         wider[q, t] = low[q, t]
                 low, turn, z, x = wider, np.empty((room, 2)), np.empty(room), np.empty(room)
             size = _append(gram, act, low, k, count)
-            if size == k and count:  # every candidate is a combination of the active set
-                leaver = _exchange(act, low, k, coef, sign, x)
-                if leaver < 0:
+            if size > k or count == 0 or k == 0:
+                k = size
+            else:
+                k, traded = _exchange(gram, act, low, k, count, coef, sign, z, x, turn)
+                if traded == 0:
                     break  # as far as rounding allows
-                k, count = _remove(act, low, k, leaver, z, turn), np.int64(1)
-                act[k] = act[k + 1]
-                size = _append(gram, act, low, k, count)
-            k = size
             for q in range(k):
                 z[q] = (corr[act[q]] - lam * sign[act[q]] - _dot(low[q], z, q)) / low[q, q]
             k = _descend(act, low, k, coef, sign, z, x, turn)
-        filled = out_ptr[i - start]
+        before = filled
         if filled + k > len(out_col):
             longer = max(2 * len(out_col), filled + k)
             more_col, more_val = np.empty(longer, np.int64), np.empty(longer)
@@ -322,5 +338,5 @@ def solve_rows(
                 out_col[filled], out_val[filled] = j, coef[j]
                 coef[j] = 0.0
                 filled += 1
-        out_ptr[i - start + 1] = filled
-    return out_ptr, out_col[:filled].copy(), out_val[:filled].copy(), objective, gap, rounds
+        counts[at] = filled - before
+    return counts, out_col[:filled].copy(), out_val[:filled].copy(), objective, gap, rounds

@@ -11,7 +11,7 @@ from torch import Tensor
 # listens, keeps them out of the user's output (and out of test runs in which warnings are errors).
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    torch.sparse_coo_tensor(torch.zeros(2, 1, dtype=torch.long), torch.ones(1), (1, 1)).to_sparse_csr()
+    torch.sparse_coo_tensor(torch.tensor([[0], [0]], device="cpu"), [1.0], (1, 1), device="cpu").to_sparse_csr()
 
 
 def to_csr(matrix: Tensor) -> Tensor:
@@ -34,8 +34,8 @@ def check_square(matrix: Tensor, name: str) -> None:
     """Raise ValueError unless the argument called `name` is a square matrix of real floating-point numbers."""
     if not isinstance(matrix, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(matrix).__name__}")
-    if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(f"{name} must be a square (N, N) matrix, got shape {tuple(matrix.shape)}")
+    if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
+        raise ValueError(f"{name} must be a square (N, N) matrix with N at least 1, got shape {tuple(matrix.shape)}")
     if not matrix.is_floating_point():
         raise ValueError(f"{name} must hold floating-point weights, got {matrix.dtype}: convert it with .float()")
 
@@ -43,28 +43,33 @@ def check_square(matrix: Tensor, name: str) -> None:
 def check_symmetric(matrix: Tensor, name: str, remedy: str) -> None:
     """Raise ValueError unless the argument called `name` is a symmetric matrix of finite numbers.
 
-    Sparse matrices are compared with their transpose by one product with a fixed vector without pattern, which costs
-    O(entries) and differs for all asymmetric matrices but those orthogonal to that very vector.
+    The matrix and its transpose are compared by their products with one fixed vector without pattern, which costs
+    O(entries) and tells all asymmetric matrices apart but those whose difference is orthogonal to that very vector.
     """
     check_square(matrix, name)
     n = matrix.shape[0]
     probe = torch.frac(torch.arange(1, n + 1, dtype=torch.float64, device=matrix.device) * 0.6180339887498949) + 0.5
-    rows, columns, values = to_coo(matrix) if matrix.layout != torch.strided else (None, None, matrix)
-    values = values.double()
-    if not bool(values.isfinite().all()):
-        raise ValueError(f"{name} holds NaN or infinity")
-    if rows is None or columns is None:
-        forward, backward, scale = values @ probe, probe @ values, values.abs().sum(1)
+    if matrix.layout == torch.strided:
+        values = matrix.double()
+        forward, backward, size = values @ probe, probe @ values, values.abs().sum(1)
     else:
-        forward, backward, scale = (
-            torch.zeros(n, dtype=torch.float64, device=matrix.device).index_add_(0, to, values_of)
-            for to, values_of in (
-                (rows, values * probe[columns]),
-                (columns, values * probe[rows]),
-                (rows, values.abs()),
-            )
-        )
+        rows, columns, values = to_coo(matrix)
+        values = values.double()
+        zero = torch.zeros_like(probe)
+        forward = zero.index_add(0, rows, values * probe[columns])
+        backward = zero.index_add(0, columns, values * probe[rows])
+        size = zero.index_add(0, rows, values.abs())
+    if not bool(size.isfinite().all()):
+        raise ValueError(f"{name} holds NaN or infinity, first in row {int((~size.isfinite()).nonzero()[0])}")
     difference = (forward - backward).abs()
-    if bool((difference > 1e-4 * scale.max()).any()):
+    if bool((difference > 1e-4 * size.max()).any()):
         row = int(difference.argmax())
         raise ValueError(f"{name} must be symmetric, but row {row} differs from column {row}: {remedy}")
+
+
+def check_same_inputs(first: Tensor, second: Tensor, name1: str, name2: str) -> None:
+    """Raise ValueError unless the two arguments have as many rows and live on one device."""
+    if len(first) != len(second):
+        raise ValueError(f"{name1} has {len(first)} inputs but {name2} has {len(second)}: both must see the same probe")
+    if first.device != second.device:
+        raise ValueError(f"{name1} is on {first.device} but {name2} is on {second.device}: move one to the other")

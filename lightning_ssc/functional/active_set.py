@@ -1,52 +1,121 @@
-"""The exact solver: active sets (first version: batched, float64)."""
+"""The exact solver: one active set a sample, until a duality gap says that it is done.
+
+Method. All N problems share the Gram matrix G and need nothing else. For each sample, in rounds:
+
+1. the correlations of all samples with the residual, a sum of |A| rows of G taken in float64, and from them the
+   relative duality gap, which ends the rounds;
+2. the worst violators of |<x_j, r>| <= 1/tau join the active set A, at most about as many as it has;
+3. Newton steps on A, each cut at the first sign change, where that sample leaves A.
+
+The Cholesky factor of G[A, A] is extended by the newcomers, 32 at a time, and rotated when a sample leaves, so that a
+step costs O(|A|^2) and a problem little more than one factorisation of its final support. Where all newcomers are
+combinations of A (fewer features than neighbours, duplicates) the factor would turn singular; then one is exchanged for
+an active sample along its combination, which leaves the fit alone and lowers the 1-norm. Every move lowers the
+objective, so the method is finite, and the certificate belongs to what is returned.
+
+On CPU this is compiled by numba (``_kernel.py``) and rows are shared out among plain threads: rows are independent and
+summed in a fixed order, hence results are the same for any number of threads, and the solver may be called from any
+thread and after a fork. GPU tensors take the batched path (``_batched.py``), whose stragglers the kernel finishes.
+"""
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_ssc.functional._batched import solve_batch
+from lightning_ssc.functional._checks import blocks
+from lightning_ssc.functional._sparse import to_csr
+from lightning_ssc.functional.duality import CHUNK, row_block
 
-def active_set(gram: Tensor, tau: float, tol: float, max_iter: int) -> tuple[Tensor, int]:
-    """Solve all rows; returns coef (N, N) sparse CSR float64 and the number of rounds."""
-    from lightning_ssc.functional.self_expression import duality_gap
+_ROWS = 32  # rows a thread takes at a time: enough to forget the call, few enough to end together
+_PILOT = 8  # rows solved first, to tell whether the graph will be nearly complete
+_SMALL = 100  # a complete graph of fewer samples costs nothing worth a warning
 
-    gram = gram.double()
-    n, lam = gram.shape[0], 1 / tau
-    coef, todo = torch.zeros_like(gram), torch.arange(n, device=gram.device)
-    ridge = 1e-10 * gram.diagonal().max()
-    zero, two = gram.new_zeros(()), gram.new_full((), 2.0)
-    for rounds in range(max_iter):
-        gap = duality_gap(gram, coef, tau)[1]
-        todo = (gap > tol).nonzero()[:, 0]
-        if len(todo) == 0:
-            break
-        c, g = coef[todo], gram[todo]
-        corr = g - c @ gram
-        corr[torch.arange(len(todo)), todo] = 0
-        active = c != 0
-        add = (active.sum(1) * 0.5).long().clamp_min(16 if rounds == 0 else 4)
-        violation, where = (corr.abs() - lam).masked_fill(active, -1).topk(min(int(add.max()), n - 1), dim=1)
-        take = (violation > 1e-9 * lam) & (torch.arange(where.shape[1], device=gram.device) < add[:, None])
-        member = active | torch.zeros_like(active).scatter(1, where, take)
-        idx = torch.argsort(member.to(torch.int8), dim=1, descending=True, stable=True)[:, : int(member.sum(1).max())]
-        on = member.gather(1, idx)
-        w, rhs = c.gather(1, idx) * on, g.gather(1, idx)
-        sign = torch.where(w != 0, w.sign(), corr.gather(1, idx).sign())
-        h = gram[idx.unsqueeze(2), idx.unsqueeze(1)]
-        live = torch.arange(len(todo), device=gram.device)
-        for _ in range(50):
-            m, wl, sl = on[live], w[live], sign[live]
-            a = torch.where(m.unsqueeze(2) & m.unsqueeze(1), h[live], zero)
-            a.diagonal(dim1=1, dim2=2).add_((~m).to(a.dtype) + ridge)
-            target = torch.where(m, rhs[live] - lam * sl + ridge * wl, zero).unsqueeze(2)
-            x = torch.cholesky_solve(target, torch.linalg.cholesky_ex(a)[0]).squeeze(2)
-            wrong = m & (x * sl <= 0)
-            newcomer = wrong & (wl == 0)
-            step = torch.where(wrong & (wl != 0), wl / (wl - x), two)
-            alpha = torch.where(newcomer.any(1), zero, step.amin(1).clamp_max(1)).unsqueeze(1)
-            hit = (step <= alpha + 1e-14) & wrong & (wl != 0)
-            w[live] = torch.where(m & ~hit, wl + alpha * (x - wl), zero)
-            on[live] = m & ~hit & ~newcomer
-            live = live[wrong.any(1)]
-            if len(live) == 0:
-                break
-        coef[todo] = torch.zeros_like(c).scatter(1, idx, torch.where(on, w, zero))
-    return coef.to_sparse_csr(), rounds
+
+class Solution(NamedTuple):
+    """What a solver returns: (N, N) CSR float64, (N,) float64 objectives and relative gaps, and its iterations."""
+
+    coef: Tensor
+    objective: Tensor
+    gap: Tensor
+    n_iter: int
+
+
+class _Part(NamedTuple):
+    """Solutions of the samples ``index``: their nonzero weights one sample after the other, and figures of each."""
+
+    index: Tensor
+    counts: Tensor
+    col: Tensor
+    val: Tensor
+    objective: Tensor
+    gap: Tensor
+    rounds: Tensor
+
+
+def active_set(gram: Tensor, tau: float, tol: float, max_iter: int | None = None, init: Tensor | None = None) -> Solution:
+    """Solve all samples of a checked Gram to a relative duality gap of ``tol``.
+
+    Args:
+        gram: (N, N) float32 or float64.
+        tau: Weight of the fit.
+        tol: Relative duality gap at which a row is done.
+        max_iter: Most rounds of a row, 200 by default.
+        init: (N, N) earlier solution, whose support and signs each row tries first.
+    """
+    n = len(gram)
+    if init is None:
+        init = torch.sparse_coo_tensor(torch.empty(2, 0), [], (n, n), dtype=torch.float64, device=gram.device)
+    solve = _batched if gram.is_cuda else _compiled
+    parts = solve(gram, tau, tol, 200 if max_iter is None else max_iter, to_csr(init).double())
+    index, counts, col, val, objective, gap, rounds = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+    coef = torch.sparse_coo_tensor(torch.stack((index.repeat_interleave(counts), col)), val, (n, n)).to_sparse_csr()
+    order = index.argsort()
+    return Solution(coef, objective[order], gap[order], int(rounds.max()))
+
+
+def _compiled(gram: Tensor, tau: float, tol: float, max_iter: int, init: Tensor) -> list[_Part]:
+    """Solve all samples on CPU."""
+    n, gram = len(gram), gram.contiguous()
+    pilot = torch.zeros(n, dtype=torch.bool)
+    pilot[:: -(-n // _PILOT)] = True
+    first = _kernel(gram, tau, tol, max_iter, init, pilot.nonzero()[:, 0])
+    share = float(first.counts.double().mean()) / n
+    if share > 0.5 and n >= _SMALL:
+        warnings.warn(
+            f"tau = {tau:g} rebuilds a sample from {share:.0%} of all others: the graph is nearly complete, tells little "
+            "and takes long (a row costs the cube of its neighbours). Lower tau, or normalize the samples",
+            stacklevel=5,
+        )
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        rest = (~pilot).nonzero()[:, 0].split(_ROWS)
+        return [first, *threads.map(lambda index: _kernel(gram, tau, tol, max_iter, init, index), rest)]
+
+
+def _batched(gram: Tensor, tau: float, tol: float, max_iter: int, init: Tensor) -> list[_Part]:
+    """Solve all samples on the device of the Gram, and on CPU those that stall there."""
+    n, parts, host = len(gram), [], None
+    for rows in blocks(n, max(1, CHUNK // n)):
+        index, start = torch.arange(rows.start, rows.stop, device=gram.device), row_block(init, rows).to_dense()
+        c, objective, gap, rounds = solve_batch(gram, tau, tol, max_iter, index, start)
+        stalled = ((gap > tol) & (rounds < max_iter)).nonzero()[:, 0]
+        if len(stalled):
+            host = (gram.cpu().contiguous(), init.cpu()) if host is None else host
+            again = _kernel(host[0], tau, tol, max_iter, host[1], index[stalled].cpu())
+            _, counts, col, val, objective[stalled], gap[stalled], rounds[stalled] = (t.to(gram.device) for t in again)
+            c[stalled] = 0.0
+            c[stalled.repeat_interleave(counts), col] = val
+        row, col = c.nonzero(as_tuple=True)
+        parts.append(_Part(index, (c != 0).sum(1), col, c[row, col], objective, gap, rounds))
+    return parts
+
+
+def _kernel(gram: Tensor, tau: float, tol: float, max_iter: int, init: Tensor, index: Tensor) -> _Part:
+    """Solve the samples ``index`` with the compiled kernel, in this thread."""
+    from lightning_ssc.functional._kernel import solve_rows  # importing numba takes a second
+
+    start = (init.crow_indices(), init.col_indices(), init.values())
+    return _Part(index, *map(torch.from_numpy, solve_rows(*(t.numpy() for t in (gram, *start, index)), tau, tol, max_iter)))

@@ -1,13 +1,4 @@
-"""Sparse self-expression: every sample rebuilt from few of the others, with a certificate.
-
-For each sample x_i (a row of X) the weights c of the others minimise
-
-    ||c||_1 + tau/2 ||x_i - X'c||^2,   c_i = 0
-
-(the problem of Eq. 2 of Saini, Devineni and Papalexakis, "Subspace Clustering Based Analysis of Neural Networks",
-2021; the noisy LASSO program of Elhamifar and Vidal, "Sparse Subspace Clustering", TPAMI 2013). It needs
-the Gram matrix X X' only.
-"""
+"""Sparse self-expression: every sample rebuilt from few of the others, with a certificate of optimality."""
 
 import math
 import warnings
@@ -17,9 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_ssc.functional._checks import check_gram, check_samples
+from lightning_ssc.functional._checks import blocks, check_gram, check_samples
+from lightning_ssc.functional.active_set import active_set
+from lightning_ssc.functional.admm import admm
+from lightning_ssc.functional.duality import CHUNK, duality_gap
 
-_CHUNK = 1 << 24  # float64 entries (128 MB) held at once beside the Gram
+_BLOCK = 1 << 19  # entries of simple passes over the Gram: what they make of it stays in the cache
+
+__all__ = ["SelfExpression", "duality_gap", "self_expression"]
 
 
 @dataclass(frozen=True)
@@ -27,14 +23,13 @@ class SelfExpression:
     """The weights by which samples rebuild one another, and the proof of their quality.
 
     Attributes:
-        coef: (N, N) ``torch.sparse_csr``, float64; row i holds the weights of the other samples in rebuilding
-            sample i (column i of the paper's C). Explicit entries are nonzero; the diagonal is empty.
-        gap: (N,) float64, relative duality gap of each row, measured on ``coef`` in float64: the objective
-            is at most ``gap`` times itself above the optimum.
+        coef: (N, N) ``torch.sparse_csr``, float64 whatever the input, since the certificate speaks of these very
+            numbers; row i holds the weights of the other samples in rebuilding sample i (column i of the paper's C).
+        gap: (N,) float64, relative duality gap of each row, measured on ``coef`` (:func:`duality_gap`).
         objective: (N,) float64, ``||c||_1 + tau/2 ||x_i - X'c||^2`` of each row.
-        converged: whether every gap is within the tolerance asked for.
-        n_iter: iterations of the solver (of the slowest row, where rows are solved one by one).
-        tau: weight of the fit that was used.
+        converged: Whether every gap is within the tolerance asked for.
+        n_iter: Rounds of the slowest row (``"active_set"``) or iterations (``"admm"``).
+        tau: Weight of the fit that was used.
     """
 
     coef: Tensor
@@ -59,82 +54,133 @@ def self_expression(
     init: Tensor | None = None,
     preset: Literal["paper"] | None = None,
 ) -> SelfExpression:
-    """Rebuild every sample from few of the others (Eq. 2 of the paper), with a certificate of optimality."""
-    g = _prepare(x, gram, normalize and preset is None)
-    tau_used = _tau(g, 10.0 if preset else tau, None if preset else alpha)
-    from lightning_ssc.functional.active_set import active_set
+    """Rebuild every sample from few of the others.
 
-    coef, n_iter = active_set(g, tau_used, tol=tol, max_iter=max_iter or 100)
-    objective, gap = duality_gap(g, coef, tau_used)
-    return SelfExpression(coef, gap, objective, bool((gap <= tol).all()), n_iter, tau_used)
+    For each sample x_i (a row of X), minimise over the weights c of the others
+
+        ||c||_1 + tau/2 ||x_i - X'c||^2,   c_i = 0,
+
+    Eq. 2 of Saini, Devineni and Papalexakis, "Subspace Clustering Based Analysis of Neural Networks" (2021), after
+    Elhamifar and Vidal, "Sparse Subspace Clustering" (TPAMI 2013).
+
+    Args:
+        x: (N, d) samples as rows, any real dtype. Their Gram is formed in float64.
+        gram: (N, N) Gram matrix of the samples, instead of ``x``: float32, float64 or integer. It is not modified.
+        tau: Weight of the fit. A sample has no neighbours while ``tau <= 1 / max_j |<x_i, x_j>|``; larger means more.
+        alpha: ``tau`` in units of the value at which the last sample that can have neighbours gets its first (Elhamifar
+            and Vidal's alpha); overrides ``tau``.
+        normalize: Scale samples to unit length first; zero samples stay zero.
+        solver: ``"active_set"``, exact, or ``"admm"``, Algorithm 1 of the paper.
+        tol: Relative duality gap to reach in every row; for ``"admm"``, tolerance of the residuals.
+        max_iter: Most rounds of a row (200 by default) or iterations of ADMM (300 by default).
+        init: (N, N) earlier ``coef``, sparse or dense, to start from, say of the previous epoch.
+        preset: ``"paper"`` is the published setting: raw samples, ADMM, tau = mu = 10, adaptive mu, 100 iterations. It
+            overrides ``tau``, ``alpha``, ``normalize`` and ``solver``.
+
+    Returns:
+        Weights with the certificate of each row, on the device of the input (CPU or CUDA).
+
+    Raises:
+        ValueError: Bad input; the message names the row and the remedy.
+
+    Warns:
+        UserWarning: ``tau`` is so small that the graph is empty, or so large that it is nearly complete (said before
+            the time is spent).
+
+    Duplicated samples have no unique solution; one of them is returned, certified like any other.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.1], [2.0, 0.0], [0.0, 1.0], [0.1, 3.0]])
+        >>> found = self_expression(x, tau=10.0)
+        >>> found.coef.to_dense().nonzero().tolist()
+        [[0, 1], [1, 0], [2, 3], [3, 2]]
+        >>> found.converged, bool((found.gap <= 1e-5).all())
+        (True, True)
+    """
+    if preset not in (None, "paper"):
+        raise ValueError(f"preset must be 'paper' or None, got {preset!r}")
+    if preset == "paper":
+        tau, alpha, normalize, solver = 10.0, None, False, "admm"
+        max_iter = 100 if max_iter is None else max_iter
+    if solver not in ("active_set", "admm"):
+        raise ValueError(f"solver must be 'active_set' or 'admm', got {solver!r}")
+    if not tol >= 0:
+        raise ValueError(f"tol must be a relative duality gap, at least 0, got {tol}")
+    if max_iter is not None and max_iter < 1:
+        raise ValueError(f"max_iter must be at least 1, got {max_iter}")
+    gram = _gram(x, gram, normalize)
+    if init is not None:
+        _check_init(init, gram)
+    tau = _tau(gram, tau, alpha)
+    if solver == "active_set":
+        coef, objective, gap, n_iter = active_set(gram, tau, tol, max_iter, init)
+    else:
+        coef, n_iter = admm(gram, tau, tol, max_iter, init)
+        objective, gap = duality_gap(gram, coef, tau)
+    return SelfExpression(coef, gap, objective, bool((gap <= tol).all()), n_iter, tau)
 
 
-def _prepare(x: Tensor | None, gram: Tensor | None, normalize: bool) -> Tensor:
-    """The checked floating-point Gram the solvers work on."""
+def _gram(x: Tensor | None, gram: Tensor | None, normalize: bool) -> Tensor:
+    """The checked Gram of the problem, float32 or float64."""
     if (x is None) == (gram is None):
-        raise ValueError("pass either x (N, d) or gram=(N, N), not both and not neither")
+        raise ValueError("pass either x, (N, d) samples, or gram=, their (N, N) Gram")
     if x is not None:
         check_samples(x)
-        x = x.to(_working_dtype(x))
-        gram = x @ x.T
+        result = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
+        for part in x.split(max(1, CHUNK // len(x)), dim=1):
+            result.addmm_(part.double(), part.double().T)
+        check_gram(result)
+        return _to_unit_length(result, result) if normalize else result
     assert gram is not None
     check_gram(gram)
-    gram = gram.to(_working_dtype(gram))
-    if normalize:
-        scale = gram.diagonal().rsqrt().nan_to_num(0.0, 0.0, 0.0)
-        gram = gram * torch.outer(scale, scale)
-    return gram
+    if not gram.is_floating_point():
+        gram = gram.double()
+    return _to_unit_length(gram, torch.empty_like(gram)) if normalize else gram
 
 
-def _working_dtype(t: Tensor) -> torch.dtype:
-    if t.dtype in (torch.float16, torch.bfloat16):
-        return torch.float32
-    return t.dtype if t.is_floating_point() else torch.float64
+def _to_unit_length(gram: Tensor, out: Tensor) -> Tensor:
+    """Write the Gram of the samples scaled to unit length into ``out``; zero samples stay zero."""
+    scale = gram.diagonal().double().rsqrt().nan_to_num(posinf=0.0)
+    for rows in blocks(len(gram), max(1, _BLOCK // len(gram))):
+        out[rows] = gram[rows].double() * scale * scale[rows].unsqueeze(1)
+    out.diagonal().copy_(scale > 0)
+    return out
+
+
+def _check_init(init: Tensor, gram: Tensor) -> None:
+    if init.shape != gram.shape:
+        raise ValueError(f"init must be the coef of the same samples, {tuple(gram.shape)}, got {tuple(init.shape)}")
+    if init.device != gram.device:
+        raise ValueError(f"init is on {init.device} but the samples are on {gram.device}: move one of them")
+    values = init if init.layout == torch.strided else init.values()
+    if not bool(values.isfinite().all()):
+        raise ValueError("init is not finite: pass the coef of an earlier result, or None")
 
 
 def _tau(gram: Tensor, tau: float | None, alpha: float | None) -> float:
-    if alpha is None and tau is None:
-        raise ValueError("pass tau or alpha")
-    off = gram.abs()
-    off.fill_diagonal_(0)
-    reach = off.amax(1)
-    if alpha is not None:
-        return float(alpha / reach[reach > 0].min())
-    assert tau is not None
-    if not (math.isfinite(tau) and tau > 0):
-        raise ValueError(f"tau must be positive and finite, got {tau}")
-    if tau * float(reach.max()) <= 1:
-        warnings.warn(f"tau = {tau:g} leaves the graph empty: the first edge appears above {1 / float(reach.max()):g}", stacklevel=3)
-    return float(tau)
-
-
-@torch.no_grad()
-def duality_gap(gram: Tensor, coef: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """Objective and relative duality gap of every row of any solution, in float64.
-
-    Args:
-        gram: (N, N) Gram matrix of the samples, as the solver saw it (scaled to unit diagonal when normalising).
-        coef: (N, N) weights, dense or sparse, row i rebuilding sample i; its diagonal must be zero.
-        tau: weight of the fit.
-
-    Returns:
-        ``(objective, gap)``, both (N,) float64.
-    """
-    dense = coef.to_dense() if coef.layout != torch.strided else coef
-    n = gram.shape[0]
-    objective = torch.empty(n, dtype=torch.float64, device=gram.device)
-    gap = torch.empty_like(objective)
-    g64 = gram.double()
-    for start in range(0, n, step := max(1, _CHUNK // n)):
-        rows = slice(start, start + step)
-        c, g = dense[rows].double(), g64[rows]
-        corr = g - c @ g64
-        index = torch.arange(len(c), device=c.device)
-        fit = g[index, start + index] - (g * c).sum(1)  # <x_i, residual>
-        corr[index, start + index] = 0
-        r2 = (fit - (c * corr).sum(1)).clamp_min(0)
-        s = (1 / (tau * corr.abs().amax(1))).clamp_max(1)
-        p = c.abs().sum(1) + tau / 2 * r2
-        diff = c.abs().sum(1) - s * tau * (c * corr).sum(1) + tau / 2 * (1 - s) ** 2 * r2
-        objective[rows], gap[rows] = p, torch.where(p > 0, diff / p, 0.0)
-    return objective, gap
+    """The weight of the fit, after a warning if it leaves the graph empty."""
+    given = tau if alpha is None else alpha
+    if given is None:
+        raise ValueError("pass tau, the weight of the fit, or alpha, the same in units of the smallest useful tau")
+    if not (math.isfinite(given) and given > 0):
+        raise ValueError(f"{'tau' if alpha is None else 'alpha'} must be positive and finite, got {given}")
+    n = len(gram)
+    reach = torch.empty(n, dtype=torch.float64, device=gram.device)  # max_j |<x_i, x_j>|
+    for rows in blocks(n, max(1, _BLOCK // n)):
+        others = gram[rows].abs()
+        others.diagonal(rows.start).zero_()
+        reach[rows] = others.amax(1)
+    most = float(reach.max())
+    if most == 0:
+        if alpha is not None:
+            raise ValueError("alpha counts from where samples get neighbours, and here none ever does: pass tau")
+        warnings.warn("all samples are zero or orthogonal to one another: the graph is empty for every tau", stacklevel=4)
+    elif alpha is not None:
+        return alpha / float(reach[reach > 0].min())
+    elif given * most <= 1:
+        warnings.warn(
+            f"tau = {given:g} is too small for any edge: the graph is empty. The first edge appears above "
+            f"tau = {1 / most:.4g}, the last sample gets its first above {1 / float(reach[reach > 0].min()):.4g}",
+            stacklevel=4,
+        )
+    return float(given)

@@ -1,0 +1,233 @@
+"""What the graph of one layer says of single inputs (section 6 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightning_ssc.analysis._csv import write_csv
+from lightning_ssc.analysis.dynamics import Table
+from lightning_ssc.functional import class_affinity, spectral_embedding
+from lightning_ssc.store import LayerGraph, Snapshot, SnapshotError
+
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of the probe as one layer's graph sees them.
+
+    Attributes:
+        layer: Label of the layer.
+        epoch: Finished epochs.
+        labels: ``(N,)`` class of every input.
+        shares: ``(N, K)`` share of an input's affinity that goes to each class; NaN for isolated inputs.
+        ssc_labels: ``(N,)`` class with the largest share; -1 for isolated inputs.
+        predictions: ``(N,)`` class that the network gave, or ``None`` where it does not return logits.
+        confidence: ``(N,)`` softmax score of that class, or ``None``.
+        indices: ``(N,)`` place of the input in its data set; its place in the probe where tensors were handed over.
+    """
+
+    layer: str
+    epoch: int
+    labels: Index
+    shares: Table
+    ssc_labels: Index
+    predictions: Index | None
+    confidence: NDArray[np.float32] | None
+    indices: Index
+
+    @property
+    def isolated(self) -> NDArray[np.bool_]:
+        """``(N,)`` whether an input has no affinity at all."""
+        return self.ssc_labels < 0
+
+    @property
+    def ssc_accuracy(self) -> float:
+        """Share of inputs whose SSC label is their class; isolated inputs count as wrong (table 1 of the paper)."""
+        return float((self.ssc_labels == self.labels).mean())
+
+    @property
+    def network_accuracy(self) -> float:
+        """Share of inputs that the network classifies correctly; NaN where its predictions are not known."""
+        return float("nan") if self.predictions is None else float((self.predictions == self.labels).mean())
+
+    @property
+    def agreement(self) -> float:
+        """Share of inputs whose SSC label is the network's prediction; isolated inputs count as disagreeing."""
+        return float("nan") if self.predictions is None else float((self.ssc_labels == self.predictions).mean())
+
+    def confidently_wrong(self, count: int = 12) -> Index:
+        """Inputs that the network classifies wrongly, by falling softmax score (figure 9 of the paper)."""
+        if self.predictions is None or self.confidence is None:
+            return np.empty(0, dtype=np.int64)
+        wrong = np.flatnonzero(self.predictions != self.labels)
+        return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:count]
+
+    def to_csv(self, path: str | Path, class_names: Sequence[str] = ()) -> None:
+        """Write one line an input.
+
+        Args:
+            path: The file.
+            class_names: Names of the classes, for the columns of shares; their numbers by default.
+        """
+        count = len(self.labels)
+        unknown = np.full(count, np.nan)
+        names = [class_names[k] if k < len(class_names) else str(k) for k in range(self.shares.shape[1])]
+        write_csv(
+            path,
+            {
+                "input": np.arange(count),
+                "index": self.indices,
+                "label": self.labels,
+                "prediction": unknown if self.predictions is None else self.predictions,
+                "confidence": unknown if self.confidence is None else self.confidence,
+                "ssc_label": self.ssc_labels,
+                "isolated": self.isolated,
+                **{f"share {k}: {name}": self.shares[:, k] for k, name in enumerate(names)},
+            },
+        )
+
+
+def last_hidden_layer(snapshot: Snapshot) -> str:
+    """The layer that the paper reads single inputs from: the last one that is not the classifier.
+
+    The classifier is taken to be a last layer that puts out one number a class; where labels and predictions do not
+    tell how many there are, the last layer is returned.
+
+    Raises:
+        SnapshotError: The snapshot has no layers.
+
+    Example:
+        >>> from lightning_ssc import snapshot
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> last_hidden_layer(snapshot(net, torch.rand(20, 4), torch.arange(20) % 2, layers="Linear"))
+        '0'
+    """
+    names = list(snapshot.layers)
+    if not names:
+        raise SnapshotError(f"The snapshot of epoch {snapshot.epoch} has no layers.")
+    is_classifier = snapshot.layers[names[-1]].features == _class_count(snapshot)
+    return names[-2] if is_classifier and len(names) > 1 else names[-1]
+
+
+def inputs(snapshot: Snapshot, layer: str | None = None) -> Inputs:
+    """Class affinities and SSC labels of the probe's inputs in one layer, beside the network's predictions (table 1).
+
+    Args:
+        snapshot: A snapshot with labels.
+        layer: Label of the layer; by default the last one before the classifier, as in the paper.
+
+    Raises:
+        SnapshotError: The snapshot has no labels or no such layer.
+
+    Example:
+        >>> from lightning_ssc import snapshot
+        >>> x = torch.eye(2).repeat_interleave(6, 0) + 0.01 * torch.arange(12)[:, None]
+        >>> net = torch.nn.Sequential(torch.nn.Identity())
+        >>> table = inputs(snapshot(net, x, torch.tensor([0] * 6 + [1] * 6), layers="Identity"))
+        >>> table.layer, table.ssc_accuracy, table.shares.shape
+        ('0', 1.0, (12, 2))
+    """
+    name = last_hidden_layer(snapshot) if layer is None else layer
+    if name not in snapshot.layers:
+        raise SnapshotError(
+            f"The snapshot of epoch {snapshot.epoch} holds no layer {name!r}, only {', '.join(snapshot.layers)}."
+        )
+    if snapshot.labels is None:
+        raise SnapshotError(
+            f"The snapshot of epoch {snapshot.epoch} has no class labels, so inputs have no class affinity. Give the "
+            f"probe labels: (inputs, labels), or a data set whose items are such pairs."
+        )
+    shares = class_affinity(snapshot.layers[name].affinity, snapshot.labels, _class_count(snapshot)).numpy()
+    isolated = np.isnan(shares).any(1)
+    ssc_labels = np.where(isolated, -1, np.where(isolated[:, None], 0, shares).argmax(1))
+    return Inputs(
+        layer=name,
+        epoch=snapshot.epoch,
+        labels=snapshot.labels.numpy(),
+        shares=shares,
+        ssc_labels=ssc_labels,
+        predictions=None if snapshot.predictions is None else snapshot.predictions.numpy(),
+        confidence=None if snapshot.confidence is None else snapshot.confidence.numpy(),
+        indices=np.arange(len(shares)) if snapshot.indices is None else snapshot.indices.numpy(),
+    )
+
+
+def neighbours(graph: LayerGraph, k: int = 8) -> tuple[Index, Table]:
+    """The inputs with the highest affinity to every input (figure 9 of the paper).
+
+    Args:
+        graph: A layer's graph over N inputs.
+        k: How many.
+
+    Returns:
+        ``(N, k)`` inputs by falling affinity, of equal ones the lower number first, and their affinities. Where an
+        input has fewer neighbours the rest is -1 with affinity 0.
+
+    Raises:
+        ValueError: ``k`` is below one.
+
+    Example:
+        >>> coef = torch.tensor([[0.0, 0.2, 0.9], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]).to_sparse_csr()
+        >>> neighbours(LayerGraph(coef, torch.zeros(3), True, 1), k=2)[0].tolist()
+        [[2, 1], [0, -1], [0, -1]]
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}.")
+    affinity = graph.affinity
+    crow, column, value = (
+        t.numpy() for t in (affinity.crow_indices(), affinity.col_indices(), affinity.values().double())
+    )
+    row = np.repeat(np.arange(len(crow) - 1), np.diff(crow))
+    order = np.lexsort((column, -value, row))
+    place = np.arange(len(row)) - crow[row]
+    nearest = np.full((len(crow) - 1, k), -1, dtype=np.int64)
+    weight = np.zeros(nearest.shape)
+    kept = place < k
+    nearest[row[kept], place[kept]] = column[order][kept]
+    weight[row[kept], place[kept]] = value[order][kept]
+    return nearest, weight
+
+
+def embeddings(
+    snapshot: Snapshot, layers: Sequence[str] | None = None, *, normalized: bool = False
+) -> dict[str, Table]:
+    """Every layer's inputs in the plane of two eigenvectors of its graph (figure 8 of the paper).
+
+    Args:
+        snapshot: A snapshot.
+        layers: Which layers; all by default.
+        normalized: Eigenvectors of the normalised Laplacian in place of the affinity matrix's, see
+            :func:`lightning_ssc.functional.spectral_embedding`.
+
+    Returns:
+        ``(N, 2)`` coordinates by layer; isolated inputs, and all inputs of a graph with too few edges, are NaN.
+
+    Example:
+        >>> from lightning_ssc import snapshot
+        >>> x = torch.rand(20, 4, generator=torch.Generator().manual_seed(0))
+        >>> embeddings(snapshot(torch.nn.Sequential(torch.nn.Linear(4, 8)), x, layers="Linear"))["0"].shape
+        (20, 2)
+    """
+    return {
+        name: _embedding(snapshot.layers[name].affinity, normalized)
+        for name in (snapshot.layers if layers is None else layers)
+    }
+
+
+def _embedding(affinity: torch.Tensor, normalized: bool) -> Table:
+    connected = int((affinity.crow_indices().diff() > 0).sum())
+    if connected < 2 + normalized:
+        return np.full((affinity.shape[0], 2), np.nan)
+    return spectral_embedding(affinity, normalized=normalized).numpy()
+
+
+def _class_count(snapshot: Snapshot) -> int:
+    """One more than the largest class among labels and predictions; 0 where there are neither."""
+    return max((int(t.max()) + 1 for t in (snapshot.labels, snapshot.predictions) if t is not None), default=0)

@@ -1,0 +1,285 @@
+"""Snapshots of a finished run, taken from its checkpoints.
+
+Checkpoints are read without executing anything (``torch.load(weights_only=True)``). The network and the data come from
+import paths that the user names, and are run as any import is.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_ssc._lightning import first_loader
+from lightning_ssc.analysis.dynamics import Progress
+from lightning_ssc.capture import Forward, trace
+from lightning_ssc.layers import LayerPattern, select_layers
+from lightning_ssc.pipeline import Settings, take_snapshot
+from lightning_ssc.probe import Probe, class_names, isolated_random_state, make_probe, pictures
+from lightning_ssc.store import ProbeCard, SnapshotStore
+
+_SUFFIXES = (".ckpt", ".pt", ".pth")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was taken between two epochs.
+
+    Attributes:
+        path: The file.
+        epoch: Finished epochs; 0 is the untrained network.
+        step: The step under which the epoch's metrics were logged, as the callback has it.
+    """
+
+    path: Path
+    epoch: int
+    step: int
+
+
+def import_object(path: str) -> Any:
+    """What an import path such as ``package.module:Name`` leads to.
+
+    Raises:
+        ValueError: There is no such module or name.
+
+    Example:
+        >>> import_object("torch.nn:Linear")
+        <class 'torch.nn.modules.linear.Linear'>
+    """
+    module_name, _, names = path.partition(":")
+    if not names:
+        raise ValueError(f"{path!r} is not of the form package.module:Name.")
+    try:
+        found: Any = import_module(module_name)
+        for name in names.split("."):
+            found = getattr(found, name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise  # an import inside the module is missing
+        raise ValueError(
+            f"There is no module {error.name!r} (for {path!r}); it must be importable from here."
+        ) from None
+    except AttributeError as error:
+        raise ValueError(f"{path!r} leads nowhere: {error}.") from None
+    return found
+
+
+def find_checkpoints(folder: str | Path) -> list[Checkpoint]:
+    """A run's checkpoints that were taken between two epochs, one an epoch, ascending.
+
+    Of a Lightning checkpoint the epoch is in the file. Of any other file, which must hold a state dict, it is the last
+    number in the name. Checkpoints from the middle of an epoch are left out; of several of one epoch the last by name
+    is taken.
+
+    Raises:
+        CheckpointError: The folder holds no checkpoints, or one cannot be read.
+    """
+    root = Path(folder)
+    paths = sorted(path for path in root.glob("*") if path.suffix in _SUFFIXES)
+    if not paths:
+        raise CheckpointError(f"There are no checkpoints ({', '.join('*' + s for s in _SUFFIXES)}) in {root}.")
+    found = [progress_of(read_checkpoint(path), path) for path in paths]
+    by_epoch = {checkpoint.epoch: checkpoint for checkpoint in found if checkpoint is not None}
+    if not by_epoch:
+        raise CheckpointError(f"All {len(paths)} checkpoints in {root} are from the middle of an epoch.")
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint on the CPU, without executing anything in it.
+
+    Raises:
+        CheckpointError: It is damaged, or holds objects that only code could restore.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is no checkpoint, or holds objects beside tensors and plain values, which are not loaded because "
+            f"that could run any code. If you trust it, let the module of --model allow their classes with "
+            f"torch.serialization.add_safe_globals. ({str(error).splitlines()[0]})"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds {type(content).__name__}, not a checkpoint or a state dict.")
+    return content
+
+
+def progress_of(content: Mapping[str, Any], path: Path) -> Checkpoint | None:
+    """Where in training a checkpoint was taken; ``None`` for the middle of an epoch.
+
+    Example:
+        >>> progress_of({"weight": torch.zeros(1)}, Path("net-12.pt"))
+        Checkpoint(path=PosixPath('net-12.pt'), epoch=12, step=12)
+    """
+    if "state_dict" not in content or "epoch" not in content:
+        numbers = re.findall(r"\d+", path.stem)
+        if not numbers:
+            raise CheckpointError(f"{path} does not say its epoch; put the number of finished epochs in its name.")
+        return Checkpoint(path, int(numbers[-1]), int(numbers[-1]))
+    loops = content.get("loops", {}).get("fit_loop")
+    if loops is None:  # saved at the end of an epoch, whose number from 0 it holds
+        return Checkpoint(path, int(content["epoch"]) + 1, max(0, int(content.get("global_step", 1)) - 1))
+    batches = loops["epoch_loop.batch_progress"]
+    begun = int(loops["epoch_progress"]["current"]["ready"])
+    if begun and not batches["is_last_batch"]:
+        return None
+    return Checkpoint(path, begun, max(0, int(loops["epoch_loop.state_dict"]["_batches_that_stepped"]) - 1))
+
+
+def build_model(
+    factory: Callable[..., nn.Module], content: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> nn.Module:
+    """The network of a checkpoint, with its weights.
+
+    Args:
+        factory: A LightningModule class, which also gets the hyperparameters in the checkpoint that it has arguments
+            for, or any function or class that makes the network.
+        content: The checkpoint.
+        arguments: Arguments of the factory.
+
+    Raises:
+        CheckpointError: The weights do not fit the network.
+    """
+    accepted = inspect.signature(factory).parameters
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+    saved = content.get("hyper_parameters", {}) if isinstance(factory, type) else {}
+    model = factory(**{k: v for k, v in saved.items() if anything or k in accepted}, **arguments)
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(f"--model made {type(model).__name__}, not a network (torch.nn.Module).")
+    load_weights(model, content.get("state_dict", content))
+    return model
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load weights by name, seen through ``torch.compile`` and through the attribute that holds the inner network.
+
+    Raises:
+        CheckpointError: Names or shapes do not fit.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> state = {"model.weight": torch.ones(1, 2), "model.bias": torch.zeros(1), "metric.total": torch.zeros(1)}
+        >>> load_weights(net, state)
+        >>> net.weight.tolist()
+        [[1.0, 1.0]]
+    """
+    given = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    wanted = {name.replace("_orig_mod.", ""): name for name in model.state_dict()}
+    first = next(iter(wanted), "")
+    prefixes = ["", *sorted(name.removesuffix(first) for name in given if name.endswith(f".{first}"))]
+    prefix = next((p for p in prefixes if all(p + name in given for name in wanted)), None)
+    if prefix is None:
+        missing = [name for name in wanted if name not in given]
+        raise CheckpointError(
+            f"The checkpoint does not fit the network: it lacks {len(missing)} weights, first "
+            f"{', '.join(missing[:3])}, and holds others, first {', '.join(list(given)[:3])}. Give --model the class that "
+            f"was trained, and its arguments with --model-arg."
+        )
+    try:
+        model.load_state_dict({full: given[prefix + name] for name, full in wanted.items()})
+    except RuntimeError as error:
+        raise CheckpointError(f"The checkpoint does not fit the network: {error}") from error
+
+
+def probe_source(data: Any) -> tuple[Any, tuple[Any, ...]]:
+    """What the callback would have taken its probe from, and the objects that may know the names of the classes.
+
+    Args:
+        data: A LightningDataModule (its ``probe_dataloader()``, else its validation data), or what
+            :func:`lightning_ssc.probe.make_probe` takes.
+    """
+    if not hasattr(data, "val_dataloader"):
+        return data, (data, getattr(data, "dataset", None))
+    data.prepare_data()
+    data.setup("fit")
+    with isolated_random_state():
+        hook = getattr(data, "probe_dataloader", None)
+        source = hook() if callable(hook) else first_loader(data.val_dataloader())
+    return source, (data, source, getattr(source, "dataset", None))
+
+
+def analyze(
+    factory: Callable[..., nn.Module],
+    checkpoints: Sequence[Checkpoint],
+    data: Any,
+    store: SnapshotStore,
+    *,
+    layers: str | Sequence[LayerPattern] = "blocks",
+    probe_size: int = 1000,
+    settings: Settings | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
+    device: torch.device | None = None,
+    forward: Forward | None = None,
+    progress: Progress = iter,
+) -> None:
+    """Take a snapshot of every checkpoint: the numbers that :class:`lightning_ssc.SSCMonitor` would have stored.
+
+    Networks run in float32; a run trained in lower precision gives slightly different numbers than it did live.
+    Epochs that the store already has are passed over, so an interrupted call goes on where it stopped.
+
+    Args:
+        factory: Makes the network, see :func:`build_model`.
+        checkpoints: From :func:`find_checkpoints`.
+        data: Where the probe comes from, see :func:`probe_source`.
+        store: Where the snapshots go.
+        layers: Which layers, see :func:`lightning_ssc.layers.select_layers`.
+        probe_size: How many inputs to draw from a data set.
+        settings: How activations become graphs.
+        model_arguments: Arguments of the factory.
+        device: Where the networks run; the CPU by default.
+        forward: How a network is run, see :func:`lightning_ssc.capture.run`.
+        progress: Wrapped around the checkpoints, such as ``tqdm.tqdm``.
+
+    Raises:
+        CheckpointError: A checkpoint does not fit the network, or the store is of another probe or other settings.
+        ValueError: A layer is unknown or never runs, or the probe cannot be made.
+    """
+    settings, device = settings or Settings(), device or torch.device("cpu")
+    source, owners = probe_source(data)
+    probe = make_probe(source, probe_size)
+    _check_alike(store, probe, settings)
+    store.save_card(ProbeCard(probe.fingerprint, pictures(probe.inputs), class_names(*owners)))
+    previous = None
+    for checkpoint in progress(checkpoints):
+        if checkpoint.epoch in store:
+            continue
+        model = build_model(factory, read_checkpoint(checkpoint.path), model_arguments or {}).to(device)
+        watched = trace(
+            model, select_layers(model, layers), probe.inputs, pooling=settings.pooling, forward=forward, device=device
+        )
+        previous = take_snapshot(
+            model,
+            probe,
+            watched,
+            settings,
+            epoch=checkpoint.epoch,
+            step=checkpoint.step,
+            previous=previous,
+            forward=forward,
+            device=device,
+        )
+        store.save(previous)
+
+
+def _check_alike(store: SnapshotStore, probe: Probe, settings: Settings) -> None:
+    for epoch in store.epochs:
+        header = store.header(epoch)
+        if header.probe != probe.fingerprint or header.settings != asdict(settings):
+            raise CheckpointError(
+                f"{store.root} already holds snapshots of another probe or other settings (epoch {epoch}). Name a new "
+                f"folder with --out, or move them away."
+            )

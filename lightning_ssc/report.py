@@ -1,0 +1,368 @@
+"""One self-contained HTML page from a run, and its figures as files.
+
+The page carries its data, the pictures of the probe and plotly.js, asks nothing of the network, and opens from disk.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lightning_ssc import plots
+from lightning_ssc.analysis.comparison import Comparison
+from lightning_ssc.analysis.dynamics import Progress
+from lightning_ssc.analysis.runs import find_store
+from lightning_ssc.analysis.summary import Summary, summarise
+
+_MISSING = -32768
+_WRONG = 12  # confidently wrong inputs on the page
+
+_MEANINGS = {
+    "modularity": (
+        "How much more affinity runs inside classes than chance would have it: near 0 a layer mixes the classes, near "
+        "1 it has parted them. Deeper layers end higher and take longer."
+    ),
+    "cka_to_final": (
+        "How alike a layer's graph is to its own at the end of training. A layer that reaches 1 early has settled; "
+        "layers usually settle from the bottom up, and jump where the learning rate drops (dotted lines)."
+    ),
+    "linear_cka_to_final": (
+        "The same by linear CKA of the activations, which compares distances and usually settles earlier."
+    ),
+    "cka_to_previous": (
+        "How alike a layer's graph is to the one at the snapshot before: low while a layer is on the move."
+    ),
+}
+
+
+def report(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    drops: Sequence[int] = (),
+    layer: str | None = None,
+    progress: Progress = iter,
+) -> Path:
+    """Write a run's page, ``index.html``, and its figures as PNG and SVG.
+
+    Args:
+        run: A run's folder, see :func:`lightning_ssc.analysis.find_store`.
+        out: Where to write; by default ``report`` inside the folder of snapshots.
+        drops: Epochs after which the learning rate dropped, to be marked in the curves.
+        layer: The layer from which single inputs are read; by default the last one before the classifier.
+        progress: Wrapped around what takes long, such as ``tqdm.tqdm``.
+
+    Returns:
+        The page.
+
+    Raises:
+        SnapshotError: The folder holds no run or several, or a snapshot cannot be read.
+        ImportError: Plotly is not installed.
+        OSError: The page cannot be written.
+    """
+    summary = summarise(find_store(run), drops=drops, layer=layer, progress=progress)
+    folder = summary.root / "report" if out is None else Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "index.html"
+    path.write_text(page(summary), encoding="utf-8")
+    write_figures(summary, folder / "figures")
+    return path
+
+
+def page(summary: Summary) -> str:
+    """The page of a run as one HTML document.
+
+    Raises:
+        ImportError: Plotly, which draws the page, is not installed.
+    """
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise ImportError("The page needs plotly: pip install 'lightning-ssc[report]'.") from error
+
+    parts = {
+        "title": html.escape(f"Subspaces in training: {run_name(summary.root)}"),
+        "style": _asset("page.css"),
+        "script": _asset("page.js"),
+        "plotly": get_plotlyjs(),
+        # "<" would let a name end the script element it stands in.
+        "data": json.dumps(_contents(summary), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("page.html"))
+
+
+def write_figures(summary: Summary, folder: Path) -> list[Path]:
+    """Write the figures of a run, each as PNG and SVG; returns the files.
+
+    Curves by family, SSC-CKA between layers at up to four epochs, linear CKA between layers, spectral embeddings of up
+    to six layers, and the three most confidently wrong inputs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    layers, epochs = summary.dynamics.layers, summary.dynamics.epochs
+    labels = None if summary.inputs is None else summary.inputs.labels
+    figures = dict(plots.dynamics_figures(summary.dynamics, summary.drops))
+    for t in sorted({round(place) for place in np.linspace(0, len(epochs) - 1, 4)}):
+        title = f"SSC-CKA between layers, epoch {epochs[t]}"
+        blocks = summary.blocks[t].starts
+        figures[f"heatmap_epoch_{epochs[t]:03d}"] = plots.heatmap(
+            summary.heatmaps[t], layers, title=title, blocks=blocks
+        )
+    if not np.isnan(summary.similarity.linear).all():
+        figures["heatmap_linear"] = plots.heatmap(
+            summary.similarity.linear, layers, title="Linear CKA between layers", label="linear CKA (biased HSIC)"
+        )
+    figures["embeddings"] = plots.embeddings(summary.embedding, labels, summary.class_names)
+    if summary.inputs is not None:
+        for rank, i in enumerate(summary.inputs.confidently_wrong(3), start=1):
+            figures[f"confidently_wrong_{rank}"] = plots.explanation(
+                summary.inputs, int(i), summary.nearest, summary.images, summary.class_names
+            )
+    return plots.save(figures, folder)
+
+
+def write_comparison(comparison: Comparison, names: tuple[str, str], folder: Path) -> list[Path]:
+    """Write the figures and tables of two runs on one probe; returns the files.
+
+    Args:
+        comparison: What :func:`lightning_ssc.analysis.compare` returns.
+        names: What to call the two networks.
+        folder: Where to write.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    table = comparison.similarity
+    figures = {
+        "similarity": plots.heatmap(
+            table.ssc, table.rows, table.columns, title="SSC-CKA between two networks", networks=names
+        )
+    }
+    if not np.isnan(table.linear).all():
+        figures["similarity_linear"] = plots.heatmap(
+            table.linear,
+            table.rows,
+            table.columns,
+            title="Linear CKA between two networks",
+            networks=names,
+            label="linear CKA (biased HSIC)",
+        )
+    for which, curves in (("a", comparison.one), ("b", comparison.other)):
+        figures |= {f"{family}_{which}": figure for family, figure in plots.dynamics_figures(curves).items()}
+    tables = [folder / f"{name}.csv" for name in ("similarity", "dynamics_a", "dynamics_b")]
+    table.to_csv(tables[0])
+    comparison.one.to_csv(tables[1])
+    comparison.other.to_csv(tables[2])
+    return [*plots.save(figures, folder), *tables]
+
+
+def pack(values: ArrayLike) -> dict[str, Any]:
+    """A table of numbers as 16-bit integers times a scale in base64, exact to 1/65532 of its largest magnitude.
+
+    Example:
+        >>> packed = pack([[0.5, np.nan]])
+        >>> packed["shape"], np.frombuffer(base64.b64decode(packed["data"]), "<i2").tolist()
+        ([1, 2], [32766, -32768])
+    """
+    table = np.asarray(values, dtype=float)
+    largest = float(np.max(np.abs(table), where=np.isfinite(table), initial=0.0))
+    scale = largest / 32766 or 1.0
+    scaled = np.where(np.isfinite(table), np.round(np.nan_to_num(table) / scale), _MISSING).astype("<i2")
+    return {"shape": list(table.shape), "scale": scale, "data": base64.b64encode(scaled.tobytes()).decode()}
+
+
+def sprite(images: NDArray[np.uint8]) -> dict[str, Any]:
+    """All pictures on one sheet, as a JPEG in a data URI with the numbers to find them by.
+
+    Args:
+        images: ``(N, H, W, 3)`` uint8.
+
+    Example:
+        >>> sheet = sprite(np.zeros((5, 8, 8, 3), dtype=np.uint8))
+        >>> sheet["columns"], sheet["rows"], sheet["uri"][:23]
+        (3, 2, 'data:image/jpeg;base64,')
+    """
+    from matplotlib.image import imsave
+
+    count, height, width, _ = images.shape
+    columns = int(np.ceil(np.sqrt(count)))
+    rows = -(-count // columns)
+    sheet = np.zeros((rows * columns, height, width, 3), dtype=np.uint8)
+    sheet[:count] = images
+    sheet = sheet.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
+    file = io.BytesIO()
+    imsave(file, np.ascontiguousarray(sheet), format="jpg", pil_kwargs={"quality": 85, "subsampling": 0})
+    uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return {"uri": uri, "columns": columns, "rows": rows, "width": width, "height": height}
+
+
+def _contents(summary: Summary) -> dict[str, Any]:
+    """What page.js draws, as JSON."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    curves, table = summary.dynamics, summary.inputs
+    names = plots.short_names(curves.layers)
+    families = [family for family in _MEANINGS if not np.isnan(getattr(curves, family)).all()]
+    classes = 0 if table is None else table.shares.shape[1]
+    return {
+        "overview": _overview(summary),
+        "bottom_up": _bottom_up(summary),
+        "size": summary.size,
+        "layers": names,
+        "layer_colours": [to_hex(c) for c in colormaps["viridis"](np.linspace(0, 0.92, max(len(names), 2)))],
+        "epochs": curves.epochs.tolist(),
+        "drops": [int(drop) for drop in summary.drops],
+        "families": [
+            {
+                "title": plots.FAMILIES[family].title,
+                "axis": plots.FAMILIES[family].axis,
+                "text": _MEANINGS[family],
+                "values": pack(getattr(curves, family)),
+            }
+            for family in families
+        ],
+        "heatmaps": pack(summary.heatmaps),
+        "blocks": [{"starts": b.starts, "text": _block_text(b, names)} for b in summary.blocks],
+        "linear": None if np.isnan(summary.similarity.linear).all() else pack(summary.similarity.linear),
+        "embeddings": [
+            pack(np.stack(list(points.values()))) for points in (summary.embedding, summary.embedding_normalized)
+        ],
+        "layer": names[curves.layers.index(summary.layer)],
+        "nearest": summary.nearest.tolist(),
+        "class_names": [plots.class_name(c, summary.class_names) for c in range(classes)],
+        "class_colours": [to_hex(c) for c in plots.class_colours(np.arange(classes))] if classes else [],
+        "labels": _list(None if table is None else table.labels),
+        "ssc_labels": _list(None if table is None else table.ssc_labels),
+        "predictions": _list(None if table is None else table.predictions),
+        "confidence": None if table is None or table.confidence is None else pack(table.confidence),
+        "indices": _list(None if table is None else table.indices),
+        "shares": None if table is None else pack(table.shares),
+        "wrong": [] if table is None else table.confidently_wrong(_WRONG).tolist(),
+        "sprite": None if summary.images is None else sprite(summary.images),
+        "layer_table": _layer_rows(summary, names),
+        "label_table": _label_rows(summary),
+        "label_text": _label_text(summary, names),
+        "about": _about_rows(summary),
+    }
+
+
+def _overview(summary: Summary) -> str:
+    epochs = summary.dynamics.epochs
+    return (
+        f"{len(summary.dynamics.layers)} layers watched on {summary.size} inputs in {len(epochs)} snapshots, "
+        f"epochs {epochs[0]} to {epochs[-1]}."
+    )
+
+
+def _bottom_up(summary: Summary) -> str:
+    correlation = summary.dynamics.depth_correlation()
+    text = "" if np.isnan(correlation) else (
+        f"Rank correlation of settling with depth: {correlation:.2f} (1: strictly from the bottom up). "
+    )  # fmt: skip
+    jumps = summary.dynamics.jumps(summary.drops)
+    for drop, gains in zip(summary.drops, jumps, strict=True):
+        if not np.isnan(gains).all():
+            text += f"Across the drop of the learning rate after epoch {drop} SSC-CKA to final rose by "
+            text += f"{gains[0]:.2f} in the first layer and {gains[-1]:.2f} in the last. "
+    return text.strip()
+
+
+def _block_text(blocks: Any, names: Sequence[str]) -> str:
+    ends = blocks.ends(len(names))
+    runs = [
+        names[start] if end - start == 1 else f"{names[start]} to {names[end - 1]} ({end - start} layers, {within:.2f})"
+        for start, end, within in zip(blocks.starts, ends, blocks.within, strict=True)
+    ]
+    text = f"Blocks, with the mean similarity inside: {'; '.join(runs)}."
+    if not np.isnan(blocks.contrast):
+        text += f" Similarity inside less between blocks: {blocks.contrast:.2f}."
+    if not np.isnan(blocks.chessboard):
+        text += f" Chess-board score: {blocks.chessboard:.2f} (0: none, 1: perfect)."
+    return text
+
+
+def _layer_rows(summary: Summary, names: Sequence[str]) -> dict[str, Any]:
+    table, epochs = summary.layers, summary.dynamics.epochs
+    head = [
+        "layer", "features", f"modularity, epoch {epochs[0]}", f"epoch {epochs[-1]}", "settled", "SSC label",
+        "agreement", "neighbours an input", "isolated inputs", "gap",
+    ]  # fmt: skip
+    rows = [
+        [
+            name, str(table.features[i]), _number(table.modularity_first[i]), _number(table.modularity_last[i]),
+            _number(table.settled[i], "{:.0f}"), _number(table.ssc_accuracy[i], "{:.1%}"),
+            _number(table.agreement[i], "{:.1%}"), _number(table.neighbours[i], "{:.1f}"), str(table.isolated[i]),
+            _number(table.gap[i], "{:.1e}") + ("" if table.converged[i] else " (not converged)"),
+        ]
+        for i, name in enumerate(names)
+    ]  # fmt: skip
+    return {"head": head, "rows": rows}
+
+
+def _label_rows(summary: Summary) -> dict[str, Any] | None:
+    if summary.inputs is None:
+        return None
+    table = summary.inputs
+    head = ["", "share of inputs"]
+    rows = [
+        ["SSC label is the true class", _number(table.ssc_accuracy, "{:.1%}")],
+        ["network's prediction is the true class", _number(table.network_accuracy, "{:.1%}")],
+        ["SSC label is the network's prediction", _number(table.agreement, "{:.1%}")],
+    ]
+    return {"head": head, "rows": rows}
+
+
+def _label_text(summary: Summary, names: Sequence[str]) -> str:
+    if summary.inputs is None:
+        return "The probe has no class labels, so inputs have no SSC label; neighbours are shown above."
+    name = names[summary.dynamics.layers.index(summary.layer)]
+    return (
+        f"An input's SSC label is the class that most of its affinity in {name} goes to, without any training on "
+        f"labels (table 1 of the paper). Where it agrees with the network, the layer has already parted the classes."
+    )
+
+
+def _about_rows(summary: Summary) -> dict[str, Any]:
+    from lightning_ssc import __version__
+
+    seconds = summary.header.seconds.get("total")
+    entries = {
+        "run": run_name(summary.root),
+        "probe": f"{summary.size} inputs, fingerprint {summary.header.probe}",
+        **{f"setting {key}": str(value) for key, value in summary.header.settings.items()},
+        **{f"version of {key}": str(value) for key, value in summary.header.versions.items()},
+        "last snapshot took": "unknown" if seconds is None else f"{seconds:.1f} s",
+        "page made by": f"lightning_ssc {__version__}",
+    }
+    return {"head": ["", "value"], "rows": [list(entry) for entry in entries.items()]}
+
+
+def run_name(root: Path) -> str:
+    """What to call a run: the last two folders above its snapshots.
+
+    Example:
+        >>> run_name(Path("runs/resnet/version_0/ssc"))
+        'resnet/version_0'
+    """
+    path = root.resolve()
+    return "/".join((path.parent if path.name.startswith("ssc") else path).parts[-2:])
+
+
+def _number(value: float, form: str = "{:.2f}") -> str:
+    return "-" if np.isnan(value) else form.format(value)
+
+
+def _list(values: NDArray[Any] | None) -> list[Any] | None:
+    return None if values is None else values.tolist()
+
+
+def _asset(name: str) -> str:
+    return (files("lightning_ssc") / "page" / name).read_text(encoding="utf-8")

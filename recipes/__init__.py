@@ -1,0 +1,1 @@
+"""Runnable experiments: ``python -m recipes fit --config recipes/quickstart.yaml``."""

@@ -1,0 +1,114 @@
+"""Train a network and watch it: ``python -m recipes fit --config recipes/quickstart.yaml``.
+
+A LightningCLI over three groups of settings: ``data`` (recipes.data), ``model`` (recipes.module) and ``ssc``
+(lightning_ssc.SSCMonitor), beside Lightning's own ``trainer``. ``--config`` may be given several times, later files
+override earlier ones, and every setting is also an option: ``--ssc.layers conv --trainer.max_epochs 3``.
+"""
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from rich.console import Console
+from rich.table import Table
+
+from lightning_ssc import SnapshotStore, SSCMonitor
+from lightning_ssc.analysis.dynamics import Dynamics, dynamics
+from lightning_ssc.functional import pairwise_cka
+from lightning_ssc.plots import dynamics_figures, heatmap, short_names
+from recipes.data import ImageData
+from recipes.module import Classifier
+
+
+class RecipeCLI(LightningCLI):
+    """Adds the monitor, tells the model how many classes the data has, and sums a run up when it is over."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """``fit`` and ``validate``: there is no third split to test on."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name in ("fit", "validate")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the ``ssc`` group."""
+        parser.add_lightning_class_args(SSCMonitor, "ssc")
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+
+    def after_fit(self) -> None:
+        """Print the table, write the figures, and say how to see more."""
+        trainer: Any = self.trainer  # its connectors set attributes that type checkers do not see
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        store = next(callback for callback in trainer.callbacks if isinstance(callback, SSCMonitor)).store
+        assert store is not None
+        console = Console()
+        table = dynamics(store)
+        console.print(summary(table))
+        accuracy = trainer.callback_metrics.get("val/accuracy")
+        if accuracy is not None:
+            console.print(f"Accuracy on the validation images: {accuracy:.1%}")
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        drops = [epoch for epoch in self.model.hparams["milestones"] if epoch < table.epochs[-1]]
+        write_figures(store, table, drops, folder / "figures")
+        console.print(f"Figures: {folder / 'figures'}", soft_wrap=True)
+        console.print(f"Curves:  tensorboard --logdir {folder} --samples_per_plugin images=200", soft_wrap=True)
+
+
+def summary(table: Dynamics) -> Table:
+    """One line a layer: its modularity before and after, and when it had settled."""
+    first, last = table.epochs[0], table.epochs[-1]
+    lines = Table("layer", title="How the layers' affinity graphs formed")
+    for heading in (f"modularity, epoch {first}", f"epoch {last}", "SSC-CKA to final above 0.9 from epoch"):
+        lines.add_column(heading, justify="right")
+    for i, (name, settled) in enumerate(zip(short_names(table.layers), table.settled(0.9), strict=True)):
+        when = "never" if math.isnan(settled) else f"{settled:.0f}"
+        lines.add_row(name, f"{table.modularity[0, i]:.2f}", f"{table.modularity[-1, i]:.2f}", when)
+    return lines
+
+
+def write_figures(store: SnapshotStore, table: Dynamics, drops: list[int], folder: Path, heatmaps: int = 4) -> None:
+    """Write a run's curves, and the heatmaps of some of its snapshots, as PNG files.
+
+    Args:
+        store: The snapshots.
+        table: Their curves.
+        drops: Epochs after which the learning rate dropped, to be marked.
+        folder: Where to write.
+        heatmaps: How many snapshots get a heatmap, spread evenly from the first to the last.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for family, figure in dynamics_figures(table, drops).items():
+        figure.savefig(folder / f"{family}.png", dpi=150, bbox_inches="tight")
+    count = len(table.epochs)
+    for place in sorted({round(i * (count - 1) / (heatmaps - 1)) for i in range(heatmaps)}):
+        epoch = int(table.epochs[place])
+        matrix = pairwise_cka([store.load_layer(epoch, name).affinity for name in table.layers])
+        figure = heatmap(matrix, table.layers, title=f"SSC-CKA between layers, epoch {epoch}")
+        figure.savefig(folder / f"heatmap_epoch_{epoch:03d}.png", dpi=150, bbox_inches="tight")
+
+
+def main(args: list[str] | None = None, run: bool = True) -> RecipeCLI:
+    """Run the command line, or only build what it describes.
+
+    Args:
+        args: Arguments instead of those of the process.
+        run: Whether they begin with a subcommand that is to be run.
+    """
+    # Advice that does not hold here: batches are cut from memory, and everything is logged by the epoch.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval.*")
+    return RecipeCLI(
+        Classifier,
+        ImageData,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,  # Classifier takes plain values, so its checkpoints load without it
+        args=args,
+        run=run,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from lightning_ssc.analysis import Dynamics, dynamics
+from lightning_ssc.store import SnapshotError, SnapshotStore
+from tests.runs import made_run, random_coef, taken
+
+NAN = float("nan")
+
+
+def cka_by_definition(coef1: np.ndarray, coef2: np.ndarray) -> float:
+    """Eq. 3 and 4 written out, with centring matrices."""
+    a, b = (np.abs(c) + np.abs(c).T for c in (coef1, coef2))
+    n = len(a)
+    h = np.eye(n) - 1 / n
+
+    def hsic(x: np.ndarray, y: np.ndarray) -> float:
+        return float(np.trace(h @ x @ h @ h @ y @ h))
+
+    return hsic(a, b) / np.sqrt(hsic(a, a) * hsic(b, b))
+
+
+def modularity_by_definition(coef: np.ndarray, labels: list[int]) -> float:
+    a = np.abs(coef) + np.abs(coef).T
+    k, m2 = a.sum(1), a.sum()
+    return sum(
+        (a[i, j] - k[i] * k[j] / m2) / m2 for i in range(len(a)) for j in range(len(a)) if labels[i] == labels[j]
+    )
+
+
+def table(curve: list[list[float]], epochs: list[int]) -> Dynamics:
+    nan = np.full(np.shape(curve), np.nan)
+    layers = [f"layer{i}" for i in range(np.shape(curve)[1])]
+    return Dynamics(layers, np.array(epochs), np.array(epochs), nan, np.array(curve), nan, nan, nan)
+
+
+def test_every_curve_is_its_definition(tmp_path: Path) -> None:
+    labels = [0, 1, 2] * 4
+    coefs = {epoch: {f"l{i}": random_coef(12, 10 * epoch + i) for i in range(2)} for epoch in (0, 2, 5)}
+    store = SnapshotStore(tmp_path)
+    for epoch, layers in coefs.items():
+        store.save(taken(layers, labels, epoch=epoch, step=7 * epoch))
+    reference = taken({"l1": random_coef(12, 99)}, labels)
+    curves = dynamics(store, reference=reference)
+    assert (curves.layers, curves.epochs.tolist(), curves.steps.tolist()) == (["l0", "l1"], [0, 2, 5], [0, 14, 35])
+    for t, epoch in enumerate((0, 2, 5)):
+        for i, name in enumerate(("l0", "l1")):
+            coef = coefs[epoch][name]
+            assert curves.modularity[t, i] == pytest.approx(modularity_by_definition(coef, labels), abs=1e-6)
+            assert curves.cka_to_final[t, i] == pytest.approx(cka_by_definition(coef, coefs[5][name]), abs=1e-6)
+            if t:
+                before = coefs[(0, 2, 5)[t - 1]][name]
+                assert curves.cka_to_previous[t, i] == pytest.approx(cka_by_definition(coef, before), abs=1e-6)
+        assert curves.cka_to_reference[t, 1] == pytest.approx(
+            cka_by_definition(coefs[epoch]["l1"], random_coef(12, 99)), abs=1e-6
+        )
+    assert np.isnan(curves.cka_to_previous[0]).all()
+    assert np.isnan(curves.cka_to_reference[:, 0]).all()  # the reference has no such layer
+    assert np.isnan(curves.linear_cka_to_final).all()  # not kept
+
+
+def test_a_layer_that_an_early_snapshot_lacks_leaves_a_gap(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path)
+    store.save(taken({"a": random_coef(9, 0)}, epoch=0))
+    store.save(taken({"a": random_coef(9, 1), "b": random_coef(9, 2)}, epoch=1))
+    curves = dynamics(store)
+    assert np.isnan(curves.cka_to_final[0, 1])
+    assert curves.cka_to_final[1].tolist() == pytest.approx([1, 1])
+    assert np.isnan(curves.modularity).all()  # no labels
+
+
+def test_a_layer_has_settled_when_it_stays_above() -> None:
+    curves = table([[0.95, 0.2, NAN], [0.5, 0.9, NAN], [0.95, 0.95, NAN], [1.0, 1.0, NAN]], [0, 10, 20, 30])
+    assert curves.settled().tolist() == pytest.approx([20, 10, NAN], nan_ok=True)
+    assert curves.settled(0.4).tolist() == pytest.approx([0, 10, NAN], nan_ok=True)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_rank_correlation_is_spearmans(seed: int) -> None:
+    epochs = np.random.default_rng(seed).integers(0, 6, 9)  # with ties
+    curve = (np.arange(7)[:, None] >= epochs).astype(float)
+    assert table(curve.tolist(), list(range(7))).depth_correlation() == pytest.approx(
+        spearmanr(epochs, np.arange(9)).statistic
+    )
+
+
+def test_no_rank_correlation_where_all_layers_settle_together() -> None:
+    assert np.isnan(table([[0.1, 0.1], [1, 1]], [0, 1]).depth_correlation())
+    assert np.isnan(table([[NAN, 1.0], [NAN, 1.0]], [0, 1]).depth_correlation())
+
+
+def test_jumps_span_the_snapshots_about_a_drop() -> None:
+    curves = table([[0.1], [0.2], [0.7], [1.0]], [0, 25, 35, 60])
+    assert curves.jumps([30, 35]).ravel().tolist() == pytest.approx([0.5, 0.3])
+    assert np.isnan(curves.jumps([60])).all()  # nothing was taken after it
+    assert curves.jumps([]).shape == (0, 1)
+
+
+def test_different_probes_are_not_compared(tmp_path: Path) -> None:
+    store = made_run(tmp_path, epochs=(0, 1))
+    store.save(taken({"net.fc": random_coef(30, 0)}, epoch=2, probe="another"))
+    with pytest.raises(SnapshotError, match="epochs 0 and 2"):
+        dynamics(store)
+    with pytest.raises(SnapshotError, match="reference"):
+        dynamics(store, [0, 1], reference=store.load(2))
+
+
+def test_the_csv_file_holds_every_value(tmp_path: Path) -> None:
+    store = made_run(tmp_path, layers=("a", 'b, "quoted"'))
+    curves = dynamics(store)
+    curves.to_csv(tmp_path / "curves.csv")
+    with (tmp_path / "curves.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 6
+    assert [line["layer"] for line in lines[:2]] == ["a", 'b, "quoted"']
+    assert [float(line["modularity"]) for line in lines] == curves.modularity.ravel().tolist()
+    assert lines[3]["epoch"] == "1"

@@ -1,0 +1,207 @@
+"""Both paths of the exact solver, compiled and batched, against the definition; and the compiled linear algebra."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_ssc.functional import _batched, _kernel, active_set, duality_gap, self_expression
+
+few = settings(max_examples=40, deadline=None)
+
+
+@pytest.fixture(params=["compiled", "batched"])
+def path(request, monkeypatch):
+    """Sends CPU tensors through either path."""
+    if request.param == "batched":
+        monkeypatch.setattr(active_set, "_compiled", active_set._batched)
+    return request.param
+
+
+def problem(name):
+    """A float64 Gram and tau of every regime that the solver must master."""
+    g = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
+    if name == "few neighbours":
+        return torch.relu(draw(200, 5) @ draw(5, 100) + 0.3 * draw(200, 100)), 10.0, True
+    if name == "hundreds of neighbours":
+        return torch.relu(draw(250, 20) @ draw(20, 400) + 3 * draw(250, 400)), 200.0, True
+    if name == "nearly complete, raw":
+        return torch.relu(draw(120, 10) @ draw(10, 300) + draw(120, 300)), 10.0, False
+    if name == "rank 10":
+        return draw(200, 10), 100.0, True
+    if name == "rank 10, raw":
+        return 5 * draw(200, 10), 10.0, False
+    if name == "rank 30 of 150, raw":
+        return torch.relu(draw(150, 30)), 1000.0, False
+    assert name == "duplicates and zeros"
+    x = draw(150, 40)
+    x[10:40], x[50:60], x[70] = x[9], -x[49], 0
+    return x, 30.0, True
+
+
+PROBLEMS = [
+    "few neighbours",
+    "hundreds of neighbours",
+    "nearly complete, raw",
+    "rank 10",
+    "rank 10, raw",
+    "rank 30 of 150, raw",
+    "duplicates and zeros",
+]
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.filterwarnings("ignore:tau = .* nearly complete")
+def test_every_regime_is_certified(path, name):
+    x, tau, normalize = problem(name)
+    found = self_expression(x, tau=tau, normalize=normalize, tol=1e-6)
+    if normalize:
+        x = torch.nn.functional.normalize(x)
+    c = found.coef.to_dense()
+    assert found.converged
+    assert c.isfinite().all()
+    assert not c.diagonal().any()
+    # the optimality conditions, from samples: |<x_j, r>| <= 1/tau, with equality and the sign of c_ij where that is not 0
+    corr = tau * (x - c @ x) @ x.T
+    corr.fill_diagonal_(0)
+    slack = 0.05 if name.startswith("rank 30") else 0.02  # a gap of 1e-6 leaves sqrt(1e-6) times a constant
+    assert corr.abs().max() <= 1 + slack
+    assert ((corr * c.sign())[c.abs() > 1e-2 * c.abs().max()] >= 1 - slack).all()
+    torch.testing.assert_close(duality_gap(x @ x.T, c, tau)[1], found.gap, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.filterwarnings("ignore:tau = .* nearly complete")
+def test_paths_agree_on_the_optimum(name, monkeypatch):
+    x, tau, normalize = problem(name)
+    one = self_expression(x, tau=tau, normalize=normalize, tol=1e-8)
+    monkeypatch.setattr(active_set, "_compiled", active_set._batched)
+    other = self_expression(x, tau=tau, normalize=normalize, tol=1e-8)
+    assert other.converged
+    torch.testing.assert_close(other.objective, one.objective, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["few neighbours", "rank 10", "duplicates and zeros"])
+def test_float32_grams(path, name):
+    x, tau, _ = problem(name)
+    x = torch.nn.functional.normalize(x.float())
+    found = self_expression(gram=x @ x.T, tau=tau, normalize=False)
+    assert found.converged
+    exact = self_expression(gram=(x.double() @ x.double().T), tau=tau, normalize=False)
+    torch.testing.assert_close(found.objective, exact.objective, rtol=1e-4, atol=1e-5)
+
+
+def test_warm_start(path):
+    x, tau, _ = problem("few neighbours")
+    cold = self_expression(x, tau=tau)
+    assert self_expression(x, tau=tau, init=cold.coef).n_iter == 1 < cold.n_iter
+
+
+def test_rounds_are_limited(path):
+    x, _, _ = problem("few neighbours")
+    found = self_expression(x, tau=100.0, max_iter=2)
+    assert found.n_iter == 2
+    assert not found.converged
+
+
+def test_batches_of_any_size_agree(path, monkeypatch):
+    x, tau, _ = problem("few neighbours")
+    whole = self_expression(x, tau=tau)
+    monkeypatch.setattr(active_set, "CHUNK", 200 * 33)
+    monkeypatch.setattr(active_set, "_ROWS", 7)
+    monkeypatch.setattr(_batched, "CHUNK", 500)
+    parts = self_expression(x, tau=tau)
+    torch.testing.assert_close(parts.coef.to_dense(), whole.coef.to_dense(), rtol=1e-6, atol=1e-8)
+
+
+def test_samples_that_stall_in_a_batch_are_finished(monkeypatch):
+    x, tau, _ = problem("few neighbours")
+    exact = self_expression(x, tau=tau, tol=1e-8)
+    solve_batch = active_set.solve_batch
+
+    def stall(*arguments):
+        c, objective, gap, rounds = solve_batch(*arguments)
+        c[::3], objective[::3], gap[::3] = 0.5, 7.0, 1.0
+        return c, objective, gap, rounds
+
+    monkeypatch.setattr(active_set, "solve_batch", stall)
+    monkeypatch.setattr(active_set, "_compiled", active_set._batched)
+    found = self_expression(x, tau=tau, tol=1e-8)
+    assert found.converged
+    torch.testing.assert_close(found.coef.to_dense(), exact.coef.to_dense(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.objective, exact.objective)
+
+
+def test_what_cannot_be_factored_stays_finite():
+    """An indefinite matrix, such as single precision leaves of a Gram, makes no NaN in a batch."""
+    g = torch.Generator().manual_seed(0)
+    gram = torch.randn(40, 40, generator=g, dtype=torch.float64)
+    gram = (gram + gram.T) / 2
+    start = torch.zeros(40, 40, dtype=torch.float64)
+    c, objective, gap, _ = _batched.solve_batch(gram, 10.0, 1e-5, 20, torch.arange(40), start)
+    assert c.isfinite().all()
+    assert not objective.isnan().any()
+    assert not gap.isnan().any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.filterwarnings("ignore:tau = .* nearly complete")
+def test_gpu_agrees_with_cpu(name):
+    x, tau, normalize = problem(name)
+    one = self_expression(x, tau=tau, normalize=normalize, tol=1e-8)
+    other = self_expression(x.cuda(), tau=tau, normalize=normalize, tol=1e-8)
+    assert other.coef.is_cuda
+    assert other.gap.is_cuda
+    torch.testing.assert_close(other.objective.cpu(), one.objective, rtol=1e-7, atol=1e-9)
+
+
+class TestFactor:
+    @few
+    @given(
+        seed=st.integers(0, 2**32 - 1), n=st.integers(1, 90), split=st.floats(0, 1), dtype=st.sampled_from([np.float32, np.float64])
+    )
+    def test_append_is_cholesky(self, seed, n, split, dtype):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((n, n + 20))
+        gram = (x @ x.T).astype(dtype)
+        act, low = rng.permutation(n), np.full((n, n), np.nan)
+        first = int(split * n)
+        size = _kernel._append(gram, act, low, 0, first)
+        size = _kernel._append(gram, act, low, size, n - first)
+        assert size == n
+        expected = np.linalg.cholesky(gram[np.ix_(act, act)].astype(np.float64))
+        np.testing.assert_allclose(np.tril(low), expected, rtol=1e-8, atol=1e-8)
+
+    @few
+    @given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 80), rank=st.integers(1, 30))
+    def test_append_leaves_out_combinations(self, seed, n, rank):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((n, rank))
+        x[n // 2] = x[0]
+        gram = x @ x.T
+        act, low = np.arange(n), np.zeros((n, n))
+        size = _kernel._append(gram, act, low, 0, n)
+        kept = act[:size]
+        assert size == min(rank, len(np.unique(x, axis=0)))
+        assert len(np.unique(kept)) == size
+        assert n // 2 not in kept
+        np.testing.assert_allclose(np.tril(low[:size, :size]), np.linalg.cholesky(gram[np.ix_(kept, kept)]), rtol=1e-4, atol=1e-4)
+
+    @few
+    @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 60), where=st.floats(0, 1, exclude_max=True))
+    def test_remove_is_cholesky_without(self, seed, n, where):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((n, n + 10))
+        gram, b = x @ x.T, rng.standard_normal(n)
+        low, act, p = np.linalg.cholesky(gram), np.arange(n), int(where * n)
+        z = np.linalg.solve(low, b)
+        size = _kernel._remove(act, low, n, p, z, np.empty((n, 2)))
+        kept = np.delete(np.arange(n), p)
+        assert size == n - 1
+        np.testing.assert_array_equal(act[:size], kept)
+        expected = np.linalg.cholesky(gram[np.ix_(kept, kept)])
+        np.testing.assert_allclose(np.tril(low[:size, :size]), expected, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(z[:size], np.linalg.solve(expected, b[kept]), rtol=1e-6, atol=1e-8)

@@ -1,0 +1,93 @@
+"""Training runs in processes of their own, started from a server that has imported everything once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import warnings
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
+
+from lightning_ssc import SSCMonitor
+from tests.nets import Classifier, trainer
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.processes"])
+
+
+def start(target: Callable[..., None], *args: Any, **env: str) -> ForkServerProcess:
+    """Run a function of this module in a new process."""
+    process = _CONTEXT.Process(target=_quiet, args=(target, args, env), daemon=True)
+    process.start()
+    return process
+
+
+def _quiet(target: Callable[..., None], args: tuple[Any, ...], env: dict[str, str]) -> None:
+    os.environ.update(env)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    target(*args)
+
+
+def train_with_checkpoints(root: Path, epochs: int) -> None:
+    """Train under a monitor, from the last checkpoint if there is one."""
+    pl.seed_everything(0, verbose=False)
+    kept = ModelCheckpoint(root / "kept", save_last=True)
+    last = root / "kept" / "last.ckpt"
+    earlier = len(list(root.glob("ssc*")))
+    store = root / f"ssc-{earlier - 1 if last.exists() else earlier}"
+    monitor = SSCMonitor(probe_size=30, heatmap=False, embedding=False, store=store)
+    run = trainer(root, monitor, kept, max_epochs=epochs, enable_checkpointing=True)
+    run.fit(Classifier(), ckpt_path=last if last.exists() else None, weights_only=True)
+    (root / "done").touch()
+
+
+def distributed(target: Callable[..., None], world: int, *args: Any) -> list[int | None]:
+    """Run a function on every rank of a gloo group; returns the exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "NODE_RANK": "0"}
+    processes = [start(target, world, *args, **shared, LOCAL_RANK=str(rank)) for rank in range(world)]
+    for process in processes:
+        process.join(timeout=120)
+    return [process.exitcode for process in processes]
+
+
+def train_distributed(world: int, root: Path) -> None:
+    """Train over ranks and leave the final weights behind."""
+    pl.seed_everything(0, verbose=False)
+    monitor = SSCMonitor(layers="**", probe_size=30, heatmap=False, embedding=False, store=root / "ssc")
+    model = Classifier()
+    run = trainer(root, monitor, max_epochs=2, strategy="ddp", devices=world)
+    run.fit(model)
+    tags = sorted(tag for tag in run.callback_metrics if tag.startswith("ssc/modularity"))
+    torch.save({tag: run.callback_metrics[tag] for tag in tags}, root / f"metrics-{run.global_rank}.pt")
+    if run.is_global_zero:
+        torch.save(model.state_dict(), root / "weights.pt")
+
+
+class BreaksOnRankOne(pl.Callback):
+    """NaN in a layer of rank one's share."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_rank == 1:
+            nn.init.constant_(pl_module.model[4].bias, float("nan"))
+
+
+def fail_on_one_rank(world: int, root: Path) -> None:
+    """One rank's snapshot fails: both have to hear of it, and neither may wait for the other."""
+    monitor = SSCMonitor(probe_size=30, heatmap=False, embedding=False, store=root / "ssc")
+    run = trainer(root, BreaksOnRankOne(), monitor, max_epochs=1, strategy="ddp", devices=world)
+    try:
+        run.fit(Classifier())
+    except RuntimeError as error:
+        (root / f"error-{run.global_rank}").write_text(str(error))

@@ -1,0 +1,133 @@
+"""Every recipe through the command line."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import recipes
+from lightning_ssc import SSCMonitor
+from lightning_ssc.layers import select_layers
+from recipes.__main__ import main
+
+FOLDER = Path(recipes.__file__).parent
+README = (FOLDER / "README.md").read_text()
+RECIPES = sorted(p for p in FOLDER.rglob("*.yaml") if p.parent.name != "overlays")
+OVERLAYS = sorted((FOLDER / "overlays").glob("*.yaml"))
+SMALL = ["cifar10/vgg11.yaml", "cifar10/resnet18.yaml", "cifar10/wide_resnet28_k2.yaml", "cifar10/densenet121.yaml"]
+
+
+@pytest.fixture(autouse=True)
+def bare_process(monkeypatch, tmp_path):
+    """The command line sees neither pytest's arguments nor the checkout, and leaves the random state alone."""
+    monkeypatch.setattr("sys.argv", ["recipes"])
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        yield
+
+
+def name(path):
+    return str(path.relative_to(FOLDER))
+
+
+def configs(*paths):
+    return [argument for path in paths for argument in ("--config", str(path))]
+
+
+def monitor_of(cli):
+    [monitor] = [callback for callback in cli.trainer.callbacks if isinstance(callback, SSCMonitor)]
+    return monitor
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_recipe_builds_and_is_in_the_table(path):
+    with torch.device("meta"):
+        cli = main([*configs(path), "--trainer.accelerator", "cpu"], run=False)
+    assert cli.model.num_classes == cli.datamodule.num_classes
+    assert select_layers(cli.model, monitor_of(cli).layers)
+    assert cli.model.hparams["milestones"][-1] < cli.trainer.max_epochs
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in cli.model.modules())
+    parameters = sum(p.numel() for p in cli.model.parameters())
+    [row] = [line for line in README.splitlines() if line.startswith(f"| `{name(path)}` |")]
+    assert f"| {convolutions} | {parameters:,} |" in row
+    logger = cli.trainer.logger
+    assert f"{logger.save_dir}/{logger.name}" == f"runs/{name(path.with_suffix(''))}"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=name)
+def test_overlay_fits_over_a_recipe(overlay):
+    over = yaml.safe_load(overlay.read_text())
+    recipe = FOLDER / "cifar10/vgg11.yaml"
+    with torch.device("meta"):
+        cli = main([*configs(recipe, overlay), "--trainer.accelerator", "cpu", "--data.root", "elsewhere"], run=False)
+    assert cli.datamodule.root == "elsewhere"
+    for group, settings in over.items():
+        built = cli.config[group].get("init_args", cli.config[group])
+        for key, value in settings.items():
+            expected = tuple(value) if key == "milestones" else value
+            assert built[key] == expected or (group, key) == ("trainer", "accelerator"), key
+    assert cli.config.model.network == "vgg11"
+
+
+def test_quickstart_takes_a_step():
+    cli = main(["fit", *configs(FOLDER / "quickstart.yaml"), "--trainer.fast_dev_run", "1", "--ssc.probe_size", "30"])
+    assert cli.trainer.global_step == 1
+    assert not list(Path.cwd().iterdir()), "a fast_dev_run writes no files"
+
+
+@pytest.mark.parametrize("path", SMALL)
+def test_small_recipe_takes_a_step(path, cifar_root):
+    small = ["--data.batch_size", "8", "--data.root", str(cifar_root), "--ssc.probe_size", "20"]
+    cli = main(["fit", *configs(FOLDER / path, FOLDER / "overlays/cpu.yaml"), *small, "--trainer.fast_dev_run", "1"])
+    assert cli.trainer.global_step == 1
+
+
+SHORT = [
+    *(
+        "fit",
+        "--config",
+        str(FOLDER / "quickstart.yaml"),
+        "--model.network_args.depth",
+        "8",
+        "--model.milestones",
+        "[1]",
+    ),
+    *("--data.fraction", "0.05", "--data.copies", "1", "--ssc.probe_size", "50", "--trainer.max_epochs", "2"),
+    *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
+]
+
+
+def test_short_run_ends_with_table_figures_and_command(capsys):
+    cli = main(SHORT)
+    run = Path("runs/quickstart/version_0")
+    assert monitor_of(cli).store.epochs == [0, 1, 2]
+    figures = {path.stem for path in (run / "figures").iterdir()}
+    curves = {"modularity", "cka_to_final", "cka_to_previous", "linear_cka_to_final"}
+    assert figures == curves | {f"heatmap_epoch_{e:03d}" for e in (0, 1, 2)}
+    printed = capsys.readouterr().out
+    for layer in ("stem", "layer1.0", "layer2.0", "layer3.0", "classifier"):
+        assert f"│ {layer} " in printed
+    assert f"tensorboard --logdir {run}" in printed
+    assert f"Figures: {run / 'figures'}" in printed
+    assert (run / "config.yaml").exists()
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a resumed run has a folder of its own
+def test_run_resumes_from_its_checkpoint():
+    main([*SHORT, "--trainer.max_epochs", "1"])
+    [checkpoint] = Path("runs/quickstart/version_0/checkpoints").glob("*.ckpt")
+    cli = main([*SHORT, "--ckpt_path", str(checkpoint)])
+    assert monitor_of(cli).store.epochs == [0, 1, 2]
+
+
+def test_number_of_classes_comes_from_the_data(cifar_root, capsys):
+    folders = ["--data", "ImageFolder", "--data.root", str(cifar_root / "cifar100")]
+    cli = main([*configs(FOLDER / "cifar10/vgg11.yaml"), *folders], run=False)
+    assert cli.model.num_classes == 100
+    assert cli.model.network.classifier.out_features == 100
+
+
+def test_every_overlay_is_in_the_table():
+    for path in OVERLAYS:
+        assert f"| `{name(path)}` |" in README, path

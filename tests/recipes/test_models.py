@@ -1,0 +1,82 @@
+"""The networks against the counts of the paper and of the literature."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_ssc.capture import trace
+from lightning_ssc.layers import select_layers
+from recipes import models
+
+# name, arguments, convolutions (the paper's), parameters for 10 classes, where that number is from
+NETWORKS = [
+    ("resnet18", {}, 20, 11_173_962, "CIFAR ResNet-18"),
+    ("resnet36", {}, 36, 21_282_122, "CIFAR ResNet-34"),
+    ("resnet53", {}, 53, 23_520_842, "CIFAR ResNet-50"),
+    ("resnet104", {}, 104, 42_512_970, "CIFAR ResNet-101"),
+    ("vgg11", {}, 8, 9_231_114, "CIFAR VGG-11 with batch norm"),
+    ("vgg16", {}, 13, 14_728_266, "CIFAR VGG-16 with batch norm"),
+    ("vgg24", {}, 21, 25_537_674, "ours"),
+    ("vgg29", {}, 26, 31_034_826, "ours"),
+    ("wide_resnet16", {"widen_factor": 10}, 16, 17_116_634, "WRN-16-10"),
+    ("wide_resnet28", {"widen_factor": 10}, 28, 36_479_194, "WRN-28-10"),
+    ("wide_resnet28", {}, 28, 1_467_610, "WRN-28-2"),
+    ("wide_resnet64", {}, 64, 3_795_418, "ours"),
+    ("densenet121", {}, 120, 6_956_298, "CIFAR DenseNet-121"),
+    ("cifar_resnet", {"depth": 20}, 21, 272_474, "CIFAR ResNet-20, option B"),
+    ("cifar_resnet", {"depth": 56}, 57, 855_770, "CIFAR ResNet-56, option B"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "convolutions", "parameters", "source"), NETWORKS)
+def test_convolutions_and_parameters(name, arguments, convolutions, parameters, source):
+    net = getattr(models, name)(**arguments)
+    assert sum(p.numel() for p in net.parameters()) == parameters, source
+    watched = select_layers(net, "conv")
+    ran = [layer.label for layer in trace(net, watched, torch.randn(2, 3, 32, 32))]
+    assert len(ran) == convolutions
+    assert ran == [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)]
+
+
+def test_every_network_is_counted():
+    assert {name for name, *_ in NETWORKS} == set(models.__all__)
+
+
+@pytest.mark.parametrize("name", models.__all__)
+def test_number_of_classes(name):
+    with torch.device("meta"):
+        assert getattr(models, name)(num_classes=100)(torch.empty(2, 3, 32, 32)).shape == (2, 100)
+
+
+BLOCKS = {"cifar_resnet": 9, "resnet18": 8, "resnet104": 33, "wide_resnet28": 12, "densenet121": 58 + 3, "vgg16": 13}
+
+
+@pytest.mark.parametrize(("name", "blocks"), BLOCKS.items())
+def test_blocks_lie_between_stem_and_classifier(name, blocks):
+    layers = [layer.name for layer in select_layers(getattr(models, name)(), "blocks")]
+    stem = [] if name.startswith("vgg") else ["stem"]  # a VGG's first block is its stem
+    assert [layers[: len(stem)], layers[-1]] == [stem, "classifier"]
+    assert len(layers) - len(stem) - 1 == blocks
+
+
+def test_pooling_outputs_of_densenet_have_the_widths_of_the_article():
+    net = models.densenet121()
+    pools = ["transition1.pool", "transition2.pool", "transition3.pool", "pool"]
+    with torch.no_grad():
+        shapes, x = {}, torch.randn(2, 3, 32, 32)
+        for name in pools:
+            net.get_submodule(name).register_forward_hook(
+                lambda module, inputs, output, name=name: shapes.update({name: output.shape[1:]})
+            )
+        net(x)
+    assert [tuple(shapes[name]) for name in pools] == [(128, 16, 16), (256, 8, 8), (512, 4, 4), (1024, 1, 1)]
+
+
+def test_dropout_is_in_every_wide_block():
+    drops = [m for m in models.wide_resnet16(dropout=0.3).modules() if isinstance(m, nn.Dropout)]
+    assert [drop.p for drop in drops] == [0.3] * 6
+
+
+def test_impossible_depth_is_named():
+    with pytest.raises(ValueError, match=r"6 n \+ 2 layers .* not 18"):
+        models.cifar_resnet(depth=18)

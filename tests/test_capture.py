@@ -1,0 +1,281 @@
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_ssc.capture import FeatureSlice, capture, plan_passes, trace
+from lightning_ssc.layers import select_layers
+from tests.nets import convnet
+
+
+def grams(model: nn.Module, layers: Any, x: Any, **kwargs: Any) -> dict[str, Tensor]:
+    options = {k: v for k, v in kwargs.items() if k in ("pooling", "forward")}
+    watched = trace(model, select_layers(model, layers), x, **options)
+    return {gram.layer.label: gram.raw_() for gram in capture(model, watched, x, **kwargs)}
+
+
+def reference(features: Tensor) -> Tensor:
+    flat = features.detach().double().flatten(1)
+    return flat @ flat.T
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(300, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_grams_are_those_of_the_activations(x: Tensor) -> None:
+    net = convnet()
+    found = grams(net, "**", x, chunk=64)
+    net.eval()
+    out = x
+    for name, module in net.named_children():
+        out = module(out)
+        if name in ("1", "5"):  # an in-place activation is about to overwrite this output
+            out = out.clone()
+        torch.testing.assert_close(found[name].double(), reference(out), rtol=1e-5, atol=1e-4)
+        assert torch.equal(found[name], found[name].T)
+
+
+def test_a_large_offset_costs_no_precision() -> None:
+    spread = torch.randn(50, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = (spread + 1e3).float()
+    net = nn.Sequential(nn.Identity())
+    gram = next(capture(net, trace(net, select_layers(net, "0"), x), x))
+    centred = x.double() - x.double().mean(0)
+    torch.testing.assert_close(gram.centred.double(), centred @ centred.T, rtol=1e-4, atol=1e-3)
+    naive = x - x.mean(0, keepdim=True)
+    assert naive.dtype == torch.float32
+    torch.testing.assert_close(gram.raw_().double(), reference(x), rtol=1e-6, atol=0)
+
+
+def test_layers_come_in_order_of_execution() -> None:
+    class Crossed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.first, self.unused = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x))
+
+    net = Crossed()
+    assert [w.label for w in trace(net, select_layers(net, "Linear"), torch.rand(3, 4))] == ["first", "last"]
+    with pytest.raises(ValueError, match="never run in a forward pass over the probe: unused"):
+        trace(net, select_layers(net, ["first", "unused"]), torch.rand(3, 4))
+
+
+def test_unused_layers_of_a_pattern_are_reported_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    net = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+    with caplog.at_level(logging.WARNING, "lightning_ssc"):
+        watched = trace(net, select_layers(net, "Linear"), torch.rand(3, 4), forward=lambda m, x: m["b"](x))
+    assert [w.label for w in watched] == ["b"]
+    assert "Not watched, because they never run in a forward pass over the probe: a." in caplog.text
+    with pytest.raises(ValueError, match="None of the chosen layers runs"):
+        trace(net, select_layers(net, "Linear"), torch.rand(3, 4), forward=lambda m, x: x)
+
+
+def test_every_call_of_a_module_is_a_layer_of_its_own() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.act = nn.Linear(4, 4), nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.fc(self.act(self.fc(x))))
+
+    net, x = Twice(), torch.randn(9, 4)
+    found = grams(net, ["fc", "act"], x, chunk=4)
+    assert list(found) == ["fc.call1", "act.call1", "fc.call2", "act.call2"]
+    first = net.fc(x)
+    torch.testing.assert_close(found["fc.call1"].double(), reference(first), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found["fc.call2"].double(), reference(net.fc(first.relu())), rtol=1e-5, atol=1e-6)
+
+
+class Pair(NamedTuple):
+    left: Tensor
+    right: Tensor
+
+
+@dataclass
+class Data:
+    name: str
+    logits: Tensor
+
+
+class Returns(nn.Module):
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: Tensor) -> Any:
+        return self.make(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "part", "scale"),
+    [
+        (lambda x: (x, 2 * x), None, 1),
+        (lambda x: (x, 2 * x), "1", 2),
+        (lambda x: {"a": x, "b": {"c": 3 * x}}, "b.c", 3),
+        (lambda x: Pair(x, 2 * x), "right", 2),
+        (lambda x: Data("x", 5 * x), None, 5),
+        (lambda x: Data("x", 5 * x), "logits", 5),
+        (lambda x: [torch.zeros(()), (None, 7 * x)], None, 7),
+    ],
+)
+def test_outputs_in_parts(make: Any, part: str | None, scale: int) -> None:
+    net, x = nn.Sequential(OrderedDict(m=Returns(make))), torch.rand(5, 3)
+    found = grams(net, "m" if part is None else f"m:{part}", x, forward=lambda m, x: m.m(x))
+    (gram,) = found.values()
+    torch.testing.assert_close(gram.double(), scale**2 * reference(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "pattern", "message"),
+    [
+        (lambda x: (x, 2 * x), "m:2", "has no part '2'; it is tuple with parts 0, 1"),
+        (lambda x: {"a": "text"}, "m:a", "Part 'a' of layer 'm' is str, not a tensor"),
+        (lambda x: {"a": "text"}, "m", r"puts out dict without a tensor of 2 rows. Name the part .* 'm:logits'"),
+        (lambda x: x.T, "m", r"puts out shape \(3, 2\) for 2 samples.*batch_first"),
+    ],
+)
+def test_outputs_that_cannot_be_used(make: Any, pattern: str, message: str) -> None:
+    net = nn.Sequential(OrderedDict(m=Returns(make)))
+    with pytest.raises(ValueError, match=message):
+        trace(net, select_layers(net, pattern), torch.rand(5, 3))
+
+
+@pytest.mark.parametrize(
+    ("pooling", "shape", "pooled"),
+    [
+        ("mean", (5, 3, 4, 4), lambda x: x.mean((2, 3))),
+        ("mean", (5, 7, 3), lambda x: x.mean(1)),
+        ("cls", (5, 7, 3), lambda x: x[:, 0]),
+        ("mean", (5, 3), lambda x: x),
+        ("flatten", (5, 3, 4, 4), lambda x: x.flatten(1)),
+    ],
+)
+def test_pooling(pooling: Any, shape: tuple[int, ...], pooled: Any) -> None:
+    net, x = nn.Sequential(nn.Identity()), torch.rand(shape)
+    found = grams(net, "0", x, pooling=pooling)
+    torch.testing.assert_close(found["0"].double(), reference(pooled(x)), rtol=1e-5, atol=1e-6)
+
+
+def test_no_class_token_in_images() -> None:
+    with pytest.raises(ValueError, match="has no class token"):
+        grams(nn.Sequential(nn.Identity()), "0", torch.rand(5, 3, 4, 4), pooling="cls")
+
+
+def test_inputs_of_several_tensors() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 4)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.fc(a + b)
+
+    net, a, b = Two(), torch.rand(7, 3), torch.rand(7, 3)
+    by_position, by_name = grams(net, "fc", (a, b), chunk=3), grams(net, "fc", {"b": b, "a": a})
+    torch.testing.assert_close(by_position, by_name)
+    torch.testing.assert_close(by_name["fc"].double(), reference(net.fc(a + b)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_small_budget_gives_the_same_in_more_passes(x: Tensor) -> None:
+    net, forwards = convnet(), []
+    net.register_forward_hook(lambda *_: forwards.append(1))
+    whole = grams(net, "**", x, memory=1 << 30)
+    one = len(forwards)
+    tight = grams(net, "**", x, memory=2 * 300 * 300 * 4 + 300 * 4 * 100)  # a hundred features at a time
+    assert one == 1 + 2  # the traced one, then 300 samples in chunks of 256
+    assert (
+        len(forwards) - one == 1 + 2 * 19
+    )  # four layers of 384 features in 4 slices each, then 72, 72, and 72 + 8 + 8 + 3
+    assert list(whole) == list(tight)
+    for name, gram in whole.items():
+        torch.testing.assert_close(tight[name], gram, rtol=1e-5, atol=1e-4)
+
+
+def test_plans() -> None:
+    room = 100 * 4 * 10  # ten samples, a hundred features
+    grams_of_ten = 2 * 10 * 10 * 4
+
+    def plan(features: list[int]) -> list[list[FeatureSlice]]:
+        return plan_passes(features, 10, grams_of_ten + room)
+
+    assert plan([40, 60]) == [[FeatureSlice(0, 0, 40), FeatureSlice(1, 0, 60)]]  # an exact fit
+    assert plan([40, 61]) == [[FeatureSlice(0, 0, 40)], [FeatureSlice(1, 0, 61)]]
+    assert plan([201]) == [[FeatureSlice(0, 0, 100)], [FeatureSlice(0, 100, 200)], [FeatureSlice(0, 200, 201)]]
+    assert plan([150, 50]) == [[FeatureSlice(0, 0, 100)], [FeatureSlice(0, 100, 150), FeatureSlice(1, 0, 50)]]
+    with pytest.raises(ValueError, match=r"budget of 0\.0 MB does not hold .* 1000 samples; it takes at least 8\.0 MB"):
+        plan_passes([10], 1000, 1000)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_named(bad: float) -> None:
+    x = torch.rand(10, 4)
+    x[3, 2] = x[5, 0] = bad
+    net = nn.Sequential(OrderedDict(inner=nn.Identity()))
+    with pytest.raises(
+        ValueError, match=r"'inner' puts out NaN or infinity for 2 of 10 probe samples, first for sample 3"
+    ):
+        grams(net, "inner", x)
+
+
+def test_hooks_and_settings_are_gone_also_after_an_error(x: Tensor) -> None:
+    net = convnet()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        grams(net, "conv", x)
+        with pytest.raises(RuntimeError):
+            grams(net, "conv", torch.rand(4, 2, 8, 8))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert not any(module._forward_hooks for module in net.modules())
+    assert net.training
+    assert torch.is_grad_enabled()
+
+
+def test_an_abandoned_capture_leaves_nothing(x: Tensor) -> None:
+    net = convnet()
+    running = capture(net, trace(net, select_layers(net, "conv"), x), x)
+    next(running)
+    assert net.training  # a Gram is handed over outside the forward pass
+    assert torch.is_grad_enabled()
+    running.close()
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize("how", ["whole", "part", "in place"])
+def test_compiled_networks(how: str, x: Tensor) -> None:
+    plain = convnet().eval()
+    expected = grams(plain, "conv", x)
+    net: nn.Module = plain
+    if how == "whole":
+        net = torch.compile(plain, backend="eager")  # type: ignore[assignment]
+    elif how == "part":
+        net = nn.Sequential(OrderedDict(net=torch.compile(plain, backend="eager")))  # type: ignore[arg-type]
+    else:
+        plain.compile(backend="eager")
+    net(x)  # compiled before it is watched: hooks added now would never fire in compiled code
+    found = grams(net, "conv", x)
+    assert [name.removeprefix("net.") for name in found] == list(expected)
+    for gram, other in zip(found.values(), expected.values(), strict=True):
+        torch.testing.assert_close(gram, other)
+
+
+def test_channels_last_and_half_precision(x: Tensor) -> None:
+    net = convnet().to(memory_format=torch.channels_last)
+    expected = grams(net, "conv", x)
+    found = grams(net, "conv", x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    half = grams(net, "conv", x, context=lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+    for name, gram in half.items():
+        assert gram.dtype == torch.float32
+        torch.testing.assert_close(gram, expected[name], rtol=0.1, atol=0.1 * float(expected[name].diagonal().max()))

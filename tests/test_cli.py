@@ -1,0 +1,321 @@
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
+
+from lightning_ssc import SnapshotStore, SSCMonitor
+from lightning_ssc.analysis import dynamics
+from lightning_ssc.checkpoints import CheckpointError, find_checkpoints, import_object, load_weights, progress_of
+from lightning_ssc.cli import main
+from lightning_ssc.store import FORMAT
+from tests.nets import Classifier, convnet, data, trainer
+from tests.runs import HOSTILE, made_run
+
+# -- What --model and --data name in these tests
+
+
+class Configured(Classifier):
+    """A LightningModule with a hyperparameter that decides its shape."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(192, width), nn.ReLU(), nn.Linear(width, 3)))
+        self.save_hyperparameters()
+
+
+class Data(pl.LightningDataModule):
+    """A data module whose probe is not its validation data."""
+
+    def __init__(self, size: int = 45) -> None:
+        super().__init__()
+        self.size = size
+        self.class_names = ["cat", "dog", "bird"]
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(data(seed=1), batch_size=20, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(data(seed=2), batch_size=20)
+
+    def probe_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(data(self.size, seed=5), batch_size=20, shuffle=True)
+
+
+def bare_net() -> nn.Module:
+    return convnet()
+
+
+MODULE = "tests.test_cli"
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A run with the callback and a checkpoint of every epoch, as its folder and what was logged."""
+    root = tmp_path_factory.mktemp("live")
+    torch.manual_seed(0)
+    monitor = SSCMonitor(layers="Linear", probe_size=30)
+    checkpoints = ModelCheckpoint(root / "checkpoints", save_top_k=-1, every_n_epochs=1, save_last=True)
+    fit = trainer(
+        root,
+        monitor,
+        checkpoints,
+        max_epochs=3,
+        enable_checkpointing=True,
+        logger=pl.loggers.CSVLogger(root, name="", version=0),
+    )
+    fit.fit(Configured(width=6), datamodule=Data())
+    return root, fit
+
+
+def analyze(root: Path, out: Path, *more: str, model: str = "Configured", probe: str = "Data") -> int:
+    arguments = [
+        "--model",
+        f"{MODULE}:{model}",
+        "--data",
+        f"{MODULE}:{probe}",
+        "--checkpoints",
+        str(root / "checkpoints"),
+    ]
+    return main(["analyze", *arguments, "--out", str(out), "--layers", "Linear", "--probe-size", "30", *more])
+
+
+def test_checkpoints_give_the_numbers_that_were_logged_live(live: tuple[Path, Any], tmp_path: Path) -> None:
+    root, fit = live
+    assert analyze(root, tmp_path / "ssc") == 0
+    before, after = (SnapshotStore(folder) for folder in (root / "version_0" / "ssc", tmp_path / "ssc"))
+    assert after.epochs == [1, 2, 3]  # epoch 0 has no checkpoint
+    assert [after.header(e).step for e in after.epochs] == [before.header(e).step for e in after.epochs]
+    then, now = dynamics(before, [1, 2, 3]), dynamics(after)
+    assert now.layers == then.layers
+    for curve in ("modularity", "cka_to_final", "cka_to_previous", "linear_cka_to_final"):
+        assert getattr(now, curve) == pytest.approx(getattr(then, curve), abs=1e-5, nan_ok=True)
+    for name in now.layers:
+        logged = float(fit.callback_metrics[f"ssc/modularity/{name}"])
+        assert now.modularity[-1, now.layers.index(name)] == pytest.approx(logged, abs=1e-5)
+    assert torch.equal(after.load(3).predictions, before.load(3).predictions)  # type: ignore[arg-type]
+    card, live_card = after.load_card(), before.load_card()
+    assert card is not None
+    assert live_card is not None
+    assert (card.fingerprint, card.class_names) == (live_card.fingerprint, ("cat", "dog", "bird"))
+
+
+def test_an_interrupted_analysis_goes_on(live: tuple[Path, Any], tmp_path: Path, capsys: Any) -> None:
+    root, _ = live
+    assert analyze(root, tmp_path) == 0
+    store = SnapshotStore(tmp_path)
+    store.path(2).unlink()
+    stamp = store.path(1).stat().st_mtime_ns
+    assert analyze(root, tmp_path) == 0
+    assert store.epochs == [1, 2, 3]
+    assert store.path(1).stat().st_mtime_ns == stamp
+    assert analyze(root, tmp_path, "--tau", "20") == 1
+    assert "other settings" in capsys.readouterr().err
+    assert analyze(root, tmp_path, "--data-arg", "size=33") == 1
+    assert "another probe" in capsys.readouterr().err
+
+
+def test_checkpoints_of_a_plain_loop(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    (tmp_path / "checkpoints").mkdir()
+    net = bare_net()
+    for epoch in (2, 10):
+        torch.save(net.state_dict(), tmp_path / "checkpoints" / f"net-{epoch}.pt")
+    assert analyze(tmp_path, tmp_path / "ssc", model="bare_net") == 0
+    assert SnapshotStore(tmp_path / "ssc").epochs == [2, 10]
+
+
+def test_a_network_that_does_not_fit(live: tuple[Path, Any], tmp_path: Path, capsys: Any) -> None:
+    root, _ = live
+    assert analyze(root, tmp_path, model="bare_net") == 1
+    assert "lacks" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="size mismatch"):
+        load_weights(nn.Linear(2, 2), nn.Linear(3, 2).state_dict())
+
+
+def test_weights_are_found_inside_a_module_and_through_compile() -> None:
+    net = convnet()
+    wrapped = {f"model._orig_mod.{name}": value for name, value in convnet().state_dict().items()}
+    load_weights(net, wrapped | {"metric.total": torch.zeros(1)})
+    assert torch.equal(net[0].weight, wrapped["model._orig_mod.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("ready", "last", "expected"),
+    [(0, False, 0), (3, True, 3), (3, False, None)],
+)
+def test_the_epoch_of_a_checkpoint(ready: int, last: bool, expected: int | None) -> None:
+    loops = {
+        "epoch_loop.batch_progress": {"is_last_batch": last},
+        "epoch_progress": {"current": {"ready": ready}},
+        "epoch_loop.state_dict": {"_batches_that_stepped": 9},
+    }
+    found = progress_of({"state_dict": {}, "epoch": 7, "loops": {"fit_loop": loops}}, Path("x.ckpt"))
+    assert (None if found is None else found.epoch) == expected
+    assert progress_of({"state_dict": {}, "epoch": 7}, Path("x.ckpt")).epoch == 8  # type: ignore[union-attr]
+
+
+def test_a_checkpoint_on_validation_end_counts_its_epoch(tmp_path: Path) -> None:
+    """ModelCheckpoint may save before Lightning has counted the epoch as finished."""
+    saver = ModelCheckpoint(tmp_path / "v", monitor="val_loss", save_top_k=-1, save_on_train_epoch_end=False)
+    middle = ModelCheckpoint(tmp_path / "m", save_top_k=-1, every_n_train_steps=2)
+    fit = trainer(tmp_path, saver, middle, enable_checkpointing=True)
+    fit.fit(Configured(), datamodule=Data())
+    assert [c.epoch for c in find_checkpoints(tmp_path / "v")] == [1, 2]
+    assert [c.epoch for c in find_checkpoints(tmp_path / "m")] == [2]  # step 2 of 3 is the middle, step 6 the end
+
+
+class Boom:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("executed",)
+
+
+def test_a_pickle_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(
+        {"state_dict": {}, "epoch": 0, "hyper_parameters": {"x": Boom()}}, tmp_path / "checkpoints" / "evil.ckpt"
+    )
+    assert analyze(tmp_path, tmp_path / "out") == 1
+    assert "add_safe_globals" in capsys.readouterr().err
+    store = made_run(tmp_path / "ssc")
+    store.path(1).write_bytes(pickle.dumps(Boom()))
+    assert main(["report", str(tmp_path / "ssc")]) == 1
+    assert "epoch_000001.npz" in capsys.readouterr().err
+    (tmp_path / "ssc" / "probe.npz").write_bytes(pickle.dumps(Boom()))
+    store.path(1).unlink()
+    assert main(["report", str(tmp_path / "ssc")]) == 1
+    assert "probe.npz" in capsys.readouterr().err
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "newer", "empty", "text", "indices", "objects"])
+@pytest.mark.parametrize("command", ["report", "export", "compare"])
+def test_a_broken_snapshot_fails_with_its_name(tmp_path: Path, capsys: Any, damage: str, command: str) -> None:
+    store = made_run(tmp_path / "ssc", n=12, layers=("a",))
+    path = store.path(2)
+    arrays = dict(np.load(path))
+    if damage == "newer":
+        header = bytes(arrays["header"]).replace(f'"format": {FORMAT}'.encode(), b'"format": 99')
+        np.savez(path, **arrays | {"header": np.frombuffer(header, np.uint8)})
+    elif damage == "indices":  # far outside the graph
+        np.savez(path, **arrays | {"0/col": np.full_like(arrays["0/col"], 60000)})
+    elif damage == "objects":
+        np.savez(path, **arrays | {"0/value": np.array([Boom()], dtype=object)})
+    else:
+        whole = path.read_bytes()
+        path.write_bytes({"truncated": whole[: len(whole) // 3], "empty": b"", "text": b"hello"}[damage])
+    arguments = {
+        "report": ["report", str(tmp_path)],
+        "export": ["export", str(tmp_path), "--csv", str(tmp_path / "csv")],
+        "compare": ["compare", str(tmp_path), str(tmp_path), "--out", str(tmp_path / "out")],
+    }
+    assert main(arguments[command]) == 1
+    message = capsys.readouterr().err
+    assert "epoch_000002.npz" in message
+    assert ("Upgrade" in message) == (damage == "newer")
+    assert "Traceback" not in message
+    assert not Path("executed").exists()
+
+
+def test_export_writes_inside_its_folder_whatever_names_say(tmp_path: Path, capsys: Any) -> None:
+    made_run(tmp_path / "run", layers=("../../escape", "/absolute/path", HOSTILE), class_names=("../up", "b", "c"))
+    assert main(["export", str(tmp_path / "run" / ".." / "run"), "--csv", str(tmp_path / "csv")]) == 0
+    printed = capsys.readouterr().out.split()
+    assert sorted(printed) == sorted(str(path) for path in (tmp_path / "csv").iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "csv"}
+    assert "../../escape" in (tmp_path / "csv" / "layers.csv").read_text()
+
+
+def test_compare_writes_a_rectangle_with_the_names_of_both(tmp_path: Path, capsys: Any) -> None:
+    made_run(tmp_path / "resnet" / "ssc", layers=("r.a", "r.b"))
+    made_run(tmp_path / "vgg" / "ssc", layers=("v.x", "v.y", "v.z"), seed=50)
+    assert main(["compare", str(tmp_path / "resnet"), str(tmp_path / "vgg"), "--out", str(tmp_path / "out")]) == 0
+    assert "r.a  v." in capsys.readouterr().out
+    lines = (tmp_path / "out" / "similarity.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in lines[1:]] == [
+        [r, v] for r in ("r.a", "r.b") for v in ("v.x", "v.y", "v.z")
+    ]
+    assert {"similarity.png", "similarity.svg", "cka_to_final_a.png", "modularity_b.svg"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+
+
+def test_compare_refuses_different_probes_and_missing_epochs(tmp_path: Path, capsys: Any) -> None:
+    made_run(tmp_path / "a")
+    made_run(tmp_path / "b", probe="another")
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")]) == 1
+    assert "different probes" in capsys.readouterr().err
+    assert (
+        main(["compare", str(tmp_path / "a"), str(tmp_path / "a"), "--epoch-b", "9", "--out", str(tmp_path / "out")])
+        == 1
+    )
+    assert "epochs [0, 1, 2]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["report"],
+        ["unknown", "x"],
+        ["export", "run"],
+        ["report", "run", "--drops", "soon"],
+        ["analyze", "--model", "a", "--data", "b:c", "--checkpoints", "c", "--out", "d"],
+        ["analyze", "--model", "nowhere:X", "--data", "b:c", "--checkpoints", "c", "--out", "d"],
+        ["analyze", "--model", "torch.nn:Nothing", "--data", "b:c", "--checkpoints", "c", "--out", "d"],
+        ["analyze", "--model", "a:b", "--data", "b:c", "--checkpoints", "c", "--out", "d", "--model-arg", "depth"],
+    ],
+)
+def test_mistakes_in_the_command_line_exit_with_two(arguments: list[str], capsys: Any) -> None:
+    try:
+        status: Any = main(arguments)
+    except SystemExit as error:  # argparse's own
+        status = error.code
+    assert status == 2
+    assert "error" in capsys.readouterr().err
+
+
+def test_a_missing_run_exits_with_one(tmp_path: Path, capsys: Any) -> None:
+    assert main(["report", str(tmp_path / "nowhere")]) == 1
+    assert "is not a folder" in capsys.readouterr().err
+    assert main(["report", str(tmp_path)]) == 1
+    assert "no snapshots" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["report", "analyze", "compare", "export"])
+def test_every_help_page_has_an_example_and_the_exit_status(command: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    page = capsys.readouterr().out
+    assert f"  lightning-ssc {command} " in page
+    assert "Exit status:" in page
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path: Path, capsys: Any) -> None:
+    made_run(tmp_path)
+    assert main(["export", str(tmp_path), "--csv", str(tmp_path / "csv")]) == 0
+    assert "reading snapshots: 0 of 3" in capsys.readouterr().err
+
+
+def test_it_runs_as_a_module(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "lightning_ssc", "report", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert run.stderr.startswith("lightning-ssc report: There are no snapshots")
+
+
+def test_import_paths_do_not_hide_what_is_missing_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_module.py").write_text("import a_module_that_is_not_there\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+        import_object("broken_module:Net")

@@ -1,0 +1,298 @@
+import base64
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from lightning_ssc import report as report_module
+from lightning_ssc.analysis import find_store, summarise
+from lightning_ssc.report import pack, page, report, sprite
+from lightning_ssc.store import SnapshotError
+from tests.runs import HOSTILE, made_run
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="chromium or chromedriver is not there")
+
+pytest.importorskip("plotly")
+
+
+def contents(html: str) -> dict[str, Any]:
+    """The JSON that a page carries."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert found is not None
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+def unpack(packed: dict[str, Any]) -> np.ndarray:
+    q = np.frombuffer(base64.b64decode(packed["data"]), "<i2").astype(float)
+    return np.where(q == -32768, np.nan, q * packed["scale"]).reshape(packed["shape"])
+
+
+def test_packed_numbers_come_back() -> None:
+    values = np.random.default_rng(0).normal(size=(4, 5, 2))
+    values[0, 0, 0] = np.nan
+    packed = pack(values)
+    assert np.nanmax(abs(unpack(packed) - values)) <= np.nanmax(abs(values)) / 65532 + 1e-12
+    assert np.isnan(unpack(packed)[0, 0, 0])
+    assert np.isnan(unpack(pack([np.nan, np.inf]))).all()
+    assert unpack(pack([0.0, 0.0])).tolist() == [0, 0]
+
+
+def test_a_sprite_holds_every_picture_at_its_place() -> None:
+    images = np.zeros((7, 16, 8, 3), dtype=np.uint8)
+    images[:] = np.linspace(0, 250, 7, dtype=np.uint8)[:, None, None, None]
+    sheet = sprite(images)
+    pixels = imread(io.BytesIO(base64.b64decode(sheet["uri"].partition(",")[2])), format="jpg")
+    for i in range(7):
+        row, column = divmod(i, sheet["columns"])
+        tile = pixels[16 * row : 16 * row + 16, 8 * column : 8 * column + 8].astype(int)
+        assert abs(tile - int(images[i, 0, 0, 0])).max() <= 4  # JPEG
+
+
+def test_the_page_carries_the_numbers_of_the_run(tmp_path: Path) -> None:
+    summary = summarise(made_run(tmp_path / "version_3" / "ssc"), drops=[1])
+    data = contents(page(summary))
+    assert data["layers"] == ["conv1", "conv2", "fc"]
+    assert data["epochs"] == [0, 1, 2]
+    assert data["drops"] == [1]
+    assert data["families"][0]["title"] == "Modularity of the affinity graphs"
+    assert unpack(data["families"][0]["values"]) == pytest.approx(summary.dynamics.modularity, abs=1e-4)
+    assert unpack(data["heatmaps"]) == pytest.approx(summary.heatmaps, abs=1e-4)
+    assert unpack(data["embeddings"][0])[2] == pytest.approx(summary.embedding["net.fc"], abs=1e-4)
+    assert data["nearest"] == summary.nearest.tolist()
+    assert summary.inputs is not None
+    assert unpack(data["shares"]) == pytest.approx(summary.inputs.shares, abs=1e-4, nan_ok=True)
+    assert data["wrong"] == [29, 28]
+    assert data["label_table"]["rows"][1][1] == "93.3%"
+    about = dict(data["about"]["rows"])
+    assert about["setting tau"] == "10.0"
+    assert about["version of torch"]
+
+
+def test_the_page_names_no_address_to_load_from(tmp_path: Path) -> None:
+    html = page(summarise(made_run(tmp_path)))
+    own = re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)  # plotly.js names addresses that it does not ask
+    addresses = re.findall(r"(?:src|href|action)=(\S+)", own)
+    assert addresses
+    assert all(address.startswith(('"#', '"data:')) for address in addresses)
+    assert "default-src 'none'" in html
+    assert "://" not in own
+
+
+def test_names_with_markup_stay_names(tmp_path: Path) -> None:
+    store = made_run(tmp_path / HOSTILE.replace("/", "_"), layers=(f"a.{HOSTILE}", "a.b"), class_names=(HOSTILE, "dog"))
+    html = page(summarise(store))
+    assert html.count("<img") == 0
+    assert html.count("</script>") == 4 - 1  # data, plotly, page
+    assert contents(html)["layers"][0].endswith(HOSTILE)
+    assert contents(html)["class_names"][0] == HOSTILE
+
+
+@pytest.mark.parametrize("lacking", ["images", "labels", "linear and class names"])
+def test_what_a_run_lacks_is_left_out(tmp_path: Path, lacking: str) -> None:
+    store = made_run(tmp_path / "ssc", images=lacking != "images", labels=lacking != "labels")
+    if lacking == "linear and class names":
+        (store.root / "probe.npz").unlink()
+    data = contents(page(summarise(store)))
+    assert (data["sprite"] is None) == (lacking != "labels")
+    assert (data["labels"] is None) == (lacking == "labels")
+    if lacking == "labels":
+        assert (data["label_table"], data["wrong"]) == (None, [])
+        assert data["families"][0]["title"] == "SSC-CKA to the final state"
+    if lacking == "linear and class names":
+        assert data["class_names"] == ["class 0", "class 1", "class 2"]
+
+
+def test_a_report_is_a_page_and_figures(tmp_path: Path) -> None:
+    made_run(tmp_path / "version_0" / "ssc", layers=("../../up", "a/b"))
+    path = report(tmp_path / "version_0")
+    assert path == tmp_path / "version_0" / "ssc" / "report" / "index.html"
+    names = {p.name for p in (path.parent / "figures").iterdir()}
+    assert {"modularity.png", "modularity.svg", "heatmap_epoch_002.png", "embeddings.svg"} <= names
+    assert {"confidently_wrong_1.png", "heatmap_linear.png"} <= names
+    everything = {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()}
+    assert all(p.is_relative_to("version_0/ssc") for p in everything)  # whatever the layers are called
+    assert find_store(tmp_path).epochs == [0, 1, 2]  # the report is no run
+
+
+def test_a_run_of_one_snapshot_and_one_layer(tmp_path: Path) -> None:
+    made_run(tmp_path / "ssc", epochs=(0,), layers=("fc",))
+    assert report(tmp_path, tmp_path / "out").is_file()
+
+
+def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
+    store = made_run(tmp_path / "ssc")
+    whole = store.path(1).read_bytes()
+    store.path(1).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SnapshotError, match=r"epoch_000001\.npz"):
+        report(tmp_path)
+
+
+def test_without_plotly_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
+    with pytest.raises(ImportError, match=r"lightning-ssc\[report\]"):
+        page(summarise(made_run(tmp_path)))
+
+
+def test_plotly_is_imported_late() -> None:
+    assert "plotly" not in vars(report_module)
+
+
+# -- In a browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (
+        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+        "disable-component-update", "disable-sync", "window-size=1280,1000",
+        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def open_page(browser: Any, path: Path) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get("data:text/html,")  # so that the log of this page begins here
+    browser.get_log("performance")
+    browser.get_log("browser")
+    browser.get(path.as_uri())
+    WebDriverWait(browser, 30).until(lambda b: b.execute_script("return document.body.dataset.ready") == "yes")
+
+
+def requested(browser: Any) -> set[str]:
+    """Addresses that were asked for since the last call, without what is inside the page."""
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    urls += [m["params"]["url"] for m in messages if m["method"] == "Network.webSocketCreated"]
+    return {url for url in urls if not url.startswith(("data:", "chrome:"))}
+
+
+@needs_chromium
+def test_the_page_works_from_disk(browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    summary = summarise(made_run(tmp_path / "ssc", layers=(f"net.{HOSTILE}", "net.b", "net.fc"),
+                                 class_names=(HOSTILE, "dog", "bird")), drops=[1])  # fmt: skip
+    path = tmp_path / "index.html"
+    path.write_text(page(summary), encoding="utf-8")
+    open_page(browser, path)
+
+    # Curves: a line a layer, and fewer of them after a switch by keyboard.
+    def lines() -> int:
+        return len(browser.find_elements(By.CSS_SELECTOR, "#curves figure:first-child .scatterlayer .trace"))
+
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#curves .plot")) == 4
+    assert lines() == 3
+    browser.find_element(By.CSS_SELECTOR, "#switches input").send_keys(Keys.SPACE)
+    WebDriverWait(browser, 5).until(lambda _: lines() == 2)
+
+    # Hovering over a curve shows its value.
+    plot = browser.find_element(By.CSS_SELECTOR, "#curves .plot")
+    point = plot.find_elements(By.CSS_SELECTOR, ".scatterlayer .trace")[0].find_elements(By.CSS_SELECTOR, ".point")[1]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
+    ActionChains(browser).move_to_element(point).perform()
+    WebDriverWait(browser, 5).until(lambda _: plot.find_elements(By.CSS_SELECTOR, ".hoverlayer .hovertext"))
+    assert f"epoch 1: {summary.dynamics.modularity[1, 1]:.3f}" in plot.find_element(By.CSS_SELECTOR, ".hoverlayer").text
+
+    # The slider changes the heatmap to that of its epoch.
+    slider = browser.find_element(By.ID, "epoch")
+    assert browser.find_element(By.ID, "epoch-value").text == "2"
+    slider.send_keys(Keys.ARROW_LEFT)
+    assert browser.find_element(By.ID, "epoch-value").text == "1"
+    shown = browser.execute_script("return document.getElementById('heatmap').data[0].z")
+    assert np.array(shown, dtype=float) == pytest.approx(summary.heatmaps[1], abs=1e-4)
+
+    # Hovering over a point of the embedding shows its picture and classes.
+    embedding = browser.find_element(By.ID, "embedding")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", embedding)
+    tip = browser.find_element(By.ID, "tip")
+    assert not tip.is_displayed()
+    for candidate in embedding.find_elements(By.CSS_SELECTOR, ".scatterlayer .trace .point"):
+        ActionChains(browser).move_to_element(candidate).perform()
+        if tip.is_displayed():
+            break
+    i = int(re.search(r"Input (\d+)", tip.text)[1])  # type: ignore[index]
+    label = summary.class_names[int(summary.inputs.labels[i])]  # type: ignore[union-attr]
+    assert f"class: {label}" in tip.text
+    picture = tip.find_element(By.CSS_SELECTOR, ".tile")
+    assert picture.get_attribute("aria-label") == f"picture of input {i}"
+    assert picture.value_of_css_property("background-image").startswith('url("data:image/jpeg')
+
+    # Another layer moves the points; a number chooses an input.
+    Select(browser.find_element(By.ID, "embedding-layer")).select_by_index(1)
+    x = browser.execute_script("const t = document.getElementById('embedding').data[0]; return [t.customdata, t.x]")
+    assert x[1] == pytest.approx(summary.embedding["net.b"][x[0], 0].tolist(), abs=1e-4)
+    number = browser.find_element(By.ID, "input-number")
+    number.clear()
+    number.send_keys("7")
+    assert browser.find_element(By.CSS_SELECTOR, "#card h4").text == "Input 7"
+    tiles = browser.find_elements(By.CSS_SELECTOR, "#card li .tile")
+    expected = [f"picture of input {j}" for j in summary.nearest[7] if j >= 0]
+    assert [tile.get_attribute("aria-label") for tile in tiles] == expected
+
+    # Confidently wrong inputs, a table in place of a picture, and names that are still only names.
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#wrong-cards .card")) == 2
+    details = browser.find_element(By.CSS_SELECTOR, "#curves details")
+    details.find_element(By.TAG_NAME, "summary").click()
+    WebDriverWait(browser, 5).until(lambda _: len(details.find_elements(By.CSS_SELECTOR, "tbody tr")) == 3)
+    assert browser.find_elements(By.CSS_SELECTOR, "main img") == []
+    assert HOSTILE in browser.find_element(By.CSS_SELECTOR, "#layer-table tbody th").text
+    assert "cloud" not in browser.execute_script("return document.body.innerHTML.toLowerCase()").split("<script")[0]
+
+    assert browser.get_log("browser") == []
+    assert requested(browser) == {path.as_uri()}
+
+
+@needs_chromium
+@pytest.mark.parametrize("lacking", ["images", "labels", "snapshots"])
+def test_the_page_of_a_poor_run_works(browser: Any, tmp_path: Path, lacking: str) -> None:
+    from selenium.webdriver.common.by import By
+
+    store = made_run(
+        tmp_path / "ssc",
+        images=lacking != "images",
+        labels=lacking != "labels",
+        epochs=(0,) if lacking == "snapshots" else (0, 1),
+        layers=("fc",) if lacking == "snapshots" else ("conv", "fc"),
+    )
+    path = tmp_path / "index.html"
+    path.write_text(page(summarise(store)), encoding="utf-8")
+    open_page(browser, path)
+    assert browser.get_log("browser") == []
+    assert requested(browser) == {path.as_uri()}
+    assert browser.find_elements(By.CSS_SELECTOR, "#embedding .scatterlayer .point")
+    assert bool(browser.find_elements(By.ID, "wrong")) == (lacking != "labels")
+
+
+@needs_chromium
+def test_the_page_fits_a_phone(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "index.html"
+    path.write_text(page(summarise(made_run(tmp_path / "ssc", layers=[f"net.{'long' * 12}{i}" for i in range(5)]))))
+    size = {"width": 390, "height": 800, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        open_page(browser, path)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        assert browser.get_log("browser") == []
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

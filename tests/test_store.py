@@ -1,0 +1,189 @@
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import lightning_ssc.store as store_module
+from lightning_ssc import Snapshot, SnapshotStore, snapshot
+from lightning_ssc.store import MemoryStore, ProbeCard, SnapshotError
+from tests.nets import convnet, data
+
+
+@pytest.fixture(scope="module")
+def taken() -> Snapshot:
+    x, y = data(40).tensors
+    return snapshot(convnet(), x, y, layers="conv", epoch=3, step=17)
+
+
+@pytest.fixture
+def store(tmp_path: Path, taken: Snapshot) -> SnapshotStore:
+    store = SnapshotStore(tmp_path / "ssc")
+    store.save(taken)
+    return store
+
+
+def assert_same(one: Snapshot, other: Snapshot) -> None:
+    assert (one.epoch, one.step, one.settings, one.probe, one.seconds) == (
+        other.epoch,
+        other.step,
+        other.settings,
+        other.probe,
+        other.seconds,
+    )
+    for key in ("labels", "predictions", "confidence"):
+        assert torch.equal(getattr(one, key), getattr(other, key))
+    assert list(one.layers) == list(other.layers)
+    for a, b in zip(one.layers.values(), other.layers.values(), strict=True):
+        assert torch.equal(a.coef.to_dense(), b.coef.to_dense())
+        assert torch.equal(a.affinity.to_dense(), b.affinity.to_dense())
+        assert torch.equal(a.gap, b.gap)
+        assert (a.features, a.converged) == (b.features, b.converged)
+        assert a.linear is not None
+        assert b.linear is not None
+        assert torch.equal(a.linear.factor, b.linear.factor)
+        assert (a.linear.norm, a.linear.error) == (b.linear.norm, b.linear.error)
+
+
+def test_what_is_saved_comes_back(store: SnapshotStore, taken: Snapshot) -> None:
+    assert_same(store.load(3), taken)
+    assert_same(next(iter(store)), taken)
+    assert (store.epochs, len(store), 3 in store, 4 in store) == ([3], 1, True, False)
+    assert store.header(3).layers == list(taken.layers)
+    layer = store.load_layer(3, "4")
+    assert torch.equal(layer.coef.to_dense(), taken.layers["4"].coef.to_dense())
+
+
+def test_a_store_in_memory_answers_alike(store: SnapshotStore, taken: Snapshot) -> None:
+    memory = MemoryStore()
+    memory.save(taken)
+    assert_same(memory.load(3), store.load(3))
+    assert memory.header(3) == store.header(3)
+    assert (memory.epochs, 3 in memory, 4 in memory) == (store.epochs, True, False)
+    assert torch.equal(memory.labels(3), store.labels(3))  # type: ignore[arg-type]
+    assert memory.load_card() is store.load_card() is None
+
+
+def test_without_labels_or_linear_cka(tmp_path: Path) -> None:
+    taken = snapshot(convnet(), data(20).tensors[0], layers="conv", linear_cka=False)
+    store = SnapshotStore(tmp_path)
+    store.save(taken)
+    loaded = store.load(0)
+    assert loaded.labels is None
+    assert store.labels(0) is None
+    assert loaded.layers["0"].linear is None
+
+
+def test_the_probe_card(store: SnapshotStore) -> None:
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    store.save_card(ProbeCard("abc", images, ("cat", "dog")))
+    card = store.load_card()
+    assert card is not None
+    assert (card.fingerprint, card.class_names) == ("abc", ("cat", "dog"))
+    assert np.array_equal(card.images, images)  # type: ignore[arg-type]
+    assert store.epochs == [3]  # the card is no snapshot
+
+
+def test_one_layer_is_read_without_the_others(store: SnapshotStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    original = np.lib.npyio.NpzFile.__getitem__
+    monkeypatch.setattr(
+        np.lib.npyio.NpzFile, "__getitem__", lambda self, key: (read.append(key), original(self, key))[1]
+    )
+    store.load_layer(3, "4")
+    assert {key.split("/")[0] for key in read} == {"header", "1"}
+
+
+def test_saving_again_replaces_and_a_failure_keeps_what_was_there(
+    store: SnapshotStore, taken: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = store.path(3).read_bytes()
+
+    def full(file: Any, **arrays: Any) -> None:
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez_compressed", full)
+        with pytest.raises(OSError, match="No space left"):
+            store.save(taken)
+    assert store.path(3).read_bytes() == before
+    assert [path.name for path in store.root.iterdir()] == ["epoch_000003.npz"]
+    store.save(taken)
+    assert store.epochs == [3]
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "array", "missing part", "directory"])
+def test_damage_is_named(store: SnapshotStore, damage: str) -> None:
+    path = store.path(3)
+    whole = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "garbage":
+        path.write_bytes(b"\0" * 1000)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "array":
+        with path.open("wb") as file:
+            np.save(file, np.arange(3))
+    elif damage == "missing part":
+        with zipfile.ZipFile(path) as source:
+            members = {name: source.read(name) for name in source.namelist() if not name.startswith("0/col")}
+        with zipfile.ZipFile(path, "w") as target:
+            for name, content in members.items():
+                target.writestr(name, content)
+    else:
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(SnapshotError, match=r"epoch_000003\.npz is not a readable snapshot .* Delete the file"):
+        store.load(3)
+
+
+def test_flipped_bytes_are_noticed(store: SnapshotStore) -> None:
+    path = store.path(3)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(SnapshotError, match="not a readable snapshot"):
+        store.load(3)
+
+
+def test_a_pickle_is_not_executed(store: SnapshotStore) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return (pytest.fail, ("a pickle was executed",))
+
+    store.path(3).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(SnapshotError, match="not a readable snapshot"):
+        store.load(3)
+    with store.path(3).open("wb") as file:
+        np.savez(file, header=np.array([Bomb()], dtype=object))
+    with pytest.raises(SnapshotError, match="not a readable snapshot"):
+        store.load(3)
+
+
+def test_a_newer_format_and_a_missing_epoch(store: SnapshotStore) -> None:
+    with pytest.raises(SnapshotError, match=r"no snapshot .*epoch_000009\.npz; the folder holds epochs \[3\]"):
+        store.load(9)
+    with pytest.raises(SnapshotError, match="holds no layer 'fc', only 0, 4"):
+        store.load_layer(3, "fc")
+    header = json.dumps({"format": store_module.FORMAT + 1}).encode()
+    np.savez(store.path(4), header=np.frombuffer(header, np.uint8))
+    with pytest.raises(
+        SnapshotError, match=r"has snapshot format 2; this version of lightning_ssc reads up to 1\. Upgrade"
+    ):
+        store.load(4)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_taking_over(store: SnapshotStore, taken: Snapshot, tmp_path: Path, links: bool, monkeypatch: Any) -> None:
+    if not links:
+        monkeypatch.setattr(store_module.os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    new = SnapshotStore(tmp_path / "new")
+    new.take_over(store, [2, 3])
+    assert_same(new.load(3), taken)
+    assert new.epochs == [3]
