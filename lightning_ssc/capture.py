@@ -368,7 +368,10 @@ def features(output: Any, layer: Layer, samples: int, pooling: Pooling = "flatte
     elif tensor.dim() > 3 and pooling == "mean":
         tensor = tensor.flatten(2).mean(2, dtype=torch.float32)
     elif tensor.dim() > 3 and pooling == "cls":
-        raise ValueError(f"Layer {layer.label!r} puts out shape {tuple(tensor.shape)}, which has no class token.")
+        raise ValueError(
+            f"Layer {layer.label!r} puts out shape {tuple(tensor.shape)}, which has no class token. Use pooling='mean' or "
+            f"'flatten', or watch only layers that put out tokens."
+        )
     return tensor.detach().reshape(samples, -1)
 
 
@@ -385,11 +388,14 @@ def _part(output: Any, layer: Layer, samples: int) -> Tensor:
         entries = _entries(output)
         if key not in entries:
             raise ValueError(
-                f"The output of layer {layer.name!r} has no part {layer.part!r}; it is {_describe(output)}."
+                f"The output of layer {layer.name!r} has no part {layer.part!r}; it is {_describe(output)}. Name one "
+                f"that it has."
             )
         output = entries[key]
     if not isinstance(output, Tensor):
-        raise ValueError(f"Part {layer.part!r} of layer {layer.name!r} is {_describe(output)}, not a tensor.")
+        raise ValueError(
+            f"Part {layer.part!r} of layer {layer.name!r} is {_describe(output)}. Name a part that is a tensor."
+        )
     return output
 
 

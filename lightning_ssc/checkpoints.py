@@ -186,8 +186,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Any]) -> None:
         missing = [name for name in wanted if name not in given]
         raise CheckpointError(
             f"The checkpoint does not fit the network: it lacks {len(missing)} weights, first "
-            f"{', '.join(missing[:3])}, and holds others, first {', '.join(list(given)[:3])}. Give --model the class that "
-            f"was trained, and its arguments with --model-arg."
+            f"{', '.join(missing[:3])}, and holds others, first {', '.join(list(given)[:3])}. Give --model the "
+            f"class that was trained, and its arguments with --model-arg."
         )
     try:
         model.load_state_dict({full: given[prefix + name] for name, full in wanted.items()})

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from lightning_ssc import __version__
 
 OK, FAILED, USAGE = 0, 1, 2
+_SECONDS_BETWEEN_LINES = 5.0
 
 _DESCRIPTION = """\
 Read what SSCMonitor stored of a run: how the layers of a network formed, settled and relate.
@@ -68,16 +70,14 @@ class _UsageError(Exception):
 def _report(options: argparse.Namespace) -> None:
     from lightning_ssc.report import report
 
-    path = report(
-        options.run, options.out, drops=options.drops, layer=options.layer, progress=_progress("reading snapshots")
-    )
+    path = report(options.run, options.out, drops=options.drops, layer=options.layer, progress=_progress("working"))
     print(f"Page:    {path}\nFigures: {path.parent / 'figures'}")
 
 
 def _export(options: argparse.Namespace) -> None:
     from lightning_ssc.analysis import find_store, summarise
 
-    summary = summarise(find_store(options.run), layer=options.layer, progress=_progress("reading snapshots"))
+    summary = summarise(find_store(options.run), layer=options.layer, progress=_progress("working"))
     for path in summary.to_csv(options.csv):
         print(path)
 
@@ -88,7 +88,7 @@ def _compare(options: argparse.Namespace) -> None:
 
     stores = find_store(options.run_a), find_store(options.run_b)
     epochs = options.epoch_a, options.epoch_b
-    comparison = compare(*stores, epochs=epochs, progress=_progress("reading snapshots"))
+    comparison = compare(*stores, epochs=epochs, progress=_progress("working"))
     names = run_name(stores[0].root), run_name(stores[1].root)
     for path in write_comparison(comparison, names, Path(options.out)):
         print(path)
@@ -140,7 +140,7 @@ def _analyze(options: argparse.Namespace) -> None:
 
 
 def _progress(what: str) -> Any:
-    """A progress bar on a terminal, a line now and then elsewhere; both on standard error."""
+    """A progress bar on a terminal, elsewhere a line every few seconds; both on standard error."""
 
     def wrap(items: Sequence[Any]) -> Iterable[Any]:
         from tqdm import tqdm
@@ -151,10 +151,11 @@ def _progress(what: str) -> Any:
 
 
 def _lines(items: Sequence[Any], what: str) -> Iterable[Any]:
-    tenth = max(1, len(items) // 10)
-    for i, item in enumerate(items):
-        if i % tenth == 0:
-            print(f"{what}: {i} of {len(items)}", file=sys.stderr, flush=True)
+    said = time.monotonic()
+    for done, item in enumerate(items):
+        if time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
+            print(f"{what}: {done} of {len(items)}", file=sys.stderr, flush=True)
+            said = time.monotonic()
         yield item
 
 

@@ -288,7 +288,10 @@ class SSCMonitor(Callback):
         if path.is_dir():
             epochs = SnapshotStore(path).epochs
             if not epochs:
-                raise MisconfigurationError(f"reference={path} holds no snapshots.")
+                raise MisconfigurationError(
+                    f"reference={path} holds no snapshots. Name a run's folder of snapshots, one of its files, or a "
+                    f"checkpoint of this network."
+                )
             path = SnapshotStore(path).path(epochs[-1])
         if path.suffix == ".npz":
             reference = SnapshotStore(path.parent).load(int(path.stem.rpartition("_")[2]))
@@ -298,7 +301,8 @@ class SSCMonitor(Callback):
                 reference = self._compute(trainer, pl_module, epoch=0, step=0)
         if reference.probe != self._probe.fingerprint:
             raise MisconfigurationError(
-                f"reference={path} was taken on another probe, so its graphs cannot be compared."
+                f"reference={path} was taken on another probe, so its graphs cannot be compared. Use the same probe "
+                f"data, probe_size and transforms for both runs."
             )
         return reference
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,10 +16,12 @@ from torch import Tensor, nn
 
 from lightning_ssc.capture import Forward, GramOfLayer, Pooling, WatchedLayer, capture, trace
 from lightning_ssc.functional import communities, self_expression
-from lightning_ssc.functional.similarity import gram_factor
+from lightning_ssc.functional.gram_sketch import gram_sketch
 from lightning_ssc.layers import LayerPattern, select_layers
 from lightning_ssc.probe import Probe, make_probe
 from lightning_ssc.store import LayerGraph, Snapshot
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,19 +79,23 @@ def graph_of(gram: GramOfLayer, settings: Settings, init: Tensor | None = None) 
     Raises:
         ValueError: The Gram cannot be solved; the message names the layer.
     """
-    linear = gram_factor(gram.centred) if settings.linear_cka else None
+    linear = gram_sketch(gram.centred).cpu() if settings.linear_cka else None
     try:
-        solved = self_expression(
-            gram=gram.raw_(),
-            tau=settings.tau,
-            normalize=settings.normalize,
-            solver=settings.solver,
-            tol=settings.tol,
-            preset=settings.preset,
-            init=init,
-        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            solved = self_expression(
+                gram=gram.raw_(),
+                tau=settings.tau,
+                normalize=settings.normalize,
+                solver=settings.solver,
+                tol=settings.tol,
+                preset=settings.preset,
+                init=init,
+            )
     except ValueError as error:
         raise ValueError(f"Layer {gram.layer.label!r}: {error}") from error
+    for warning in caught:  # said again with the layer's name, without which nobody could act on it
+        log.warning("Layer %r: %s", gram.layer.label, warning.message)
     graph = LayerGraph(
         coef=solved.coef.cpu().to(torch.float32),
         gap=solved.gap.cpu().to(torch.float32),

@@ -183,7 +183,7 @@ def _checked(inputs: Any, labels: Tensor | None, indices: Tensor | None) -> Prob
     if n < 3:
         raise ValueError(f"The probe has {n} samples; a graph over inputs needs at least 3. Give it more data.")
     if labels is not None and len(labels) != n:
-        raise ValueError(f"The probe has {n} inputs and {len(labels)} labels; they must be as many.")
+        raise ValueError(f"The probe has {n} inputs and {len(labels)} labels. Give one label for every input, or none.")
     return Probe(inputs, None if labels is None else labels.detach().cpu().long(), indices)
 
 

@@ -37,7 +37,8 @@ _MEANINGS = {
         "layers usually settle from the bottom up, and jump where the learning rate drops (dotted lines)."
     ),
     "linear_cka_to_final": (
-        "The same by linear CKA of the activations, which compares distances and usually settles earlier."
+        "The same by linear CKA of the activations, which compares distances and usually settles earlier. With many "
+        "inputs it is estimated from a sample of their pairs."
     ),
     "cka_to_previous": (
         "How alike a layer's graph is to the one at the snapshot before: low while a layer is on the move."

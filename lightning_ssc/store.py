@@ -14,7 +14,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lightning_ssc import __version__
 from lightning_ssc.functional import affinity, modularity
-from lightning_ssc.functional.similarity import GramFactor
+from lightning_ssc.functional.gram_sketch import GramSketch
 
 FORMAT = 1
 _OF_SAMPLES = ("labels", "indices", "predictions", "confidence")
@@ -64,7 +64,7 @@ class LayerGraph:
     gap: Tensor
     converged: bool
     features: int
-    linear: GramFactor | None = None
+    linear: GramSketch | None = None
     communities: Tensor | None = None
 
     @cached_property
@@ -424,9 +424,8 @@ def _to_arrays(snapshot: Snapshot) -> dict[str, NDArray[Any]]:
         if layer.communities is not None:
             arrays[f"{i}/communities"] = layer.communities.numpy()
         if layer.linear is not None:
-            linear = asdict(layer.linear)
-            arrays[f"{i}/factor"] = linear.pop("factor").numpy()
-            entry["linear"] = linear
+            arrays[f"{i}/linear/diagonal"] = layer.linear.diagonal.numpy()
+            arrays[f"{i}/linear/pairs"] = layer.linear.pairs.numpy()
         layers.append(entry)
     for key in _OF_SAMPLES:
         if (tensor := getattr(snapshot, key)) is not None:
@@ -450,7 +449,9 @@ def _layer(arrays: Mapping[str, Any], i: int, entry: Mapping[str, Any]) -> Layer
         coef = torch.sparse_csr_tensor(crow.long(), col.long(), value, (n, n), check_invariants=True)
     except RuntimeError as error:
         raise ValueError(str(error).splitlines()[0]) from error
-    linear = GramFactor(torch.from_numpy(arrays[f"{i}/factor"]), **entry["linear"]) if "linear" in entry else None
+    linear = None
+    if f"{i}/linear/pairs" in arrays:
+        linear = GramSketch(*(torch.from_numpy(arrays[f"{i}/linear/{part}"]) for part in ("diagonal", "pairs")))
     found = arrays.get(f"{i}/communities")
     communities = None if found is None else torch.from_numpy(found)
     gap = torch.from_numpy(arrays[f"{i}/gap"])

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from lightning_ssc.functional.similarity import gram_factor
+from lightning_ssc.functional.gram_sketch import gram_sketch
 from lightning_ssc.store import LayerGraph, ProbeCard, Snapshot, SnapshotStore
 
-HOSTILE = "</script><img src=x onerror=alert(1)>$\\frac{%{x}{{data}}"
+HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;</b>$\\frac{%{x}{{data}}"
 
 
 def layer_graph(coef: ArrayLike, features: int = 50, linear: bool = False) -> LayerGraph:
     """A layer with these self-expression coefficients, (N, N)."""
     dense = torch.as_tensor(np.asarray(coef), dtype=torch.float32)
-    factor = gram_factor(dense @ dense.T) if linear else None
+    factor = gram_sketch(dense @ dense.T) if linear else None
     return LayerGraph(dense.to_sparse_csr(), torch.zeros(len(dense)), True, features, factor)
 
 

@@ -137,8 +137,8 @@ def test_outputs_in_parts(make: Any, part: str | None, scale: int) -> None:
 @pytest.mark.parametrize(
     ("make", "pattern", "message"),
     [
-        (lambda x: (x, 2 * x), "m:2", "has no part '2'; it is tuple with parts 0, 1"),
-        (lambda x: {"a": "text"}, "m:a", "Part 'a' of layer 'm' is str, not a tensor"),
+        (lambda x: (x, 2 * x), "m:2", r"has no part '2'; it is tuple with parts 0, 1\. Name one"),
+        (lambda x: {"a": "text"}, "m:a", r"Part 'a' of layer 'm' is str\. Name a part that is a tensor"),
         (lambda x: {"a": "text"}, "m", r"puts out dict without a tensor of 2 rows. Name the part .* 'm:logits'"),
         (lambda x: x.T, "m", r"puts out shape \(3, 2\) for 2 samples.*batch_first"),
     ],

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
-from lightning_ssc import SnapshotStore, SSCMonitor
+from lightning_ssc import SnapshotStore, SSCMonitor, cli
 from lightning_ssc.analysis import dynamics
 from lightning_ssc.checkpoints import CheckpointError, find_checkpoints, import_object, load_weights, progress_of
 from lightning_ssc.cli import main
@@ -300,10 +300,13 @@ def test_every_help_page_has_an_example_and_the_exit_status(command: str, capsys
     assert "Exit status:" in page
 
 
-def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path: Path, capsys: Any) -> None:
+def test_progress_is_plain_lines_where_there_is_no_terminal(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made_run(tmp_path)
+    monkeypatch.setattr(cli, "_SECONDS_BETWEEN_LINES", 0.0)
     assert main(["export", str(tmp_path), "--csv", str(tmp_path / "csv")]) == 0
-    assert "reading snapshots: 0 of 3" in capsys.readouterr().err
+    assert "working: 0 of 3" in capsys.readouterr().err
 
 
 def test_it_runs_as_a_module(tmp_path: Path) -> None:

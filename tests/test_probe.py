@@ -102,7 +102,7 @@ def test_batches(batch: Any, inputs: Any, labels: Any) -> None:
 def test_wrong_probes() -> None:
     with pytest.raises(ValueError, match="2 samples; a graph over inputs needs at least 3"):
         make_probe((torch.rand(2, 3), torch.tensor([0, 1])))
-    with pytest.raises(ValueError, match="5 inputs and 4 labels"):
+    with pytest.raises(ValueError, match=r"5 inputs and 4 labels\. Give one"):
         make_probe((torch.rand(5, 3), torch.tensor([0, 1, 0, 1])))
     with pytest.raises(ValueError, match=r"sizes \[4, 5\]"):
         make_probe((torch.rand(4, 3), torch.rand(5, 3), torch.arange(4)))

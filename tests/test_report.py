@@ -257,6 +257,9 @@ def test_the_page_works_from_disk(browser: Any, tmp_path: Path) -> None:
     WebDriverWait(browser, 5).until(lambda _: len(details.find_elements(By.CSS_SELECTOR, "tbody tr")) == 3)
     assert browser.find_elements(By.CSS_SELECTOR, "main img") == []
     assert HOSTILE in browser.find_element(By.CSS_SELECTOR, "#layer-table tbody th").text
+    for selector in ("#heatmap .ytick text", "#embedding .legendtext"):
+        drawn = browser.find_elements(By.CSS_SELECTOR, selector)
+        assert HOSTILE in [text.get_attribute("textContent") for text in drawn]
     assert "cloud" not in browser.execute_script("return document.body.innerHTML.toLowerCase()").split("<script")[0]
 
     assert browser.get_log("browser") == []

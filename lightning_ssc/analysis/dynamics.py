@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lightning_ssc.analysis._csv import write_csv
 from lightning_ssc.functional import cka
-from lightning_ssc.functional.similarity import factor_cka
+from lightning_ssc.functional.gram_sketch import sketch_cka
 from lightning_ssc.store import LayerGraph, Snapshot, SnapshotError, SnapshotStore
 
 Table = NDArray[np.float64]
@@ -126,7 +126,7 @@ def linear_cka(one: LayerGraph, other: LayerGraph) -> float:
     """Linear CKA of the same two layers; NaN where it was not kept."""
     if one.linear is None or other.linear is None:
         return float("nan")
-    return factor_cka(one.linear, other.linear)
+    return sketch_cka(one.linear, other.linear)[0]
 
 
 def dynamics(

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_ssc.analysis._csv import write_csv
-from lightning_ssc.analysis.dynamics import Table
+from lightning_ssc.analysis.dynamics import Progress, Table
 from lightning_ssc.functional import class_affinity, spectral_embedding
 from lightning_ssc.store import LayerGraph, Snapshot, SnapshotError
 
@@ -196,7 +196,11 @@ def neighbours(graph: LayerGraph, k: int = 8) -> tuple[Index, Table]:
 
 
 def embeddings(
-    snapshot: Snapshot, layers: Sequence[str] | None = None, *, normalized: bool = False
+    snapshot: Snapshot,
+    layers: Sequence[str] | None = None,
+    *,
+    normalized: bool = False,
+    progress: Progress = iter,
 ) -> dict[str, Table]:
     """Every layer's inputs in the plane of two eigenvectors of its graph (figure 8 of the paper).
 
@@ -205,6 +209,7 @@ def embeddings(
         layers: Which layers; all by default.
         normalized: Eigenvectors of the normalised Laplacian in place of the affinity matrix's, see
             :func:`lightning_ssc.functional.spectral_embedding`.
+        progress: Wrapped around the layers, such as ``tqdm.tqdm``.
 
     Returns:
         ``(N, 2)`` coordinates by layer; isolated inputs, and all inputs of a graph with too few edges, are NaN.
@@ -217,7 +222,7 @@ def embeddings(
     """
     return {
         name: _embedding(snapshot.layers[name].affinity, normalized)
-        for name in (snapshot.layers if layers is None else layers)
+        for name in progress(list(snapshot.layers) if layers is None else layers)
     }
 
 

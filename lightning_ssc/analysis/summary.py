@@ -183,8 +183,8 @@ def summarise(
         inputs=table,
         nearest=neighbours(graph, NEIGHBOURS)[0],
         layer=layer,
-        embedding=embeddings(last),
-        embedding_normalized=embeddings(last, normalized=True),
+        embedding=embeddings(last, progress=progress),
+        embedding_normalized=embeddings(last, normalized=True, progress=progress),
         images=images if images is not None and len(images) == len(graph.gap) else None,
         class_names=card.class_names if card is not None and shown else (),
     )

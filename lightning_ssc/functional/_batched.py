@@ -23,43 +23,52 @@ def solve_batch(
     """
     c = torch.zeros_like(start)
     objective, gap = c.new_full((len(c),), torch.inf), c.new_full((len(c),), torch.inf)
-    rounds = torch.zeros_like(index)
+    rounds, lam = torch.zeros_like(index), 1 / tau
+    aim = torch.full_like(objective, torch.inf)
     todo = torch.arange(len(c), device=c.device)
     for turn in range(max_iter + 1):
         now = c[todo]
         corr = correlations(gram, index[todo], now.to_sparse_csr())
         value, gap[todo] = certify(corr, index[todo], now, tau)
         rounds[todo] = turn
-        going = (gap[todo] > tol) & (value < objective[todo])  # an objective at rest has met the limits of rounding
+        # An objective that rests at the last penalty has met the limits of rounding.
+        going = (gap[todo] > tol) & ((value < objective[todo]) | (aim[todo] > lam))
         objective[todo] = value
         if turn == max_iter or not bool(going.any()):
             break
         todo, corr, now = todo[going], corr[going], now[going]
-        sign = _enlarge(now, corr, 1 / tau, start[todo] if turn == 0 else None)
+        sign, level = _enlarge(now, corr, lam, start[todo] if turn == 0 else None)
+        # Penalties above lam while many violate: strides along the path of solutions, as in the kernel.
+        aim[todo] = torch.minimum(aim[todo], level / 2).clamp_min(lam)
         size = (sign != 0).sum(1)
         order = size.argsort(descending=True)
         while len(order):  # samples with supports of like size together, padded to the largest
             width = max(1, int(size[order[0]]))
             batch, order = order[: max(1, CHUNK // width**2)], order[max(1, CHUNK // width**2) :]
             act = sign[batch].abs().topk(width, dim=1).indices
-            moved = _descend(gram, act, *(t[batch].gather(1, act) for t in (now, corr, sign)), 1 / tau)
+            moved = _descend(gram, act, *(t[batch].gather(1, act) for t in (now, corr, sign)), aim[todo[batch], None])
             c[todo[batch]] = torch.zeros_like(now[batch]).scatter_(1, act, moved)
     return c, objective, gap, rounds
 
 
-def _enlarge(c: Tensor, corr: Tensor, lam: float, start: Tensor | None) -> Tensor:
-    """Signs of the active sets (0 elsewhere) once the worst violators, or else the samples of ``start``, have joined."""
+def _enlarge(c: Tensor, corr: Tensor, lam: float, start: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Signs of the active sets (0 elsewhere) once the worst violators, or else the samples of ``start``, have joined.
+
+    Also returns the level of the first violator that had to stay out, 0 if none had to.
+    """
     sign = c.sign() if start is None else start.sign()
     size = (sign != 0).sum(1)
     room = torch.minimum(size, 24 + size // 4).clamp_min(8)
+    violation = torch.where((sign != 0) | (corr.abs() <= lam * (1 + 1e-9)), 0.0, corr.abs())
     if start is not None:
-        room[size > 0] = 0
-    worst, which = torch.where(sign != 0, 0.0, corr.abs()).topk(min(int(room.max()), corr.shape[1]), dim=1)
-    joins = (worst > lam * (1 + 1e-9)) & (torch.arange(worst.shape[1], device=c.device) < room.unsqueeze(1))
-    return sign.scatter_add(1, which, torch.where(joins, corr.gather(1, which).sign(), 0.0))
+        violation[size > 0] = 0
+    worst, which = violation.topk(min(int(room.max()) + 1, corr.shape[1]), dim=1)
+    joins = (worst > 0) & (torch.arange(worst.shape[1], device=c.device) < room.unsqueeze(1))
+    level = worst.gather(1, room.clamp_max(worst.shape[1] - 1).unsqueeze(1)).squeeze(1)
+    return sign.scatter_add(1, which, torch.where(joins, corr.gather(1, which).sign(), 0.0)), level
 
 
-def _descend(gram: Tensor, act: Tensor, w: Tensor, corr: Tensor, sign: Tensor, lam: float) -> Tensor:
+def _descend(gram: Tensor, act: Tensor, w: Tensor, corr: Tensor, sign: Tensor, lam: Tensor) -> Tensor:
     """Cut Newton steps on the weights ``w`` (batch, k) of the samples ``act``, of which those of sign 0 are padding."""
     h = gram[act.unsqueeze(2), act.unsqueeze(1)].double()
     ridge = 4 * torch.finfo(gram.dtype).eps * h.diagonal(dim1=1, dim2=2)

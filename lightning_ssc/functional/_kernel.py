@@ -190,8 +190,8 @@ def _descend(act: Ints, low: Floats, k: int, coef: Floats, sign: Floats, z: Floa
 
 
 @_jit
-def _violators(corr: Floats, act: Ints, k: int, lam: float, budget: int, score: Floats) -> int:
-    """Write about the ``budget`` worst violators of |corr| <= lam behind act[:k]; returns how many."""
+def _violators(corr: Floats, act: Ints, k: int, lam: float, budget: int, score: Floats) -> tuple[int, float]:
+    """Write about the ``budget`` worst violators of |corr| <= lam behind act[:k]; returns how many and the level they top."""
     n = len(corr)
     for t in range(n):
         score[t] = abs(corr[t])
@@ -217,7 +217,7 @@ def _violators(corr: Floats, act: Ints, k: int, lam: float, budget: int, score: 
         if score[t] > low and found < budget:
             act[k + found] = t
             found += 1
-    return found
+    return found, low
 
 
 @_jit
@@ -276,6 +276,7 @@ def solve_rows(
     objective, gap = np.empty(len(rows)), np.empty(len(rows))
     for at in range(len(rows)):
         i = rows[at]
+        aim, exact = np.inf, False
         k, last = np.int64(0), np.inf  # np.int64: a literal would compile everything a second time
         for done in range(max_iter + 1):
             _correlate(gram, i, act, k, coef, corr)
@@ -302,12 +303,17 @@ def solve_rows(
                         act[count] = col[p]
                         sign[col[p]] = np.sign(val[p])
                         count += 1
+                aim = lam if count else np.inf
             if count == 0:
-                count = _violators(corr, act, k, lam, min(max(8, min(k, 24 + k // 4)), n - 1 - k), score)
+                budget = min(max(8, min(k, 24 + k // 4)), n - 1 - k)
+                count, level = _violators(corr, act, k, lam, budget, score)
                 for q in range(k, k + count):
                     sign[act[q]] = np.sign(corr[act[q]])
-                if count == 0 and g > last / 2:
+                if count == 0 and exact and g > last / 2:
                     break  # as far as rounding allows
+                # Follow the path of solutions in strides: while many violate, a penalty above lam keeps few samples
+                # from fitting what many should, which they would have to give back.
+                aim = max(lam, min(aim, level / 2))
             last = g
             if k + count > room:
                 room = min(n, max(2 * room, k + count, 64))
@@ -321,10 +327,11 @@ def solve_rows(
                 k = size
             else:
                 k, traded = _exchange(gram, act, low, k, count, coef, sign, z, x, turn)
-                if traded == 0:
+                if traded == 0 and exact:
                     break  # as far as rounding allows
+            exact = aim == lam
             for q in range(k):
-                z[q] = (corr[act[q]] - lam * sign[act[q]] - _dot(low[q], z, q)) / low[q, q]
+                z[q] = (corr[act[q]] - aim * sign[act[q]] - _dot(low[q], z, q)) / low[q, q]
             k = _descend(act, low, k, coef, sign, z, x, turn)
         before = filled
         if filled + k > len(out_col):

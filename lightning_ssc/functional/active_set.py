@@ -63,14 +63,14 @@ def active_set(gram: Tensor, tau: float, tol: float, max_iter: int | None = None
         gram: (N, N) float32 or float64.
         tau: Weight of the fit.
         tol: Relative duality gap at which a row is done.
-        max_iter: Most rounds of a row, 200 by default.
+        max_iter: Most rounds of a row, 1000 by default.
         init: (N, N) earlier solution, whose support and signs each row tries first.
     """
     n = len(gram)
     if init is None:
         init = torch.sparse_coo_tensor(torch.empty(2, 0), [], (n, n), dtype=torch.float64, device=gram.device)
     solve = _batched if gram.is_cuda else _compiled
-    parts = solve(gram, tau, tol, 200 if max_iter is None else max_iter, to_csr(init).double())
+    parts = solve(gram, tau, tol, 1000 if max_iter is None else max_iter, to_csr(init).double())
     index, counts, col, val, objective, gap, rounds = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
     coef = torch.sparse_coo_tensor(torch.stack((index.repeat_interleave(counts), col)), val, (n, n)).to_sparse_csr()
     order = index.argsort()

@@ -72,7 +72,7 @@ def self_expression(
         normalize: Scale samples to unit length first; zero samples stay zero.
         solver: ``"active_set"``, exact, or ``"admm"``, Algorithm 1 of the paper.
         tol: Relative duality gap to reach in every row; for ``"admm"``, tolerance of the residuals.
-        max_iter: Most rounds of a row (200 by default) or iterations of ADMM (300 by default).
+        max_iter: Most rounds of a row (1000 by default) or iterations of ADMM (300 by default).
         init: (N, N) earlier ``coef``, sparse or dense, to start from, say of the previous epoch.
         preset: ``"paper"`` is the published setting: raw samples, ADMM, tau = mu = 10, adaptive mu, 100 iterations. It
             overrides ``tau``, ``alpha``, ``normalize`` and ``solver``.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_ssc.functional._krylov import krylov_spaces
 from lightning_ssc.functional._sparse import check_same_inputs, check_square, check_symmetric, to_coo, to_csr
 
 _BLOCK = 1 << 23  # float64 numbers (64 MB) worked on at once beside the input
@@ -262,94 +260,3 @@ def _check_features(x1: Tensor, x2: Tensor) -> None:
         if not bool(x.isfinite().all()):
             row = int((~x.reshape(len(x), -1).isfinite().all(1)).nonzero()[0])
             raise ValueError(f"{name} holds NaN or infinity, first in row {row}")
-
-
-# TRANSITION: superseded by gram_sketch.py, to be deleted with _krylov.py as soon as nothing imports it.
-@dataclass(frozen=True)
-class GramFactor:
-    """The leading eigenvectors of a centred Gram matrix K = HGH, scaled: a compact stand-in for linear CKA.
-
-    Attributes:
-        factor: (N, r) float32 F, columns by falling eigenvalue; F Fᵀ approximates K.
-        norm: Frobenius norm of the whole K, not of the approximation.
-        error: Relative error ‖K - F Fᵀ‖_F / ‖K‖_F, measured on `factor` as it is returned.
-    """
-
-    factor: Tensor
-    norm: float
-    error: float
-
-
-def gram_factor(gram: Tensor, tol: float = 1e-3, max_rank: int = 256) -> GramFactor:
-    """Truncated eigendecomposition of a centred Gram matrix, to keep for :func:`factor_cka`.
-
-    Columns are added by a block Krylov method until what is left is at most ``tol`` of the Frobenius norm, and only as
-    many eigenvectors are kept as that takes. It costs products of the Gram with about twice as many columns, no full
-    eigendecomposition.
-
-    Args:
-        gram: (N, N) dense inner products of features, in any floating-point dtype; it need not be centred.
-        tol: Relative Frobenius error asked for.
-        max_rank: Most columns to keep. A spectrum too flat for them gives a larger `error`, never more columns.
-
-    Returns:
-        The factor, the norm and the measured error. A constant Gram, of inputs all alike, has norm 0 and no columns.
-
-    Raises:
-        ValueError: `gram` is not a square, symmetric and finite matrix.
-
-    Example:
-        >>> x = torch.linspace(-1, 1, 50)[:, None] ** torch.arange(4)
-        >>> f = gram_factor(x @ x.T)
-        >>> f.factor.shape, f.error < 1e-3
-        (torch.Size([50, 3]), True)
-    """
-    check_symmetric(gram, "gram", "pass x @ x.T")
-    kernel = _centre_gram(gram)
-    norm = float(kernel.norm())
-    n = len(kernel)
-    if norm == 0:
-        return GramFactor(gram.new_zeros(n, 0, dtype=torch.float32), 0.0, 0.0)
-    for basis, image in krylov_spaces(lambda v: kernel @ v, n, block=32, device=gram.device):
-        values, vectors = torch.linalg.eigh(basis.T @ image)
-        values = values.flip(0).clamp_min(0)
-        left = norm**2 - values.square().cumsum(0)  # exact for a projection onto the basis
-        if left[-1] <= (tol * norm) ** 2 or basis.shape[1] >= 2 * max_rank:
-            break
-    rank = min(max_rank, int((left > (tol * norm) ** 2).sum()) + 1, len(values))
-    factor = (basis @ vectors.flip(1)[:, :rank] * values[:rank].sqrt()).float()
-    error = float((kernel - factor.double() @ factor.double().T).norm()) / norm
-    return GramFactor(factor, norm, error)
-
-
-def factor_cka(f1: GramFactor, f2: GramFactor) -> float:
-    r"""Linear CKA (biased) of the features behind two factors of the same inputs: ‖F₁ᵀF₂‖² / (norm₁ norm₂).
-
-    Off from the exact value by at most ``f1.error + f2.error``.
-
-    Returns:
-        The similarity; NaN where either Gram was constant, as in :func:`linear_cka`.
-
-    Raises:
-        ValueError: The factors differ in the number of inputs or in device.
-
-    Example:
-        >>> x = torch.linspace(-1, 1, 50)[:, None] ** torch.arange(4)
-        >>> f, g = gram_factor(x @ x.T), gram_factor(x[:, :2] @ x[:, :2].T)
-        >>> abs(factor_cka(f, g) - linear_cka(x, x[:, :2])) <= f.error + g.error
-        True
-    """
-    check_same_inputs(f1.factor, f2.factor, "f1", "f2")
-    if f1.norm == 0 or f2.norm == 0:
-        return float("nan")
-    return float((f1.factor.double().T @ f2.factor.double()).square().sum()) / (f1.norm * f2.norm)
-
-
-def _centre_gram(gram: Tensor) -> Tensor:
-    """HGH in float64, exactly zero where only the rounding of a constant Gram is left."""
-    mean = gram.mean(0, dtype=torch.float64)
-    kernel = gram.double() - mean
-    kernel -= (mean - mean.mean())[:, None]
-    if kernel.norm() <= 4 * torch.finfo(gram.dtype).eps * gram.double().norm():
-        kernel.zero_()
-    return kernel

@@ -25,8 +25,8 @@ def problem(name):
     draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
     if name == "few neighbours":
         return torch.relu(draw(200, 5) @ draw(5, 100) + 0.3 * draw(200, 100)), 10.0, True
-    if name == "hundreds of neighbours":
-        return torch.relu(draw(250, 20) @ draw(20, 400) + 3 * draw(250, 400)), 200.0, True
+    if name == "a hundred neighbours":
+        return torch.relu(draw(150, 20) @ draw(20, 300) + 3 * draw(150, 300)), 200.0, True
     if name == "nearly complete, raw":
         return torch.relu(draw(120, 10) @ draw(10, 300) + draw(120, 300)), 10.0, False
     if name == "rank 10":
@@ -43,7 +43,7 @@ def problem(name):
 
 PROBLEMS = [
     "few neighbours",
-    "hundreds of neighbours",
+    "a hundred neighbours",
     "nearly complete, raw",
     "rank 10",
     "rank 10, raw",

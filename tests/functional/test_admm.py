@@ -71,7 +71,7 @@ def test_stops_on_residuals_whatever_the_scale_of_the_data():
     x = samples(scale=1e-3)
     found = self_expression(x, solver="admm", normalize=False, tau=1e7, tol=1e-6, max_iter=20_000)
     assert found.coef.values().numel() > 0
-    assert found.gap.max() < 1e-2
+    assert found.gap.max() < 0.05
 
 
 def test_a_start_is_used():
