@@ -40,8 +40,11 @@ __all__ = [
     "LightningModule",
     "MisconfigurationError",
     "Trainer",
+    "agree",
     "epoch_step",
     "first_loader",
+    "learning_rate",
+    "progress",
     "validation_loader",
 ]
 
@@ -49,6 +52,11 @@ __all__ = [
 def epoch_step(trainer: Trainer) -> int:
     """The step under which Lightning logs an epoch's metrics, so that all curves of an epoch line up."""
     return max(0, int(trainer.fit_loop.epoch_loop._batches_that_stepped) - 1)
+
+
+def learning_rate(trainer: Trainer) -> float | None:
+    """The learning rate that the first optimizer's first group has now, or ``None`` where there is no optimizer."""
+    return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else None
 
 
 def validation_loader(trainer: Trainer) -> Any:

@@ -369,8 +369,8 @@ def features(output: Any, layer: Layer, samples: int, pooling: Pooling = "flatte
         tensor = tensor.flatten(2).mean(2, dtype=torch.float32)
     elif tensor.dim() > 3 and pooling == "cls":
         raise ValueError(
-            f"Layer {layer.label!r} puts out shape {tuple(tensor.shape)}, which has no class token. Use pooling='mean' or "
-            f"'flatten', or watch only layers that put out tokens."
+            f"Layer {layer.label!r} puts out shape {tuple(tensor.shape)}, which has no class token. Use pooling='mean' "
+            f"or 'flatten', or watch only layers that put out tokens."
         )
     return tensor.detach().reshape(samples, -1)
 

@@ -10,7 +10,7 @@ import inspect
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,15 @@ class Checkpoint:
         path: The file.
         epoch: Finished epochs; 0 is the untrained network.
         step: The step under which the epoch's metrics were logged, as the callback has it.
+        learning_rate: That of the first optimizer's first group, or ``None`` where it is not known.
+        scheduled: Whether it is the one that a scheduler has already set for the next epoch.
     """
 
     path: Path
     epoch: int
     step: int
+    learning_rate: float | None = None
+    scheduled: bool = False
 
 
 def import_object(path: str) -> Any:
@@ -81,20 +85,27 @@ def find_checkpoints(folder: str | Path) -> list[Checkpoint]:
 
     Of a Lightning checkpoint the epoch is in the file. Of any other file, which must hold a state dict, it is the last
     number in the name. Checkpoints from the middle of an epoch are left out; of several of one epoch the last by name
-    is taken.
+    is taken. Their learning rates are those of the finished epochs; where a scheduler had already moved on, that is
+    what the checkpoint of the epoch before holds.
+
+    Args:
+        folder: Where they lie, or a version folder of Lightning's with them in ``checkpoints``.
 
     Raises:
         CheckpointError: The folder holds no checkpoints, or one cannot be read.
     """
     root = Path(folder)
-    paths = sorted(path for path in root.glob("*") if path.suffix in _SUFFIXES)
+    paths = sorted(p for place in (root, root / "checkpoints") for p in place.glob("*") if p.suffix in _SUFFIXES)
     if not paths:
-        raise CheckpointError(f"There are no checkpoints ({', '.join('*' + s for s in _SUFFIXES)}) in {root}.")
+        raise CheckpointError(
+            f"There are no checkpoints ({', '.join('*' + s for s in _SUFFIXES)}) in {root} or {root / 'checkpoints'}."
+        )
     found = [progress_of(read_checkpoint(path), path) for path in paths]
     by_epoch = {checkpoint.epoch: checkpoint for checkpoint in found if checkpoint is not None}
     if not by_epoch:
         raise CheckpointError(f"All {len(paths)} checkpoints in {root} are from the middle of an epoch.")
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+    rates = {epoch + checkpoint.scheduled: checkpoint.learning_rate for epoch, checkpoint in by_epoch.items()}
+    return [replace(by_epoch[epoch], learning_rate=rates.get(epoch), scheduled=False) for epoch in sorted(by_epoch)]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -123,21 +134,27 @@ def progress_of(content: Mapping[str, Any], path: Path) -> Checkpoint | None:
 
     Example:
         >>> progress_of({"weight": torch.zeros(1)}, Path("net-12.pt"))
-        Checkpoint(path=PosixPath('net-12.pt'), epoch=12, step=12)
+        Checkpoint(path=PosixPath('net-12.pt'), epoch=12, step=12, learning_rate=None, scheduled=False)
     """
     if "state_dict" not in content or "epoch" not in content:
         numbers = re.findall(r"\d+", path.stem)
         if not numbers:
             raise CheckpointError(f"{path} does not say its epoch; put the number of finished epochs in its name.")
         return Checkpoint(path, int(numbers[-1]), int(numbers[-1]))
+    groups = [group for state in content.get("optimizer_states", ()) for group in state["param_groups"]]
+    rate = float(groups[0]["lr"]) if groups else None
+    # Schedulers move on after an epoch's last batch, but for those that wait for the metrics of the whole epoch.
+    scheduled = any("num_bad_epochs" not in state for state in content.get("lr_schedulers", ()))
     loops = content.get("loops", {}).get("fit_loop")
     if loops is None:  # saved at the end of an epoch, whose number from 0 it holds
-        return Checkpoint(path, int(content["epoch"]) + 1, max(0, int(content.get("global_step", 1)) - 1))
+        begun, steps = int(content["epoch"]) + 1, int(content.get("global_step", 0))
+        return Checkpoint(path, begun, max(0, steps - 1), rate, scheduled)
     batches = loops["epoch_loop.batch_progress"]
     begun = int(loops["epoch_progress"]["current"]["ready"])
     if begun and not batches["is_last_batch"]:
         return None
-    return Checkpoint(path, begun, max(0, int(loops["epoch_loop.state_dict"]["_batches_that_stepped"]) - 1))
+    steps = int(loops["epoch_loop.state_dict"]["_batches_that_stepped"])
+    return Checkpoint(path, begun, max(0, steps - 1), rate, scheduled)
 
 
 def build_model(
@@ -268,6 +285,7 @@ def analyze(
             settings,
             epoch=checkpoint.epoch,
             step=checkpoint.step,
+            learning_rate=checkpoint.learning_rate,
             previous=previous,
             forward=forward,
             device=device,

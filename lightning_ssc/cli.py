@@ -70,7 +70,7 @@ class _UsageError(Exception):
 def _report(options: argparse.Namespace) -> None:
     from lightning_ssc.report import report
 
-    path = report(options.run, options.out, drops=options.drops, layer=options.layer, progress=_progress("working"))
+    path = report(options.run, options.out, layer=options.layer, progress=_progress("working"))
     print(f"Page:    {path}\nFigures: {path.parent / 'figures'}")
 
 
@@ -184,16 +184,12 @@ def _parser() -> argparse.ArgumentParser:
         "Write one self-contained HTML page of a run, index.html, and its figures as PNG and SVG.\n\n"
         "The page opens from disk without a network: curves by layer, heatmaps by epoch, spectral embeddings, the\n"
         "confidently wrong inputs with their neighbours, and the settings of the run.\n\n"
-        "  lightning-ssc report runs/version_0 --drops 30 60 90",
+        "  lightning-ssc report runs/version_0 --out report",
     )
     sub.add_argument("run", metavar="RUN", help="the run's folder")
     sub.add_argument(
         "-o", "--out", metavar="DIR", help="where to write (default: 'report' inside the snapshots' folder)"
     )
-    sub.add_argument(
-        "--drops", metavar="EPOCH", type=int, nargs="+", default=[],
-        help="finished epochs after which the learning rate dropped, to be marked and measured",
-    )  # fmt: skip
     _add_layer(sub)
 
     sub = command(
@@ -203,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
         "Take the snapshots of a finished run from its checkpoints: what SSCMonitor would have stored, for runs\n"
         "trained without it. Checkpoints are read without executing anything in them; --model and --data are\n"
         "imported as Python imports any module, from the current folder too.\n\n"
-        "  lightning-ssc analyze --model train:Classifier --checkpoints runs/version_0/checkpoints \\\n"
+        "  lightning-ssc analyze --model train:Classifier --checkpoints runs/version_0 \\\n"
         "      --data train:CIFAR10Data --data-arg root=data --layers conv --out runs/version_0/ssc\n\n"
         "Networks run in float32. Checkpoints from the middle of an epoch are left out, epochs that DIR already holds\n"
         "are passed over.",
@@ -216,7 +212,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     required.add_argument(
         "--checkpoints", required=True, metavar="DIR",
-        help="folder of .ckpt files, or of state dicts (.pt, .pth) whose names end in the number of finished epochs",
+        help="folder of .ckpt files, or of state dicts (.pt, .pth) whose names end in the number of finished epochs; "
+        "or the version folder of a run that has such a folder",
     )  # fmt: skip
     required.add_argument(
         "--data", required=True, metavar="MODULE:NAME",

@@ -21,6 +21,7 @@ from lightning_ssc._lightning import (
     Trainer,
     agree,
     epoch_step,
+    learning_rate,
     progress,
     validation_loader,
 )
@@ -64,6 +65,10 @@ class SSCMonitor(Callback):
         linear_cka: Linear CKA beside SSC-CKA.
         heatmap: The image of SSC-CKA between all layers with every snapshot.
         embedding: An image of every layer's spectral embedding with every snapshot.
+        neighbours: For how many inputs, the same throughout and one a class as far as that goes, an image of their
+            nearest inputs in the last hidden layer comes with every snapshot; 0 for none.
+        projector: Every layer's embedding of the final state, with classes and pictures, for TensorBoard's projector
+            tab. Each layer takes some megabytes there.
         labels: What modularity is measured over: ``"classes"``, the probe's labels, or ``"communities"``, those that
             Louvain's method finds in each graph, for data without classes.
         reference: What to compare with live: a stored snapshot (``.npz``), a folder of them (its last is taken), or a
@@ -101,6 +106,8 @@ class SSCMonitor(Callback):
         linear_cka: bool = True,
         heatmap: bool = True,
         embedding: bool = True,
+        neighbours: int = 3,
+        projector: bool = False,
         labels: Literal["classes", "communities"] = "classes",
         reference: str | Path | None = None,
         store: bool | str | Path = True,
@@ -120,7 +127,8 @@ class SSCMonitor(Callback):
         self.name = name
         self.settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, labels)
         self.schedule = as_schedule(schedule)
-        self.heatmap, self.embedding, self.on_error = heatmap, embedding, on_error
+        self.heatmap, self.embedding, self.neighbours, self.projector = heatmap, embedding, neighbours, projector
+        self.on_error = on_error
         self.store: SnapshotStore | None = None
         self._probe_source, self._probe_size = probe, probe_size
         self._store, self._reference_path, self._forward = store, reference, forward
@@ -131,10 +139,12 @@ class SSCMonitor(Callback):
     def _reset(self) -> None:
         self._epochs: list[int] = []
         self._probe: Probe | None = None
+        self._card = ProbeCard("")
         self._watched: list[WatchedLayer] = []
         self._sources: list[Any] = []
         self._last: Snapshot | None = None
         self._reference: Snapshot | None = None
+        self._learning_rate: float | None = None
 
     # -- Lightning's hooks, in the order in which they run
 
@@ -147,7 +157,12 @@ class SSCMonitor(Callback):
         """Where the snapshots lie and which they are; the graphs themselves stay on disk."""
         if self.store is None or self._probe is None:
             return dict(self._restored)
-        return {"root": str(self.store.root), "epochs": list(self._epochs), "probe": self._probe.fingerprint}
+        return {
+            "root": str(self.store.root),
+            "epochs": list(self._epochs),
+            "probe": self._probe.fingerprint,
+            "learning_rate": self._learning_rate,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember where a resumed run has left its snapshots; they are taken over at the start of fit."""
@@ -181,10 +196,12 @@ class SSCMonitor(Callback):
         self.store = self._open_store(trainer)
         if trainer.is_global_zero:
             names = class_names(trainer.datamodule, *self._sources)
-            self.store.save_card(ProbeCard(self._probe.fingerprint, pictures(self._probe.inputs), names))
+            self._card = ProbeCard(self._probe.fingerprint, pictures(self._probe.inputs), names)
+            self.store.save_card(self._card)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the untrained network."""
+        self._learning_rate = self._restored.get("learning_rate")
         monitors = self._monitors(trainer)
         if trainer.is_global_zero and monitors[0] is self:  # TensorBoard keeps the last layout it is given
             writers.log_layout(trainer.loggers, [monitor.name for monitor in monitors])
@@ -197,6 +214,15 @@ class SSCMonitor(Callback):
                 self._reference = self._load_reference(trainer, pl_module, Path(self._reference_path))
             if trainer.global_step == 0 and self.schedule(0):
                 self._take(trainer, pl_module, 0)
+            # A checkpoint saved with the last batch of an epoch resumes behind that epoch's end, whose hook is over.
+            done = trainer.current_epoch
+            at_end = trainer.global_step > 0 and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+            if at_end and self.schedule(done) and done not in self._restored.get("epochs", [done]):
+                self._take(trainer, pl_module, done)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note the learning rate: after an epoch's last batch schedulers move on to that of the next."""
+        self._learning_rate = learning_rate(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the epoch that has just finished, if it is on the schedule."""
@@ -210,6 +236,8 @@ class SSCMonitor(Callback):
         with self._guard():
             self._take(trainer, pl_module, trainer.current_epoch)
             self._on_rank_zero(trainer, self._log_history, trainer)
+            if self.projector:
+                self._on_rank_zero(trainer, self._log_projector, trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Compare what there is with the last snapshot: an interrupted run keeps its curves."""
@@ -335,6 +363,7 @@ class SSCMonitor(Callback):
                     self.settings,
                     epoch=epoch,
                     step=step,
+                    learning_rate=self._learning_rate,
                     previous=self._last,
                     forward=self._run(trainer),
                     context=trainer.precision_plugin.forward_context,
@@ -357,7 +386,14 @@ class SSCMonitor(Callback):
         watch = Stopwatch()
         with watch("log"):
             writers.log_snapshot(
-                trainer.loggers, taken, scalars, heatmap=self.heatmap, embedding=self.embedding, root=self.name
+                trainer.loggers,
+                taken,
+                scalars,
+                heatmap=self.heatmap,
+                embedding=self.embedding,
+                neighbours=self.neighbours,
+                card=self._card,
+                root=self.name,
             )
         writers.log_scalars(trainer.loggers, {f"{self.name}/seconds/log": watch.seconds["log"]}, taken.step)
         writers.flush(trainer.loggers)
@@ -382,6 +418,11 @@ class SSCMonitor(Callback):
             break
         if damaged:
             raise SnapshotError("; ".join(map(str, damaged)))
+
+    def _log_projector(self, trainer: Trainer) -> None:
+        assert self._last is not None
+        writers.log_projector(trainer.loggers, self._last, self._card, self.name)
+        writers.flush(trainer.loggers)
 
     # -- Small parts
 

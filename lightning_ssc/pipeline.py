@@ -129,6 +129,7 @@ def take_snapshot(
     *,
     epoch: int = 0,
     step: int = 0,
+    learning_rate: float | None = None,
     previous: Snapshot | None = None,
     forward: Forward | None = None,
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -146,6 +147,7 @@ def take_snapshot(
         settings: How activations become graphs.
         epoch: Finished epochs, to be kept with the snapshot.
         step: Logging step, to be kept with the snapshot.
+        learning_rate: Learning rate of the finished epoch, to be kept with the snapshot.
         previous: An earlier snapshot; its graphs are where the solver starts from.
         forward: How the network is run, see :func:`lightning_ssc.capture.run`.
         context: Opened around the forward pass (a precision plugin's autocast).
@@ -191,6 +193,7 @@ def take_snapshot(
         settings=asdict(settings),
         probe=probe.fingerprint,
         seconds=dict(watch.seconds),
+        learning_rate=learning_rate,
     )
 
 
@@ -209,6 +212,7 @@ def snapshot(
     linear_cka: bool = True,
     epoch: int = 0,
     step: int = 0,
+    learning_rate: float | None = None,
     forward: Forward | None = None,
     chunk: int = 256,
     memory: int | None = None,
@@ -232,6 +236,8 @@ def snapshot(
         linear_cka: Keep what linear CKA needs.
         epoch: Finished epochs, kept with the snapshot.
         step: Logging step, kept with the snapshot.
+        learning_rate: Learning rate of the finished epoch, kept with the snapshot; from it the curves know where it
+            dropped.
         forward: ``forward(model, inputs)`` runs the network, where ``model(inputs)`` would not do.
         chunk: Samples a forward pass.
         memory: Bytes that activations and one Gram may take; by default half of what the device has free.
@@ -255,5 +261,14 @@ def snapshot(
     probe = make_probe((inputs, labels) if isinstance(labels, Tensor) else (inputs,))
     watched = trace(model, select_layers(model, layers), probe.inputs, pooling=pooling, forward=forward)
     return take_snapshot(
-        model, probe, watched, settings, epoch=epoch, step=step, forward=forward, chunk=chunk, memory=memory
+        model,
+        probe,
+        watched,
+        settings,
+        epoch=epoch,
+        step=step,
+        learning_rate=learning_rate,
+        forward=forward,
+        chunk=chunk,
+        memory=memory,
     )

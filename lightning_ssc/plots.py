@@ -144,29 +144,25 @@ def curves(
     return _figure(axes)
 
 
-def dynamics_figures(table: Dynamics, epochs_marked: Sequence[float] = ()) -> dict[str, Figure]:
+def dynamics_figures(table: Dynamics) -> dict[str, Figure]:
     """The curves of a run, one figure a family that has values (the panels of figures 1 and 2 of the paper).
 
     Args:
         table: What :func:`lightning_ssc.analysis.dynamics` returns.
-        epochs_marked: Epochs at which to draw a vertical line, such as drops of the learning rate.
 
     Returns:
         Figures by family, see :data:`FAMILIES`.
     """
     present = [family for family in FAMILIES if not np.isnan(getattr(table, family)).all()]
-    return {family: dynamics_curves(table, family, epochs_marked) for family in present}
+    return {family: dynamics_curves(table, family) for family in present}
 
 
-def dynamics_curves(
-    table: Dynamics, family: str, epochs_marked: Sequence[float] = (), *, ax: Axes | None = None
-) -> Figure:
-    """One family of curves of a run, a panel of figure 1 or 2 of the paper.
+def dynamics_curves(table: Dynamics, family: str, *, ax: Axes | None = None) -> Figure:
+    """One family of curves of a run, a panel of figure 1 or 2 of the paper; grey where the learning rate dropped.
 
     Args:
         table: What :func:`lightning_ssc.analysis.dynamics` returns.
         family: Which curves: a key of :data:`FAMILIES`.
-        epochs_marked: Epochs at which to draw a vertical line, such as drops of the learning rate.
         ax: Where to draw; a new figure by default.
 
     Returns:
@@ -175,8 +171,8 @@ def dynamics_curves(
     title, ylabel = FAMILIES[family]
     axes = _axes(ax, (8.0, 4.2))
     figure = curves(getattr(table, family), table.epochs, table.layers, title=title, ylabel=ylabel, ax=axes)
-    for epoch in epochs_marked:
-        axes.axvline(epoch, color="0.5", ls=":", lw=1)
+    for before, after in table.drops():
+        axes.axvspan(before, after, color="0.92", lw=0, zorder=0)
     return figure
 
 

@@ -34,7 +34,7 @@ _MEANINGS = {
     ),
     "cka_to_final": (
         "How alike a layer's graph is to its own at the end of training. A layer that reaches 1 early has settled; "
-        "layers usually settle from the bottom up, and jump where the learning rate drops (dotted lines)."
+        "layers usually settle from the bottom up, and jump where the learning rate drops (grey bands)."
     ),
     "linear_cka_to_final": (
         "The same by linear CKA of the activations, which compares distances and usually settles earlier. With many "
@@ -50,7 +50,6 @@ def report(
     run: str | Path,
     out: str | Path | None = None,
     *,
-    drops: Sequence[int] = (),
     layer: str | None = None,
     progress: Progress = iter,
 ) -> Path:
@@ -59,7 +58,6 @@ def report(
     Args:
         run: A run's folder, see :func:`lightning_ssc.analysis.find_store`.
         out: Where to write; by default ``report`` inside the folder of snapshots.
-        drops: Epochs after which the learning rate dropped, to be marked in the curves.
         layer: The layer from which single inputs are read; by default the last one before the classifier.
         progress: Wrapped around what takes long, such as ``tqdm.tqdm``.
 
@@ -71,7 +69,7 @@ def report(
         ImportError: Plotly is not installed.
         OSError: The page cannot be written.
     """
-    summary = summarise(find_store(run), drops=drops, layer=layer, progress=progress)
+    summary = summarise(find_store(run), layer=layer, progress=progress)
     folder = summary.root / "report" if out is None else Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
@@ -111,7 +109,7 @@ def write_figures(summary: Summary, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     layers, epochs = summary.dynamics.layers, summary.dynamics.epochs
     labels = None if summary.inputs is None else summary.inputs.labels
-    figures = dict(plots.dynamics_figures(summary.dynamics, summary.drops))
+    figures = plots.dynamics_figures(summary.dynamics)
     for t in sorted({round(place) for place in np.linspace(0, len(epochs) - 1, 4)}):
         title = f"SSC-CKA between layers, epoch {epochs[t]}"
         blocks = summary.blocks[t].starts
@@ -220,7 +218,7 @@ def _contents(summary: Summary) -> dict[str, Any]:
         "layers": names,
         "layer_colours": [to_hex(c) for c in colormaps["viridis"](np.linspace(0, 0.92, max(len(names), 2)))],
         "epochs": curves.epochs.tolist(),
-        "drops": [int(drop) for drop in summary.drops],
+        "drops": curves.drops().tolist(),
         "families": [
             {
                 "title": plots.FAMILIES[family].title,
@@ -268,11 +266,10 @@ def _bottom_up(summary: Summary) -> str:
     text = "" if np.isnan(correlation) else (
         f"Rank correlation of settling with depth: {correlation:.2f} (1: strictly from the bottom up). "
     )  # fmt: skip
-    jumps = summary.dynamics.jumps(summary.drops)
-    for drop, gains in zip(summary.drops, jumps, strict=True):
-        if not np.isnan(gains).all():
-            text += f"Across the drop of the learning rate after epoch {drop} SSC-CKA to final rose by "
-            text += f"{gains[0]:.2f} in the first layer and {gains[-1]:.2f} in the last. "
+    curves = summary.dynamics
+    for (before, after), gains in zip(curves.drops(), curves.jumps(), strict=True):
+        text += f"Across the drop of the learning rate between epochs {before} and {after} SSC-CKA to final rose by "
+        text += f"{_number(gains[0])} in the first layer and {_number(gains[-1])} in the last. "
     return text.strip()
 
 

@@ -7,9 +7,10 @@ Tags, where ``<root>`` is the monitor's name, ``ssc`` by default:
 
 * with every snapshot ``<root>/modularity/<layer>``, ``<root>/cka_to_previous/<layer>``,
   ``<root>/cka_to_reference/<layer>``, ``<root>/gap/<layer>`` (the worst of all inputs),
-  ``<root>/nnz_per_input/<layer>`` and ``<root>/seconds/<stage>``; images ``<root>/pairwise_cka`` and
-  ``<root>/embedding/<layer>``;
+  ``<root>/nnz_per_input/<layer>`` and ``<root>/seconds/<stage>``; images ``<root>/pairwise_cka``,
+  ``<root>/embedding/<layer>`` and, of the last hidden layer, ``<root>/neighbours/<layer>``;
 * at the end of fit, at the steps of the snapshots, ``<root>/cka_to_final/<layer>``; images ``<root>/curves/<family>``;
+  on request, in TensorBoard's projector tab, ``<root>/<layer>``;
 * the same kinds of CKA for linear CKA, under ``linear_cka/`` (of a monitor with a name of its own,
   ``<name>_linear_cka/``).
 """
@@ -19,9 +20,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from lightning_ssc import plots
 from lightning_ssc.analysis.dynamics import linear_cka, ssc_cka
+from lightning_ssc.analysis.inputs import last_hidden_layer
+from lightning_ssc.analysis.inputs import neighbours as nearest_inputs
 from lightning_ssc.functional import pairwise_cka, spectral_embedding
+from lightning_ssc.probe import balanced
+from lightning_ssc.store import ProbeCard
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +38,8 @@ if TYPE_CHECKING:
     from lightning_ssc.analysis import Dynamics
     from lightning_ssc.store import Snapshot
 
+_PROJECTED = 16  # dimensions that the projector gets
+_THUMBNAIL = 32  # pixels a side of a picture in the projector; its sheet of all pictures may have 8192
 _FAMILIES = ("modularity", "cka_to_final", "cka_to_previous", "cka_to_reference", "gap", "nnz_per_input")
 
 
@@ -119,6 +130,8 @@ def log_snapshot(
     *,
     heatmap: bool = True,
     embedding: bool = True,
+    neighbours: int = 0,
+    card: ProbeCard | None = None,
     root: str = "ssc",
 ) -> None:
     """Write a snapshot's scalars and images under its step.
@@ -129,6 +142,8 @@ def log_snapshot(
         scalars: From :func:`snapshot_scalars`.
         heatmap: Draw SSC-CKA between all layers.
         embedding: Draw every layer's spectral embedding.
+        neighbours: For how many inputs to draw the inputs nearest to them in the last hidden layer.
+        card: Pictures of the inputs and names of the classes.
         root: First part of the tags.
     """
     loggers = list(loggers)
@@ -146,6 +161,18 @@ def log_snapshot(
                 spectral_embedding(layer.affinity), taken.labels, title=f"{name}, epoch {taken.epoch}"
             )
             log_figure(loggers, f"{root}/embedding/{name}", figure, taken.step)
+    if neighbours > 0:
+        name, card = last_hidden_layer(taken), card or ProbeCard("")
+        layer = taken.layers[name]
+        figure = plots.neighbours(
+            _spread(taken, neighbours),
+            nearest_inputs(layer)[0],
+            card.images,
+            taken.labels,
+            card.class_names,
+            title=f"nearest inputs in {name}, epoch {taken.epoch}",
+        )
+        log_figure(loggers, f"{root}/neighbours/{name}", figure, taken.step)
 
 
 def log_history(loggers: Iterable[Any], table: Dynamics, root: str = "ssc") -> None:
@@ -162,6 +189,60 @@ def log_history(loggers: Iterable[Any], table: Dynamics, root: str = "ssc") -> N
         log_scalars(loggers, scalars, step)
     for family, figure in plots.dynamics_figures(table).items() if loggers else ():
         log_figure(loggers, f"{root}/curves/{family}", figure, int(table.steps[-1]))
+
+
+def log_projector(loggers: Iterable[Any], taken: Snapshot, card: ProbeCard | None = None, root: str = "ssc") -> None:
+    """Write every layer's inputs as points for TensorBoard's projector tab, with their classes and pictures.
+
+    Points are the leading eigenvectors of the affinity, each times the root of its eigenvalue, so that inner products
+    of points come near affinities (adjacency spectral embedding, Sussman et al. 2012). Isolated inputs are at the
+    origin. Loggers without ``experiment.add_embedding`` are passed over.
+
+    Args:
+        loggers: Where to.
+        taken: The snapshot.
+        card: Pictures of the inputs and names of the classes.
+        root: First part of the tags.
+    """
+    experiments: list[Any] = [getattr(logger, "experiment", None) for logger in loggers]
+    experiments = [experiment for experiment in experiments if hasattr(experiment, "add_embedding")]
+    if not experiments:
+        return
+    card = card or ProbeCard("")
+    columns: dict[str, list[Any]] = {"input": list(range(len(next(iter(taken.layers.values())).gap)))}
+    for column, classes in (("class", taken.labels), ("network", taken.predictions)):
+        if classes is not None:  # names go into a table whose cells are parted by tabs
+            columns[column] = [" ".join(plots.class_name(c, card.class_names).split()) for c in classes.tolist()]
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    described: dict[str, Any] = {} if len(columns) == 1 else {"metadata": rows, "metadata_header": list(columns)}
+    if card.images is not None:
+        described["label_img"] = _thumbnails(torch.from_numpy(card.images))
+    for name, layer in taken.layers.items():
+        affinity = layer.affinity.double()
+        size = min(_PROJECTED, int((affinity.crow_indices().diff() > 0).sum()))
+        if size < 2:
+            continue
+        vectors = spectral_embedding(affinity, size).nan_to_num()
+        points = vectors * (vectors * (affinity @ vectors)).sum(0).clamp_min(0).sqrt()
+        for experiment in experiments:
+            experiment.add_embedding(points.float(), global_step=taken.step, tag=f"{root}/{name}", **described)
+
+
+def _spread(taken: Snapshot, count: int) -> list[int]:
+    """Some inputs, the same in every snapshot of a probe: one a class as far as that goes."""
+    size = len(next(iter(taken.layers.values())).gap)
+    labels = torch.zeros(size, dtype=torch.long) if taken.labels is None else taken.labels
+    chosen: list[int] = balanced(labels, count).tolist()
+    return chosen
+
+
+def _thumbnails(images: Tensor) -> Tensor:
+    """Pictures ``(N, H, W, 3)`` uint8 as small squares ``(N, 3, S, S)`` from 0 to 1; what the projector can show."""
+    x = images.permute(0, 3, 1, 2).float() / 255
+    height, width = x.shape[2:]
+    side = max(height, width)
+    x = F.pad(x, (0, side - width, 0, side - height), value=1.0)
+    return x if side <= _THUMBNAIL else F.interpolate(x, size=_THUMBNAIL, mode="area")
 
 
 def flush(loggers: Iterable[Any]) -> None:

@@ -49,8 +49,7 @@ class RecipeCLI(LightningCLI):
         if accuracy is not None:
             console.print(f"Accuracy on the validation images: {accuracy:.1%}")
         folder = Path(trainer.log_dir or trainer.default_root_dir)
-        drops = [epoch for epoch in self.model.hparams["milestones"] if epoch < table.epochs[-1]]
-        write_figures(store, table, drops, folder / "figures")
+        write_figures(store, table, folder / "figures")
         console.print(f"Figures: {folder / 'figures'}", soft_wrap=True)
         console.print(f"Curves:  tensorboard --logdir {folder} --samples_per_plugin images=200", soft_wrap=True)
 
@@ -67,18 +66,17 @@ def summary(table: Dynamics) -> Table:
     return lines
 
 
-def write_figures(store: SnapshotStore, table: Dynamics, drops: list[int], folder: Path, heatmaps: int = 4) -> None:
+def write_figures(store: SnapshotStore, table: Dynamics, folder: Path, heatmaps: int = 4) -> None:
     """Write a run's curves, and the heatmaps of some of its snapshots, as PNG files.
 
     Args:
         store: The snapshots.
         table: Their curves.
-        drops: Epochs after which the learning rate dropped, to be marked.
         folder: Where to write.
         heatmaps: How many snapshots get a heatmap, spread evenly from the first to the last.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for family, figure in dynamics_figures(table, drops).items():
+    for family, figure in dynamics_figures(table).items():
         figure.savefig(folder / f"{family}.png", dpi=150, bbox_inches="tight")
     count = len(table.epochs)
     for place in sorted({round(i * (count - 1) / (heatmaps - 1)) for i in range(heatmaps)}):

@@ -1,8 +1,12 @@
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.browser import chromium
 
 UNPACK = Path(__file__).parents[1] / "../shared/data/unpack.py"
 
@@ -15,3 +19,10 @@ def cifar_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("cifar")
     subprocess.run([sys.executable, UNPACK, root], check=True, capture_output=True)
     return root
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One headless Chromium for all tests."""
+    with chromium(tmp_path_factory.mktemp("chromium")) as driver:
+        yield driver

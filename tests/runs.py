@@ -41,6 +41,7 @@ def taken(
         settings={"tau": 10.0, "solver": "active_set"},
         probe=more.get("probe", "made"),
         seconds={"total": 1.5},
+        learning_rate=more.get("learning_rate"),
     )
 
 
@@ -64,7 +65,7 @@ def made_run(
     probe: str = "made",
     seed: int = 0,
 ) -> SnapshotStore:
-    """A stored run whose graphs move from random ones to final ones."""
+    """A stored run whose graphs move from random ones to final ones, and whose learning rate drops after epoch 1."""
     store = SnapshotStore(root)
     classes = (np.arange(n) % len(class_names)).tolist()
     predictions = [*classes[:-2], (classes[-2] + 1) % len(class_names), (classes[-1] + 1) % len(class_names)]
@@ -75,7 +76,10 @@ def made_run(
             for i, name in enumerate(layers)
         }
         of_samples = (classes, predictions, np.linspace(0.5, 0.99, n).tolist()) if labels else (None, None, None)
-        store.save(taken(graphs, *of_samples, epoch=epoch, step=10 * epoch, linear=True, probe=probe))
+        rate = 0.1 if epoch < 2 else 0.02
+        store.save(
+            taken(graphs, *of_samples, epoch=epoch, step=10 * epoch, linear=True, probe=probe, learning_rate=rate)
+        )
     pictures = np.random.default_rng(seed).integers(0, 255, (n, 8, 8, 3), dtype=np.uint8) if images else None
     store.save_card(ProbeCard(probe, pictures, tuple(class_names)))
     return store

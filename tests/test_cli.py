@@ -12,11 +12,12 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
-from lightning_ssc import SnapshotStore, SSCMonitor, cli
+from lightning_ssc import SnapshotStore, SSCMonitor, cli, plots, snapshot
 from lightning_ssc.analysis import dynamics
 from lightning_ssc.checkpoints import CheckpointError, find_checkpoints, import_object, load_weights, progress_of
 from lightning_ssc.cli import main
 from lightning_ssc.store import FORMAT
+from recipes.models import cifar_resnet, vgg11
 from tests.nets import Classifier, convnet, data, trainer
 from tests.runs import HOSTILE, made_run
 
@@ -29,6 +30,10 @@ class Configured(Classifier):
     def __init__(self, width: int = 8) -> None:
         super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(192, width), nn.ReLU(), nn.Linear(width, 3)))
         self.save_hyperparameters()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, [2], 0.2)]
 
 
 class Data(pl.LightningDataModule):
@@ -94,8 +99,12 @@ def test_checkpoints_give_the_numbers_that_were_logged_live(live: tuple[Path, An
     assert after.epochs == [1, 2, 3]  # epoch 0 has no checkpoint
     assert [after.header(e).step for e in after.epochs] == [before.header(e).step for e in after.epochs]
     then, now = dynamics(before, [1, 2, 3]), dynamics(after)
+    assert now.drops().tolist() == then.drops().tolist() == [[2, 3]]
+    assert then.learning_rate == pytest.approx([0.05, 0.05, 0.01])
+    assert now.learning_rate == pytest.approx([np.nan, 0.05, 0.01], nan_ok=True)  # a checkpoint holds the next epoch's
     assert now.layers == then.layers
     for curve in ("modularity", "cka_to_final", "cka_to_previous", "linear_cka_to_final"):
+        assert not np.isnan(getattr(now, curve)[1:]).any()
         assert getattr(now, curve) == pytest.approx(getattr(then, curve), abs=1e-5, nan_ok=True)
     for name in now.layers:
         logged = float(fit.callback_metrics[f"ssc/modularity/{name}"])
@@ -120,6 +129,13 @@ def test_an_interrupted_analysis_goes_on(live: tuple[Path, Any], tmp_path: Path,
     assert "other settings" in capsys.readouterr().err
     assert analyze(root, tmp_path, "--data-arg", "size=33") == 1
     assert "another probe" in capsys.readouterr().err
+
+
+def test_checkpoints_are_found_in_a_version_folder(live: tuple[Path, Any], tmp_path: Path) -> None:
+    root, _ = live
+    assert find_checkpoints(root) == find_checkpoints(root / "checkpoints")
+    with pytest.raises(CheckpointError, match="There are no checkpoints"):
+        find_checkpoints(tmp_path)
 
 
 def test_checkpoints_of_a_plain_loop(tmp_path: Path) -> None:
@@ -248,6 +264,23 @@ def test_compare_writes_a_rectangle_with_the_names_of_both(tmp_path: Path, capsy
     }
 
 
+def test_compare_a_resnet_and_a_vgg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    for name, net in (("resnet", cifar_resnet(depth=8)), ("vgg", vgg11())):
+        SnapshotStore(tmp_path / "cifar" / name / "ssc").save(snapshot(net, x, torch.arange(20) % 10, layers="conv"))
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(plots, "save", lambda figures, _: drawn.update(figures) or [])
+    runs = [str(tmp_path / "cifar" / name) for name in ("resnet", "vgg")]
+    assert main(["compare", *runs, "--out", str(tmp_path / "out")]) == 0
+    axes = drawn["similarity"].axes[0]
+    assert axes.images[0].get_array().shape == (9, 8)
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("cifar/resnet", "cifar/vgg")
+    rows, columns = ([t.get_text() for t in labels()] for labels in (axes.get_yticklabels, axes.get_xticklabels))
+    assert (rows[0], rows[3:6]) == ("stem.0", ["layer2.0.conv1", "layer2.0.conv2", "layer2.0.downsample.0"])
+    assert (columns[0], columns[-1]) == ("stage1.0.0", "stage5.1.0")
+
+
 def test_compare_refuses_different_probes_and_missing_epochs(tmp_path: Path, capsys: Any) -> None:
     made_run(tmp_path / "a")
     made_run(tmp_path / "b", probe="another")
@@ -267,7 +300,7 @@ def test_compare_refuses_different_probes_and_missing_epochs(tmp_path: Path, cap
         ["report"],
         ["unknown", "x"],
         ["export", "run"],
-        ["report", "run", "--drops", "soon"],
+        ["compare", "a", "b", "--epoch-a", "soon"],
         ["analyze", "--model", "a", "--data", "b:c", "--checkpoints", "c", "--out", "d"],
         ["analyze", "--model", "nowhere:X", "--data", "b:c", "--checkpoints", "c", "--out", "d"],
         ["analyze", "--model", "torch.nn:Nothing", "--data", "b:c", "--checkpoints", "c", "--out", "d"],

@@ -158,12 +158,12 @@ MESSAGES: list[tuple[str, Any, str]] = [
     (
         "a part that is not there",
         lambda root: returning(lambda x: {"a": x}, "m:b"),
-        "The output of layer 'm' has no part 'b'; it is dict with parts a.",
+        "The output of layer 'm' has no part 'b'; it is dict with parts a. Name one that it has.",
     ),
     (
         "a part that is no tensor",
         lambda root: returning(lambda x: {"a": "text"}, "m:a"),
-        "Part 'a' of layer 'm' is str, not a tensor.",
+        "Part 'a' of layer 'm' is str. Name a part that is a tensor.",
     ),
     (
         "an output that is not batch first",
@@ -174,7 +174,8 @@ MESSAGES: list[tuple[str, Any, str]] = [
     (
         "a class token of images",
         lambda root: snapshot(convnet(), X, Y, layers="conv", pooling="cls"),
-        "Layer '0' puts out shape (2, 6, 8, 8), which has no class token.",
+        "Layer '0' puts out shape (2, 6, 8, 8), which has no class token. Use pooling='mean' or 'flatten', or "
+        "watch only layers that put out tokens.",
     ),
     (
         "a memory budget too small",
@@ -191,12 +192,14 @@ MESSAGES: list[tuple[str, Any, str]] = [
     (
         "a reference of another probe",
         other_probe,
-        "reference=ROOT/a/epoch_000001.npz was taken on another probe, so its graphs cannot be compared.",
+        "reference=ROOT/a/epoch_000001.npz was taken on another probe, so its graphs cannot be compared. Use the "
+        "same probe data, probe_size and transforms for both runs.",
     ),
     (
         "a reference without snapshots",
         empty_reference,
-        "reference=ROOT/nothing holds no snapshots.",
+        "reference=ROOT/nothing holds no snapshots. Name a run's folder of snapshots, one of its files, or a "
+        "checkpoint of this network.",
     ),
     (
         "a damaged snapshot",

@@ -3,30 +3,38 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from google.protobuf import text_format
+from matplotlib.figure import Figure
+from matplotlib.image import imread
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
 
-from lightning_ssc import SnapshotStore, SSCMonitor, snapshot
-from lightning_ssc.analysis import dynamics
+from lightning_ssc import SnapshotStore, SSCMonitor, snapshot, writers
+from lightning_ssc.analysis import dynamics, neighbours
 from lightning_ssc.functional import modularity
+from lightning_ssc.store import ProbeCard
 from tests.nets import Classifier, data, trainer
+from tests.runs import taken
 
 LAYERS = ["model.0", "model.4", "model.9"]
 
 
 def monitor(**kwargs: Any) -> SSCMonitor:
     """A small monitor without images, which take most of the time."""
-    return SSCMonitor(**{"probe_size": 30, "heatmap": False, "embedding": False, **kwargs})
+    return SSCMonitor(**{"probe_size": 30, "heatmap": False, "embedding": False, "neighbours": 0, **kwargs})
 
 
 def fit(
@@ -61,7 +69,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SSCMonitor, pl.
     """Three epochs under a monitor with everything on, with a reference from a run of another seed."""
     root = tmp_path_factory.mktemp("run")
     fit(root / "reference", monitor(), max_epochs=1)
-    watching = monitor(reference=root / "reference" / "ssc", heatmap=True, embedding=True)
+    images = {"heatmap": True, "embedding": True, "neighbours": 2, "projector": True}
+    watching = monitor(reference=root / "reference" / "ssc", **images)
     _, finished = fit(root / "main", watching, max_epochs=3, logger=TensorBoardLogger(root / "main"), seed=1)
     return root / "main", watching, finished
 
@@ -79,6 +88,7 @@ def test_every_tag_family_is_in_the_event_file(run: tuple[Path, SSCMonitor, pl.T
     assert {f"ssc/seconds/{stage}" for stage in ("forward", "gram", "solve", "log", "total")} <= tags
     images = set(found.Tags()["images"])
     assert {"ssc/pairwise_cka", *(f"ssc/embedding/{layer}" for layer in LAYERS)} <= images
+    assert {tag for tag in images if "neighbours" in tag} == {"ssc/neighbours/model.4"}  # the last hidden layer
     assert {f"ssc/curves/{f}" for f in ("modularity", "cka_to_final", "linear_cka_to_final")} <= images
     assert len(found.Images("ssc/pairwise_cka")) == 4  # the untrained network and three epochs
 
@@ -96,10 +106,94 @@ def test_steps_are_those_of_lightnings_epoch_metrics(run: tuple[Path, SSCMonitor
     found = events(run[0])
     epochs = [step for step, _ in scalars(found, "val_loss")]
     assert epochs == [2, 5, 8]
+    assert [image.step for image in found.Images("ssc/neighbours/model.4")] == [0, *epochs]
     for tag in ("ssc/modularity/model.0", "ssc/cka_to_final/model.0", "linear_cka/cka_to_final/model.0"):
         assert [step for step, _ in scalars(found, tag)] == [0, *epochs], tag
     assert [step for step, _ in scalars(found, "ssc/cka_to_previous/model.9")] == epochs
     assert [image.step for image in found.Images("ssc/pairwise_cka")] == [0, *epochs]
+
+
+def test_neighbours_are_of_the_same_inputs_in_every_snapshot(
+    run: tuple[Path, SSCMonitor, pl.Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, drawn = run[1].store, []
+    assert store is not None
+    monkeypatch.setattr(writers.plots, "neighbours", lambda *given, **_: drawn.append(given) or Figure())
+    card, nothing = store.load_card(), SimpleNamespace(log_metrics=lambda *_, **__: None)
+    for one in store:
+        writers.log_snapshot([nothing], one, {}, heatmap=False, embedding=False, neighbours=3, card=card)
+    assert [given[0] for given in drawn] == [[0, 1, 2]] * 4  # one of each class
+    assert drawn[0][1].tolist() != drawn[3][1].tolist()
+    assert np.array_equal(drawn[3][1], neighbours(store.load_layer(3, "model.4"))[0])
+    assert np.array_equal(drawn[0][2], card.images)  # type: ignore[union-attr]
+
+
+def test_the_projector_gets_points_classes_and_pictures(run: tuple[Path, SSCMonitor, pl.Trainer]) -> None:
+    root, watching, _ = run
+    store = watching.store
+    assert store is not None
+    final, card = store.load(3), store.load_card()
+    assert card is not None
+    (path,) = root.rglob("projector_config.pbtxt")
+    config = text_format.Parse(path.read_text(), ProjectorConfig())
+    assert [e.tensor_name for e in config.embeddings] == [f"ssc/{layer}:00008" for layer in LAYERS]
+    for entry, layer in zip(config.embeddings, LAYERS, strict=True):
+        points = np.loadtxt(path.parent / entry.tensor_path, delimiter="\t")
+        affinity = final.layers[layer].affinity.double().to_dense().numpy()
+        values = np.linalg.eigvalsh(affinity)[::-1][: points.shape[1]].clip(min=0)
+        assert points.shape == (30, 16)
+        assert np.allclose((points**2).sum(0), values, atol=1e-4)  # eigenvectors by the roots of their eigenvalues
+        assert np.allclose(affinity @ points, points * values, atol=1e-3)
+        header, *rows = [line.split("\t") for line in (path.parent / entry.metadata_path).read_text().splitlines()]
+        assert header == ["input", "class", "network"]
+        expected = zip(final.labels.tolist(), final.predictions.tolist(), strict=True)  # type: ignore[union-attr]
+        assert rows == [[str(i), f"class {y}", f"class {p}"] for i, (y, p) in enumerate(expected)]
+        sheet = (imread(path.parent / entry.sprite.image_path) * 255).round().astype(int)
+        width, height = entry.sprite.single_image_dim
+        assert (width, height, sheet.shape) == (8, 8, (48, 48, 3))
+        for i in (0, 7, 29):
+            row, column = divmod(i, 6)
+            tile = sheet[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+            assert abs(tile - card.images[i]).max() <= 1  # type: ignore[index]
+
+
+def test_the_projector_takes_oblong_pictures_and_names_with_tabs(tmp_path: Path) -> None:
+    coef = np.zeros((5, 5))
+    coef[[0, 1, 2], [1, 2, 0]] = 1  # inputs 3 and 4 are isolated
+    final = taken({"a/b": coef, "empty": np.zeros((5, 5))}, [0, 1, 0, 1, 0])
+    pictures = np.full((5, 20, 40, 3), 60, dtype=np.uint8)
+    with SummaryWriter(tmp_path) as experiment:
+        writers.log_projector(
+            [SimpleNamespace(experiment=experiment), SimpleNamespace()],
+            final,
+            ProbeCard("", pictures, ("cat\tdog", "b")),
+        )
+    config = text_format.Parse((tmp_path / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    (entry,) = config.embeddings  # an empty graph has no points
+    assert np.loadtxt(tmp_path / entry.tensor_path, delimiter="\t")[3:].tolist() == [[0, 0, 0]] * 2
+    assert (tmp_path / entry.metadata_path).read_text().splitlines()[:2] == ["input\tclass", "0\tcat dog"]
+    sheet = imread(tmp_path / entry.sprite.image_path)
+    assert sheet.shape == (96, 96, 3)
+    assert sheet[:16, :32] == pytest.approx(60 / 255, abs=0.01)
+    assert sheet[17:32, :32] == pytest.approx(1.0)
+
+
+def test_the_learning_rate_is_that_of_the_finished_epoch(tmp_path: Path) -> None:
+    class Scheduled(Classifier):
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 3], 0.2)]
+
+    watching = monitor(schedule=[0, 1, 2], layers="stages")
+    trainer(tmp_path, watching, max_epochs=3).fit(Scheduled())
+    store = watching.store
+    assert store is not None
+    assert store.epochs == [0, 1, 2, 3]  # by the time of the last the scheduler has moved on
+    assert [store.header(epoch).learning_rate for epoch in store.epochs] == [
+        None,
+        *map(pytest.approx, (0.05, 0.01, 0.01)),
+    ]
+    assert dynamics(store).drops().tolist() == [[1, 2]]
 
 
 def test_values_are_those_of_the_graphs(run: tuple[Path, SSCMonitor, pl.Trainer]) -> None:

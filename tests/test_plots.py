@@ -23,7 +23,8 @@ def axes() -> Axes:
 def curves_of(layers: list[str]) -> Dynamics:
     curve = np.linspace(0, 1, 4 * len(layers)).reshape(4, len(layers))
     nan = np.full_like(curve, np.nan)
-    return Dynamics(layers, np.array([0, 1, 5, 9]), np.arange(4), curve, curve, nan, curve, nan)
+    rate = np.array([np.nan, 0.1, 0.1, 0.02])
+    return Dynamics(layers, np.array([0, 1, 5, 9]), np.arange(4), rate, curve, curve, nan, curve, nan)
 
 
 def drawn(figure: Figure) -> np.ndarray:
@@ -64,9 +65,10 @@ def test_curves_draw_every_layer_and_leave_gaps(axes: Axes) -> None:
 
 
 def test_the_curves_of_a_run_are_those_that_have_values() -> None:
-    figures = plots.dynamics_figures(curves_of(["net.a", "net.b"]), [5])
+    figures = plots.dynamics_figures(curves_of(["net.a", "net.b"]))
     assert set(figures) == {"modularity", "cka_to_final", "linear_cka_to_final"}
-    assert [line.get_xdata()[0] for line in figures["modularity"].axes[0].lines[2:]] == [5]
+    (drop,) = (p for p in figures["modularity"].axes[0].patches if isinstance(p, Rectangle))
+    assert (drop.get_x(), drop.get_width()) == (5, 4)
 
 
 def test_figure_one_on_axes_of_ones_own() -> None:

@@ -2,8 +2,7 @@ import base64
 import io
 import json
 import re
-import shutil
-from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,19 @@ import pytest
 from matplotlib.image import imread
 
 from lightning_ssc import report as report_module
-from lightning_ssc.analysis import find_store, summarise
+from lightning_ssc.analysis import Dynamics, Similarity, find_blocks, find_store, inputs, neighbours, summarise
 from lightning_ssc.report import pack, page, report, sprite
 from lightning_ssc.store import SnapshotError
-from tests.runs import HOSTILE, made_run
-
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="chromium or chromedriver is not there")
+from tests.browser import (
+    hover_over_curve,
+    hover_over_embedding,
+    lines,
+    needs_chromium,
+    open_page,
+    requested,
+    step_back,
+)
+from tests.runs import HOSTILE, made_run, random_coef, taken
 
 pytest.importorskip("plotly")
 
@@ -58,11 +63,12 @@ def test_a_sprite_holds_every_picture_at_its_place() -> None:
 
 
 def test_the_page_carries_the_numbers_of_the_run(tmp_path: Path) -> None:
-    summary = summarise(made_run(tmp_path / "version_3" / "ssc"), drops=[1])
+    summary = summarise(made_run(tmp_path / "version_3" / "ssc"))
     data = contents(page(summary))
     assert data["layers"] == ["conv1", "conv2", "fc"]
     assert data["epochs"] == [0, 1, 2]
-    assert data["drops"] == [1]
+    assert data["drops"] == [[1, 2]]
+    assert "between epochs 1 and 2 SSC-CKA to final rose by" in data["bottom_up"]
     assert data["families"][0]["title"] == "Modularity of the affinity graphs"
     assert unpack(data["families"][0]["values"]) == pytest.approx(summary.dynamics.modularity, abs=1e-4)
     assert unpack(data["heatmaps"]) == pytest.approx(summary.heatmaps, abs=1e-4)
@@ -75,6 +81,31 @@ def test_the_page_carries_the_numbers_of_the_run(tmp_path: Path) -> None:
     about = dict(data["about"]["rows"])
     assert about["setting tau"] == "10.0"
     assert about["version of torch"]
+
+
+def test_the_page_of_a_large_run_is_small_enough(tmp_path: Path) -> None:
+    layers, epochs, n = [f"layer{i}" for i in range(40)], 100, 1000
+    small = summarise(made_run(tmp_path, epochs=(0,)))
+    graph = taken({"fc": random_coef(n, 0, density=0.02)}, labels=(np.arange(n) % 10).tolist())
+    curve, rng = np.ones((epochs, 40)), np.random.default_rng(0)
+    points = {name: rng.normal(size=(n, 2)) for name in layers}
+    columns = {f.name: np.repeat(getattr(small.layers, f.name), 40)[:40] for f in fields(small.layers)}
+    summary = replace(
+        small,
+        size=n,
+        layer=layers[-1],
+        dynamics=Dynamics(layers, np.arange(epochs), np.arange(epochs), curve[:, 0], *[curve] * 5),
+        layers=replace(small.layers, **columns),
+        heatmaps=np.ones((epochs, 40, 40)),
+        blocks=[find_blocks(np.ones((40, 40)))] * epochs,
+        similarity=Similarity(layers, layers, np.ones((40, 40)), np.ones((40, 40))),
+        inputs=inputs(graph),
+        nearest=neighbours(graph.layers["fc"])[0],
+        embedding=points,
+        embedding_normalized=points,
+        images=rng.integers(0, 255, (n, 64, 64, 3), dtype=np.uint8),  # noise, which JPEG can do least with
+    )
+    assert 5e6 < len(page(summary).encode()) < 20e6
 
 
 def test_the_page_names_no_address_to_load_from(tmp_path: Path) -> None:
@@ -149,89 +180,35 @@ def test_plotly_is_imported_late() -> None:
 # -- In a browser
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (
-        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-        "disable-component-update", "disable-sync", "window-size=1280,1000",
-        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-
-
-def open_page(browser: Any, path: Path) -> None:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    browser.get("data:text/html,")  # so that the log of this page begins here
-    browser.get_log("performance")
-    browser.get_log("browser")
-    browser.get(path.as_uri())
-    WebDriverWait(browser, 30).until(lambda b: b.execute_script("return document.body.dataset.ready") == "yes")
-
-
-def requested(browser: Any) -> set[str]:
-    """Addresses that were asked for since the last call, without what is inside the page."""
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    urls += [m["params"]["url"] for m in messages if m["method"] == "Network.webSocketCreated"]
-    return {url for url in urls if not url.startswith(("data:", "chrome:"))}
-
-
 @needs_chromium
 def test_the_page_works_from_disk(browser: Any, tmp_path: Path) -> None:
-    from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import Select, WebDriverWait
 
     summary = summarise(made_run(tmp_path / "ssc", layers=(f"net.{HOSTILE}", "net.b", "net.fc"),
-                                 class_names=(HOSTILE, "dog", "bird")), drops=[1])  # fmt: skip
+                                 class_names=(HOSTILE, "dog", "bird")))  # fmt: skip
     path = tmp_path / "index.html"
     path.write_text(page(summary), encoding="utf-8")
     open_page(browser, path)
 
     # Curves: a line a layer, and fewer of them after a switch by keyboard.
-    def lines() -> int:
-        return len(browser.find_elements(By.CSS_SELECTOR, "#curves figure:first-child .scatterlayer .trace"))
-
     assert len(browser.find_elements(By.CSS_SELECTOR, "#curves .plot")) == 4
-    assert lines() == 3
+    assert lines(browser) == 3
     browser.find_element(By.CSS_SELECTOR, "#switches input").send_keys(Keys.SPACE)
-    WebDriverWait(browser, 5).until(lambda _: lines() == 2)
+    WebDriverWait(browser, 5).until(lambda _: lines(browser) == 2)
 
     # Hovering over a curve shows its value.
-    plot = browser.find_element(By.CSS_SELECTOR, "#curves .plot")
-    point = plot.find_elements(By.CSS_SELECTOR, ".scatterlayer .trace")[0].find_elements(By.CSS_SELECTOR, ".point")[1]
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
-    ActionChains(browser).move_to_element(point).perform()
-    WebDriverWait(browser, 5).until(lambda _: plot.find_elements(By.CSS_SELECTOR, ".hoverlayer .hovertext"))
-    assert f"epoch 1: {summary.dynamics.modularity[1, 1]:.3f}" in plot.find_element(By.CSS_SELECTOR, ".hoverlayer").text
+    assert f"epoch 1: {summary.dynamics.modularity[1, 1]:.3f}" in hover_over_curve(browser, line=0, point=1)
 
     # The slider changes the heatmap to that of its epoch.
-    slider = browser.find_element(By.ID, "epoch")
     assert browser.find_element(By.ID, "epoch-value").text == "2"
-    slider.send_keys(Keys.ARROW_LEFT)
-    assert browser.find_element(By.ID, "epoch-value").text == "1"
-    shown = browser.execute_script("return document.getElementById('heatmap').data[0].z")
-    assert np.array(shown, dtype=float) == pytest.approx(summary.heatmaps[1], abs=1e-4)
+    epoch, shown = step_back(browser)
+    assert epoch == "1"
+    assert shown == pytest.approx(summary.heatmaps[1], abs=1e-4)
 
     # Hovering over a point of the embedding shows its picture and classes.
-    embedding = browser.find_element(By.ID, "embedding")
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", embedding)
-    tip = browser.find_element(By.ID, "tip")
-    assert not tip.is_displayed()
-    for candidate in embedding.find_elements(By.CSS_SELECTOR, ".scatterlayer .trace .point"):
-        ActionChains(browser).move_to_element(candidate).perform()
-        if tip.is_displayed():
-            break
-    i = int(re.search(r"Input (\d+)", tip.text)[1])  # type: ignore[index]
+    i, tip = hover_over_embedding(browser)
     label = summary.class_names[int(summary.inputs.labels[i])]  # type: ignore[union-attr]
     assert f"class: {label}" in tip.text
     picture = tip.find_element(By.CSS_SELECTOR, ".tile")

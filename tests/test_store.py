@@ -17,7 +17,7 @@ from tests.nets import convnet, data
 @pytest.fixture(scope="module")
 def taken() -> Snapshot:
     x, y = data(40).tensors
-    return snapshot(convnet(), x, y, layers="conv", epoch=3, step=17)
+    return snapshot(convnet(), x, y, layers="conv", epoch=3, step=17, learning_rate=0.1)
 
 
 @pytest.fixture
@@ -28,13 +28,8 @@ def store(tmp_path: Path, taken: Snapshot) -> SnapshotStore:
 
 
 def assert_same(one: Snapshot, other: Snapshot) -> None:
-    assert (one.epoch, one.step, one.settings, one.probe, one.seconds) == (
-        other.epoch,
-        other.step,
-        other.settings,
-        other.probe,
-        other.seconds,
-    )
+    for key in ("epoch", "step", "settings", "probe", "seconds", "learning_rate"):
+        assert getattr(one, key) == getattr(other, key), key
     for key in ("labels", "predictions", "confidence"):
         assert torch.equal(getattr(one, key), getattr(other, key))
     assert list(one.layers) == list(other.layers)
@@ -76,6 +71,14 @@ def test_without_labels_or_linear_cka(tmp_path: Path) -> None:
     assert loaded.labels is None
     assert store.labels(0) is None
     assert loaded.layers["0"].linear is None
+
+
+def test_snapshots_from_before_the_learning_rate_was_kept(store: SnapshotStore) -> None:
+    arrays = dict(np.load(store.path(3)))
+    header = json.loads(bytes(arrays["header"]))
+    assert header.pop("learning_rate") == store.header(3).learning_rate == 0.1
+    np.savez(store.path(3), **arrays | {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)})
+    assert store.load(3).learning_rate is store.header(3).learning_rate is None
 
 
 def test_the_probe_card(store: SnapshotStore) -> None:

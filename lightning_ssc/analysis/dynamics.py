@@ -29,6 +29,7 @@ class Dynamics:
         layers: Labels of the layers in order of execution.
         epochs: ``(T,)`` finished epochs.
         steps: ``(T,)`` logging steps.
+        learning_rate: ``(T,)`` learning rate of the finished epoch; NaN where it is not known.
         modularity: ``(T, L)`` modularity over the labels (Eq. 5 of the paper); NaN without labels.
         cka_to_final: ``(T, L)`` SSC-CKA (Eq. 3) to the last snapshot.
         cka_to_previous: ``(T, L)`` SSC-CKA to the snapshot before; NaN in the first row.
@@ -39,6 +40,7 @@ class Dynamics:
     layers: list[str]
     epochs: NDArray[np.int64]
     steps: NDArray[np.int64]
+    learning_rate: Table
     modularity: Table
     cka_to_final: Table
     cka_to_previous: Table
@@ -52,7 +54,7 @@ class Dynamics:
             >>> import numpy as np
             >>> curve = np.array([[0.2], [0.95], [0.8], [0.92], [1.0]])
             >>> nan = np.full((5, 1), np.nan)
-            >>> Dynamics(["fc"], np.arange(5), np.arange(5), nan, curve, nan, nan, nan).settled().tolist()
+            >>> Dynamics(["fc"], np.arange(5), np.arange(5), nan[:, 0], nan, curve, nan, nan, nan).settled().tolist()
             [3.0]
         """
         stays = np.logical_and.accumulate((self.cka_to_final >= threshold)[::-1], axis=0)[::-1]
@@ -68,7 +70,7 @@ class Dynamics:
             >>> import numpy as np
             >>> curve = np.array([[0.95, 0.5, 0.2], [0.96, 0.95, 0.6], [1.0, 1.0, 1.0]])
             >>> nan = np.full((3, 3), np.nan)
-            >>> table = Dynamics(list("abc"), np.arange(3), np.arange(3), nan, curve, nan, nan, nan)
+            >>> table = Dynamics(list("abc"), np.arange(3), np.arange(3), nan[:, 0], nan, curve, nan, nan, nan)
             >>> round(table.depth_correlation(), 6)
             1.0
         """
@@ -79,29 +81,39 @@ class Dynamics:
             return float("nan")
         return float(np.corrcoef(ranks, depths)[0, 1])
 
-    def jumps(self, drops: Sequence[int]) -> Table:
-        """``(D, L)`` gain in SSC-CKA to final across each drop of the learning rate (section 4.2 of the paper).
+    def drops(self) -> NDArray[np.int64]:
+        """``(D, 2)`` epochs of the snapshots before and after each drop of the learning rate.
 
-        Args:
-            drops: Finished epochs after which the learning rate dropped, such as a scheduler's milestones.
+        A drop is a fall to half or less from one snapshot to the next: a step of a step-wise schedule. One that falls
+        smoothly, such as a cosine between snapshots that are not far apart, has drops at most at its very end.
 
-        Returns:
-            The value at the first snapshot after a drop less the one at the last snapshot up to it; NaN where there
-            are not both.
+        Example:
+            >>> import numpy as np
+            >>> nan, rate = np.full((4, 1), np.nan), np.array([np.nan, 0.1, 0.02, 0.02])
+            >>> Dynamics(["fc"], np.array([0, 30, 31, 60]), np.arange(4), rate, *[nan] * 5).drops().tolist()
+            [[30, 31]]
+        """
+        before = self._before_drops()
+        return np.stack([self.epochs[before], self.epochs[before + 1]], 1)
+
+    def jumps(self) -> Table:
+        """``(D, L)`` gain in SSC-CKA to final across each of the :meth:`drops` (section 4.2 of the paper).
 
         Example:
             >>> import numpy as np
             >>> curve, nan = np.array([[0.2], [0.3], [0.8], [1.0]]), np.full((4, 1), np.nan)
-            >>> table = Dynamics(["fc"], np.array([0, 30, 31, 60]), np.arange(4), nan, curve, nan, nan, nan)
-            >>> table.jumps([30, 60]).tolist()
-            [[0.5], [nan]]
+            >>> rate = np.array([np.nan, 0.1, 0.02, 0.02])
+            >>> epochs = np.array([0, 30, 31, 60])
+            >>> Dynamics(["fc"], epochs, np.arange(4), rate, nan, curve, nan, nan, nan).jumps().tolist()
+            [[0.5]]
         """
-        gains = np.full((len(drops), len(self.layers)), np.nan)
-        for row, drop in zip(gains, drops, strict=True):
-            after = int(np.searchsorted(self.epochs, drop, side="right"))
-            if 0 < after < len(self.epochs):
-                row[:] = self.cka_to_final[after] - self.cka_to_final[after - 1]
-        return gains
+        before = self._before_drops()
+        return self.cka_to_final[before + 1] - self.cka_to_final[before]
+
+    def _before_drops(self) -> NDArray[np.int64]:
+        """Rows of the last snapshots before a drop; an unknown rate is neither above nor below another."""
+        rate = self.learning_rate
+        return np.flatnonzero(rate[1:] <= 0.5 * (1 + 1e-6) * rate[:-1])
 
     def to_csv(self, path: str | Path) -> None:
         """Write one line an epoch and layer."""
@@ -111,6 +123,7 @@ class Dynamics:
             {
                 "epoch": np.repeat(self.epochs, count),
                 "step": np.repeat(self.steps, count),
+                "learning_rate": np.repeat(self.learning_rate, count),
                 "layer": np.tile(self.layers, len(self.epochs)),
                 **{curve: getattr(self, curve) for curve in CURVES},
             },
@@ -190,7 +203,8 @@ def dynamics(
                     tables[curve][t, i] = ssc_cka(layer, other)
             previous = layer
     steps = np.array([header.step for header in headers])
-    return Dynamics(layers, np.array(epochs), steps, **tables)
+    rates = np.array([header.learning_rate for header in headers], dtype=float)
+    return Dynamics(layers, np.array(epochs), steps, rates, **tables)
 
 
 def _ranks(values: Table) -> Table:

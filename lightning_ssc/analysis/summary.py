@@ -62,7 +62,6 @@ class Summary:
         root: Folder of the snapshots.
         header: What the last snapshot says of itself.
         size: Number of inputs in the probe, N.
-        drops: Epochs after which the learning rate dropped, as they were given.
         dynamics: Curves by epoch and layer.
         layers: One line a layer.
         heatmaps: ``(T, L, L)`` SSC-CKA between the layers at every snapshot.
@@ -80,7 +79,6 @@ class Summary:
     root: Path
     header: SnapshotHeader
     size: int
-    drops: Sequence[int]
     dynamics: Dynamics
     layers: LayerTable
     heatmaps: Table
@@ -136,14 +134,11 @@ class Summary:
         return [folder / f"{name}.csv" for name in written]
 
 
-def summarise(
-    store: SnapshotStore, *, drops: Sequence[int] = (), layer: str | None = None, progress: Progress = iter
-) -> Summary:
+def summarise(store: SnapshotStore, *, layer: str | None = None, progress: Progress = iter) -> Summary:
     """Read a run's snapshots into tables.
 
     Args:
         store: The snapshots.
-        drops: Epochs after which the learning rate dropped.
         layer: The layer from which single inputs are read; by default the last one before the classifier.
         progress: Wrapped around what takes long, such as ``tqdm.tqdm``.
 
@@ -174,7 +169,6 @@ def summarise(
         root=store.root,
         header=store.header(last.epoch),
         size=len(graph.gap),
-        drops=drops,
         dynamics=curves,
         layers=_layer_table(last, curves),
         heatmaps=heatmaps,

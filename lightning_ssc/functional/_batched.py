@@ -46,7 +46,8 @@ def solve_batch(
             width = max(1, int(size[order[0]]))
             batch, order = order[: max(1, CHUNK // width**2)], order[max(1, CHUNK // width**2) :]
             act = sign[batch].abs().topk(width, dim=1).indices
-            moved = _descend(gram, act, *(t[batch].gather(1, act) for t in (now, corr, sign)), aim[todo[batch], None])
+            w, r, s = (t[batch].gather(1, act) for t in (now, corr, sign))
+            moved = _descend(gram, act, w, r, s, aim[todo[batch]].unsqueeze(1))
             c[todo[batch]] = torch.zeros_like(now[batch]).scatter_(1, act, moved)
     return c, objective, gap, rounds
 

@@ -19,7 +19,7 @@ def check_samples(x: Tensor) -> None:
     if x.ndim != 2:
         raise ValueError(f"x must have shape (N, d), samples as rows, got {tuple(x.shape)}: use x.flatten(1)")
     if x.is_complex():
-        raise ValueError(f"x must be real, got {x.dtype}: torch.view_as_real(x).flatten(1) keeps all inner products real")
+        raise ValueError(f"x must be real, got {x.dtype}: use torch.view_as_real(x).flatten(1)")
     if x.shape[0] < 3 or x.shape[1] < 1:
         raise ValueError(f"x must have at least 3 samples and 1 feature, got shape {tuple(x.shape)}")
     bad = (~x.isfinite()).any(1).nonzero()[:, 0]
@@ -33,13 +33,18 @@ def check_gram(gram: Tensor) -> None:
     if gram.shape != (n, n):
         raise ValueError(f"gram must be square, x @ x.T, got shape {tuple(gram.shape)}")
     if gram.is_complex() or gram.dtype in (torch.float16, torch.bfloat16):
-        raise ValueError(f"gram must be real and in single precision or better, got {gram.dtype}: form it from x.float()")
+        raise ValueError(
+            f"gram must be real and in single precision or better, got {gram.dtype}: form it from x.float()"
+        )
     if n < 3:
         raise ValueError(f"gram must be of at least 3 samples, got {n}")
     square = gram.diagonal().double()
-    if not bool(((square >= 0) & square.isfinite()).all()):
-        row = int((~((square >= 0) & square.isfinite())).nonzero()[0, 0])
-        raise ValueError(f"gram[{row}, {row}] is {float(square[row])}, not the squared length of a sample: check row {row}")
+    bad = (~((square >= 0) & square.isfinite())).nonzero()[:, 0]
+    if len(bad):
+        row = int(bad[0])
+        raise ValueError(
+            f"gram[{row}, {row}] is {float(square[row])}, not the squared length of a sample: check row {row}"
+        )
     length = square.sqrt()
     slack = _SLACK * float(square.max())
     for i in blocks(n, _TILE):

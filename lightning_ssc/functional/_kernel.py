@@ -7,7 +7,8 @@ Names: ``act[:k]`` are the samples in play (the active set) in the order of thei
 Cholesky factor of gram[act, act]; ``coef`` and ``sign`` are indexed by sample.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 import numpy as np
@@ -16,11 +17,23 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# No "nnan"/"ninf" here: zero samples and duplicates rely on honest comparisons.
-_jit = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _jit(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile at the first call, and only then when the result can be kept on disk."""
+    # No "nnan" or "ninf": a comparison with them must be an honest one.
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+    try:
+        return cast(Callable[P, R], numba.njit(function, cache=True, **options))
+    except RuntimeError:  # nowhere to write, as in some containers
+        return cast(Callable[P, R], numba.njit(function, **options))
+
 
 _PANEL = 32  # candidates factored together: the factor is read once for all of them
 _COLUMNS = 2048  # correlations updated together: 16 kB, at home in the first-level cache
+_NEAR = 0.15  # relative gap below which a starting point's support is worth factoring
 _DEPENDENT = 1e-10  # a sample is a combination of others when less than this share of its square is left
 
 
@@ -191,7 +204,7 @@ def _descend(act: Ints, low: Floats, k: int, coef: Floats, sign: Floats, z: Floa
 
 @_jit
 def _violators(corr: Floats, act: Ints, k: int, lam: float, budget: int, score: Floats) -> tuple[int, float]:
-    """Write about the ``budget`` worst violators of |corr| <= lam behind act[:k]; returns how many and the level they top."""
+    """Write about the ``budget`` worst violators of |corr| <= lam behind act[:k]; returns their number and level."""
     n = len(corr)
     for t in range(n):
         score[t] = abs(corr[t])
@@ -222,7 +235,16 @@ def _violators(corr: Floats, act: Ints, k: int, lam: float, budget: int, score: 
 
 @_jit
 def _exchange(
-    gram: NDArray[Any], act: Ints, low: Floats, k: int, count: int, coef: Floats, sign: Floats, z: Floats, x: Floats, turn: Floats
+    gram: NDArray[Any],
+    act: Ints,
+    low: Floats,
+    k: int,
+    count: int,
+    coef: Floats,
+    sign: Floats,
+    z: Floats,
+    x: Floats,
+    turn: Floats,
 ) -> tuple[int, int]:
     """Exchange dependent candidates act[k : k + count] for active samples; returns the size and how many could be.
 
@@ -263,8 +285,8 @@ def solve_rows(
 ) -> tuple[Ints, Ints, Floats, Floats, Floats, Ints]:
     """Solve the problems of the samples ``rows``, each until its gap is within ``tol``.
 
-    The CSR coefficients (ptr, col, val) of all samples propose the first active sets and their signs. Returns counts,
-    columns and values of the rows' coefficients, then their objectives, relative gaps and rounds.
+    The CSR coefficients (ptr, col, val) of all samples are tried first. Returns counts, columns and values of the rows'
+    coefficients, then their objectives, relative gaps and rounds.
     """
     n, lam = gram.shape[0], 1 / tau
     corr, score, coef, sign = np.empty(n), np.empty(n), np.zeros(n), np.empty(n)
@@ -276,8 +298,12 @@ def solve_rows(
     objective, gap = np.empty(len(rows)), np.empty(len(rows))
     for at in range(len(rows)):
         i = rows[at]
-        aim, exact = np.inf, False
-        k, last = np.int64(0), np.inf  # np.int64: a literal would compile everything a second time
+        aim, exact, last = np.inf, False, np.inf
+        k = np.int64(0)  # np.int64: a literal would compile everything a second time
+        for p in range(ptr[i], ptr[i + 1]):
+            if col[p] != i and val[p] != 0:
+                act[k], coef[col[p]] = col[p], val[p]
+                k += 1
         for done in range(max_iter + 1):
             _correlate(gram, i, act, k, coef, corr)
             fit = corr[i]  # <x_i, residual>
@@ -297,13 +323,15 @@ def solve_rows(
             if g <= tol or done == max_iter:
                 break
             count = np.int64(0)
-            if done == 0:
-                for p in range(ptr[i], ptr[i + 1]):
-                    if col[p] != i:
-                        act[count] = col[p]
-                        sign[col[p]] = np.sign(val[p])
-                        count += 1
-                aim = lam if count else np.inf
+            if done == 0 and k:  # not solved by the start: begin from nothing, with its support if it was near
+                if g < _NEAR:
+                    count, aim = k, lam
+                for q in range(k):
+                    sign[act[q]] = np.sign(coef[act[q]])
+                    coef[act[q]] = 0.0
+                k = np.int64(0)
+                _correlate(gram, i, act, k, coef, corr)
+                corr[i] = 0.0
             if count == 0:
                 budget = min(max(8, min(k, 24 + k // 4)), n - 1 - k)
                 count, level = _violators(corr, act, k, lam, budget, score)

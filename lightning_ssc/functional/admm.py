@@ -3,8 +3,8 @@
 As printed (Saini, Devineni and Papalexakis, 2021, Algorithm 1; Boyd et al., "Distributed Optimization and Statistical
 Learning via ADMM", 2011), with three points that the print leaves open. The factor of the Z step belongs to the current
 mu, here through one eigendecomposition of the Gram. The diagonal is cleared in C only: clearing it in Z as well would
-solve another problem. And the iterations stop on Boyd's primal and dual residuals (section 3.3.1), which do not depend on
-the scale of the data.
+solve another problem. And the iterations stop on Boyd's primal and dual residuals (section 3.3.1), which do not depend
+on the scale of the data.
 
 Kept for comparison with published figures: it closes gaps slowly, so ``active_set`` is the default.
 """
@@ -47,8 +47,9 @@ def admm(
     c = torch.zeros_like(scaled) if init is None else init.to_dense().double().T.clone()
     dual = torch.zeros_like(scaled)  # Lambda_2 of the paper
     inverse, inverse_mu = scaled, 0.0
-    done = 0
-    for done in range(1, (300 if max_iter is None else max_iter) + 1):
+    done, last = 0, 300 if max_iter is None else max_iter
+    while done < last:
+        done += 1
         if mu != inverse_mu:
             inverse, inverse_mu = vectors / (eigenvalues + mu) @ vectors.T, mu
         z = inverse @ (scaled + mu * c - dual)

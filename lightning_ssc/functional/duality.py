@@ -33,7 +33,7 @@ def duality_gap(gram: Tensor, coef: Tensor, tau: float) -> tuple[Tensor, Tensor]
         >>> coef = torch.tensor([[0.0, 0.7, 0.0], [0.6, 0.0, 0.0], [0.0, 0.0, 0.0]])
         >>> objective, gap = duality_gap(gram, coef, tau=10.0)
         >>> [round(v, 3) for v in gap.tolist()]  # rows 0 and 2 are optimal
-        [0.0, 0.021, 0.0]
+        [0.0, 0.192, 0.0]
     """
     n = gram.shape[0]
     if gram.shape != (n, n) or coef.shape != (n, n):

@@ -90,8 +90,8 @@ def self_expression(
     Duplicated samples have no unique solution; one of them is returned, certified like any other.
 
     Example:
-        >>> x = torch.tensor([[1.0, 0.1], [2.0, 0.0], [0.0, 1.0], [0.1, 3.0]])
-        >>> found = self_expression(x, tau=10.0)
+        >>> x = torch.tensor([[1.0, 0.1], [2.0, 0.1], [0.0, 1.0], [0.0, 3.0]])
+        >>> found = self_expression(x, tau=5.0)
         >>> found.coef.to_dense().nonzero().tolist()
         [[0, 1], [1, 0], [2, 3], [3, 2]]
         >>> found.converged, bool((found.gap <= 1e-5).all())
@@ -133,8 +133,7 @@ def _gram(x: Tensor | None, gram: Tensor | None, normalize: bool) -> Tensor:
         return _to_unit_length(result, result) if normalize else result
     assert gram is not None
     check_gram(gram)
-    if not gram.is_floating_point():
-        gram = gram.double()
+    gram = gram.detach() if gram.is_floating_point() else gram.double()
     return _to_unit_length(gram, torch.empty_like(gram)) if normalize else gram
 
 
@@ -174,7 +173,9 @@ def _tau(gram: Tensor, tau: float | None, alpha: float | None) -> float:
     if most == 0:
         if alpha is not None:
             raise ValueError("alpha counts from where samples get neighbours, and here none ever does: pass tau")
-        warnings.warn("all samples are zero or orthogonal to one another: the graph is empty for every tau", stacklevel=4)
+        warnings.warn(
+            "all samples are zero or orthogonal to one another: the graph is empty for every tau", stacklevel=4
+        )
     elif alpha is not None:
         return alpha / float(reach[reach > 0].min())
     elif given * most <= 1:

@@ -86,7 +86,7 @@ const charts = data.families.map((family) => {
     xaxis: { title: { text: "finished epochs (0: untrained)" }, zeroline: false,
       ...(data.epochs[data.epochs.length - 1] < 12 ? { dtick: 1 } : {}) },
     yaxis: { title: { text: family.axis }, rangemode: "tozero", zeroline: false },
-    shapes: data.drops.map((x) => ({ type: "line", x0: x, x1: x, y0: 0, y1: 1, yref: "paper", line: { color: "#888", dash: "dot", width: 1 } })),
+    shapes: data.drops.map(([x0, x1]) => ({ type: "rect", x0, x1, y0: 0, y1: 1, yref: "paper", layer: "below", fillcolor: "#eceff1", line: { width: 0 } })),
   }), config);
   return { plot, redraw, draw };
 });

@@ -32,10 +32,11 @@ def modularity_by_definition(coef: np.ndarray, labels: list[int]) -> float:
     )
 
 
-def table(curve: list[list[float]], epochs: list[int]) -> Dynamics:
+def table(curve: list[list[float]], epochs: list[int], rates: list[float] | None = None) -> Dynamics:
     nan = np.full(np.shape(curve), np.nan)
+    rate = nan[:, 0] if rates is None else np.array(rates)
     layers = [f"layer{i}" for i in range(np.shape(curve)[1])]
-    return Dynamics(layers, np.array(epochs), np.array(epochs), nan, np.array(curve), nan, nan, nan)
+    return Dynamics(layers, np.array(epochs), np.array(epochs), rate, nan, np.array(curve), nan, nan, nan)
 
 
 def test_every_curve_is_its_definition(tmp_path: Path) -> None:
@@ -94,10 +95,24 @@ def test_no_rank_correlation_where_all_layers_settle_together() -> None:
 
 
 def test_jumps_span_the_snapshots_about_a_drop() -> None:
-    curves = table([[0.1], [0.2], [0.7], [1.0]], [0, 25, 35, 60])
-    assert curves.jumps([30, 35]).ravel().tolist() == pytest.approx([0.5, 0.3])
-    assert np.isnan(curves.jumps([60])).all()  # nothing was taken after it
-    assert curves.jumps([]).shape == (0, 1)
+    curves = table([[0.1], [0.2], [0.7], [1.0]], [0, 25, 35, 60], [NAN, 0.1, 0.02, 0.01])
+    assert curves.drops().tolist() == [[25, 35], [35, 60]]
+    assert curves.jumps().ravel().tolist() == pytest.approx([0.5, 0.3])
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [
+        None,  # snapshots of an older version, or of no Trainer
+        [NAN, NAN, 0.1, 0.1],
+        [0.1] * 4,
+        [0.01, 0.1, 0.08, 0.05],  # a warm-up and a smooth fall
+    ],
+)
+def test_without_a_drop_there_is_no_jump(rates: list[float] | None) -> None:
+    curves = table([[0.1], [0.2], [0.7], [1.0]], [0, 25, 35, 60], rates)
+    assert curves.drops().shape == (0, 2)
+    assert curves.jumps().shape == (0, 1)
 
 
 def test_different_probes_are_not_compared(tmp_path: Path) -> None:

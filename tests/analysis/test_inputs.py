@@ -123,7 +123,7 @@ def test_a_run_is_found_from_the_folders_around_it(tmp_path: Path) -> None:
 
 def test_a_summary_agrees_with_the_tables_it_is_made_of(tmp_path: Path) -> None:
     store = made_run(tmp_path)
-    summary = summarise(store, drops=[1])
+    summary = summarise(store)
     last = store.load(2)
     assert summary.layer == "net.fc"
     assert summary.nearest.tolist() == neighbours(last.layers["net.fc"])[0].tolist()

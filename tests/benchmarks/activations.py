@@ -25,7 +25,9 @@ class ResNet20(nn.Sequential):
             for stride_here in (stride, 1, 1):
                 shortcut = None
                 if stride_here != 1:
-                    shortcut = nn.Sequential(nn.Conv2d(width, planes, 1, stride_here, bias=False), nn.BatchNorm2d(planes))
+                    shortcut = nn.Sequential(
+                        nn.Conv2d(width, planes, 1, stride_here, bias=False), nn.BatchNorm2d(planes)
+                    )
                 self.append(BasicBlock(width, planes, stride_here, shortcut))
                 width = planes
         self.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)))

@@ -22,6 +22,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,8 @@ def work(args: argparse.Namespace) -> dict[str, Any]:
             weights = np.asfortranarray(np.ones((n, n)))
             np.fill_diagonal(weights, 1e8)
             seconds, sparse = timed(
-                lambda: spams.lassoWeighted(factor, factor, weights, mode=2, lambda1=1 / tau, numThreads=THREADS), args.repeat
+                lambda: spams.lassoWeighted(factor, factor, weights, mode=2, lambda1=1 / tau, numThreads=THREADS),
+                args.repeat,
             )
             solved = sparse.toarray().T
             rows = range(n)
@@ -219,9 +221,10 @@ def warm(args: argparse.Namespace) -> None:
         before = activations.load(args.cache, f"{layer}-before", 1000, True)
         now = activations.load(args.cache, layer, 1000, True)
         init = self_expression(gram=before, tau=tau).coef
-        cold, found = timed(lambda: self_expression(gram=now, tau=tau), args.repeat)
-        hot, again = timed(lambda: self_expression(gram=now, tau=tau, init=init), args.repeat)
-        print(f"warm start, {layer}, tau {tau:g}: {hot / cold:.2f} of the time, rounds {again.n_iter} for {found.n_iter}")
+        cold, found = timed(partial(self_expression, gram=now, tau=tau), args.repeat)
+        hot, again = timed(partial(self_expression, gram=now, tau=tau, init=init), args.repeat)
+        rounds = f"{again.n_iter} rounds instead of {found.n_iter}"
+        print(f"warm start, {layer}, tau {tau:g}: {hot / cold:.2f} of the time, {rounds}")
 
 
 def main() -> None:
@@ -235,7 +238,9 @@ def main() -> None:
     parser.add_argument("--n", nargs="+", type=int, default=[500, 1000, 2000, 5000])
     parser.add_argument("--tau", nargs="+", type=float, default=[10.0, 100.0])
     parser.add_argument("--solvers", nargs="+", default=[*OURS, *installed], choices=[*OURS, *PEERS])
-    parser.add_argument("--raw-most", type=int, default=1000, help="largest N for raw lengths, whose graphs are complete")
+    parser.add_argument(
+        "--raw-most", type=int, default=1000, help="largest N for raw lengths, whose graphs are complete"
+    )
     parser.add_argument("--repeat", type=int, default=3, help="runs of which the fastest counts")
     parser.add_argument("--limit", type=float, default=10.0, help="seconds for peers that solve one sample at a time")
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds after which a solver is given up")

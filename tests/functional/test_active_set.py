@@ -56,19 +56,18 @@ PROBLEMS = [
 @pytest.mark.filterwarnings("ignore:tau = .* nearly complete")
 def test_every_regime_is_certified(path, name):
     x, tau, normalize = problem(name)
-    found = self_expression(x, tau=tau, normalize=normalize, tol=1e-6)
+    found = self_expression(x, tau=tau, normalize=normalize, tol=1e-10)
     if normalize:
         x = torch.nn.functional.normalize(x)
     c = found.coef.to_dense()
     assert found.converged
     assert c.isfinite().all()
     assert not c.diagonal().any()
-    # the optimality conditions, from samples: |<x_j, r>| <= 1/tau, with equality and the sign of c_ij where that is not 0
+    # the optimality conditions, from samples: |<x_j, r>| <= 1/tau, with equality and the sign of c_ij where it is not 0
     corr = tau * (x - c @ x) @ x.T
     corr.fill_diagonal_(0)
-    slack = 0.05 if name.startswith("rank 30") else 0.02  # a gap of 1e-6 leaves sqrt(1e-6) times a constant
-    assert corr.abs().max() <= 1 + slack
-    assert ((corr * c.sign())[c.abs() > 1e-2 * c.abs().max()] >= 1 - slack).all()
+    assert corr.abs().max() <= 1 + 1e-3
+    assert ((corr * c.sign())[c != 0] >= 1 - 1e-3).all()
     torch.testing.assert_close(duality_gap(x @ x.T, c, tau)[1], found.gap, rtol=0, atol=1e-10)
 
 
@@ -96,7 +95,12 @@ def test_float32_grams(path, name):
 def test_warm_start(path):
     x, tau, _ = problem("few neighbours")
     cold = self_expression(x, tau=tau)
-    assert self_expression(x, tau=tau, init=cold.coef).n_iter == 1 < cold.n_iter
+    assert self_expression(x, tau=tau, init=cold.coef).n_iter <= 1 < cold.n_iter
+    near = self_expression(x + 1e-3 * x.roll(1, 0), tau=tau)
+    hot = self_expression(x, tau=tau, init=near.coef)
+    assert hot.converged
+    assert hot.n_iter < cold.n_iter
+    torch.testing.assert_close(hot.objective, cold.objective, rtol=1e-5, atol=0)
 
 
 def test_rounds_are_limited(path):
@@ -146,6 +150,19 @@ def test_what_cannot_be_factored_stays_finite():
     assert not gap.isnan().any()
 
 
+def test_the_kernel_compiles_where_nothing_can_be_cached(monkeypatch):
+    njit = _kernel.numba.njit
+
+    def read_only(function, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(function, **options)
+
+    monkeypatch.setattr(_kernel.numba, "njit", read_only)
+    double = _kernel._jit(lambda a: 2 * a)
+    assert double(2.5) == 5.0
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.filterwarnings("ignore:tau = .* nearly complete")
@@ -161,7 +178,10 @@ def test_gpu_agrees_with_cpu(name):
 class TestFactor:
     @few
     @given(
-        seed=st.integers(0, 2**32 - 1), n=st.integers(1, 90), split=st.floats(0, 1), dtype=st.sampled_from([np.float32, np.float64])
+        seed=st.integers(0, 2**32 - 1),
+        n=st.integers(1, 90),
+        split=st.floats(0, 1),
+        dtype=st.sampled_from([np.float32, np.float64]),
     )
     def test_append_is_cholesky(self, seed, n, split, dtype):
         rng = np.random.default_rng(seed)
@@ -179,16 +199,15 @@ class TestFactor:
     @given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 80), rank=st.integers(1, 30))
     def test_append_leaves_out_combinations(self, seed, n, rank):
         rng = np.random.default_rng(seed)
-        x = rng.standard_normal((n, rank))
-        x[n // 2] = x[0]
-        gram = x @ x.T
-        act, low = np.arange(n), np.zeros((n, n))
+        rank = min(rank, n)
+        basis = np.linalg.qr(rng.standard_normal((rank, rank)))[0]
+        gram = (x := np.vstack((basis, rng.standard_normal((n - rank, rank))))) @ x.T
+        order = np.concatenate((rng.permutation(rank), rank + rng.permutation(n - rank)))
+        act, low = order.copy(), np.zeros((n, n))
         size = _kernel._append(gram, act, low, 0, n)
-        kept = act[:size]
-        assert size == min(rank, len(np.unique(x, axis=0)))
-        assert len(np.unique(kept)) == size
-        assert n // 2 not in kept
-        np.testing.assert_allclose(np.tril(low[:size, :size]), np.linalg.cholesky(gram[np.ix_(kept, kept)]), rtol=1e-4, atol=1e-4)
+        kept = order[:rank]
+        np.testing.assert_array_equal(act[:size], kept)
+        np.testing.assert_allclose(np.tril(low[:rank, :rank]), np.linalg.cholesky(gram[np.ix_(kept, kept)]), atol=1e-9)
 
     @few
     @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 60), where=st.floats(0, 1, exclude_max=True))

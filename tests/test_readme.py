@@ -1,0 +1,67 @@
+"""The README says what is so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+from torch import nn
+from torch.utils.data import DataLoader
+
+from tests.nets import Classifier, convnet, data
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def block(language: str, containing: str) -> str:
+    (found,) = (b for b in re.findall(rf"```{language}\n(.*?)```", README, re.S) if containing in b)
+    return found
+
+
+class Data(pl.LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return DataLoader(data(seed=1), batch_size=20)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(data(seed=2), batch_size=20)
+
+
+class Named(Classifier):
+    """A classifier with a layer called fc, as in the README."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.fc = convnet()[:-1], nn.Linear(8, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.fc(self.model(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*litlogger")
+def test_the_callback_in_twelve_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = block("python", "callbacks=[monitor]")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    exec(code, {"model": Named(), "datamodule": Data()})
+    assert "[0, 1, 2, 3, 4, 5] tensor(" in capsys.readouterr().out
+    assert list(tmp_path.rglob("events.out*"))
+
+
+def test_the_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    inputs, labels = data(30).tensors
+    exec(block("python", "my_run"), {"network": convnet(), "inputs": inputs, "labels": labels})
+    assert (tmp_path / "my_run" / "epoch_000003.npz").is_file()
+
+
+def test_commands_and_paths() -> None:
+    assert (ROOT / block("bash", "quickstart").split("--config ")[1].strip()).is_file()
+    assert block("bash", "pytest").strip() == 'pip install ".[dev]" && python -m pytest'
+    for path in re.findall(r"\]\(([^)h][^)]*)\)", README):
+        assert (ROOT / path).is_file(), path
+    for name in re.findall(r"tests?/?(test_\w+\.py)|(test_\w+\.py)", README):
+        assert (ROOT / "tests" / (name[0] or name[1])).is_file(), name

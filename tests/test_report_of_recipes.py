@@ -1,0 +1,80 @@
+"""The reports of runs that were really trained, for a few steps, opened in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import recipes
+from lightning_ssc.analysis import dynamics, find_store, inputs
+from lightning_ssc.cli import main as lightning_ssc
+from lightning_ssc.functional import pairwise_cka
+from recipes.__main__ import main as train
+from tests.browser import (
+    found,
+    hover_over_curve,
+    hover_over_embedding,
+    lines,
+    needs_chromium,
+    open_page,
+    requested,
+    step_back,
+)
+
+pytest.importorskip("plotly")
+
+FOLDER = Path(recipes.__file__).parent
+SHORT = [
+    *("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1"),
+    *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
+    *("--trainer.enable_checkpointing", "false", "--model.milestones", "[1]", "--ssc.probe_size", "100"),
+    *("--model.network", "cifar_resnet", "--model.network_args.depth", "8"),
+    *("--ssc.heatmap", "false", "--ssc.embedding", "false", "--ssc.neighbours", "0"),  # images for TensorBoard
+]
+
+
+@needs_chromium
+@pytest.mark.parametrize("recipe", ["quickstart", "cifar10/resnet18"])
+def test_the_report_of_a_recipe(
+    recipe: str, browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    configs = [FOLDER / f"{recipe}.yaml"]
+    data = ["--data.copies", "1", "--data.fraction", "0.05"]
+    if recipe != "quickstart":
+        configs.append(FOLDER / "overlays/cpu.yaml")
+        data = ["--data.root", str(request.getfixturevalue("cifar_root")), "--data.batch_size", "8"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["recipes"])
+    with torch.random.fork_rng():
+        train(["fit", *(part for path in configs for part in ("--config", str(path))), *data, *SHORT])
+    run = tmp_path / "runs" / recipe / "version_0"
+    assert lightning_ssc(["report", str(run), "--out", "report"]) == 0
+    store = find_store(run)
+    curves, table = dynamics(store), inputs(store.load(2))
+    heatmap = pairwise_cka([layer.affinity for layer in store.load(1).layers.values()])
+    names = store.load_card().class_names  # type: ignore[union-attr]
+    path = tmp_path / "report" / "index.html"
+    open_page(browser, path)
+
+    assert curves.drops().tolist() == [[1, 2]]
+    assert lines(browser) == len(curves.layers) == 5
+    assert f"epoch 1: {curves.modularity[1, 2]:.3f}" in hover_over_curve(browser, line=2, point=1)
+    assert "between epochs 1 and 2 SSC-CKA to final rose by" in found(browser, "#bottom-up")[0].text
+    epoch, shown = step_back(browser)
+    assert epoch == "1"
+    assert shown == pytest.approx(heatmap.numpy(), abs=1e-4)
+    i, tip = hover_over_embedding(browser)
+    assert f"class: {names[table.labels[i]]}" in tip.text
+    assert found(tip, ".tile")[0].value_of_css_property("background-image").startswith('url("data:image/jpeg')
+    wrong = table.confidently_wrong(12)
+    assert len(wrong) == 12  # nothing is learned in so few steps
+    assert [card.text for card in found(browser, "#wrong-cards h4")] == [f"Input {j}" for j in wrong]
+    rows = [row.text for row in found(browser, "#label-table tbody tr")]
+    assert f"{table.network_accuracy:.1%}" in rows[1]
+
+    assert browser.get_log("browser") == []
+    assert requested(browser) == {path.as_uri()}
+    assert path.stat().st_size < 8e6
