@@ -73,9 +73,10 @@ def validation_loader(trainer: Trainer) -> Any:
 
 def first_loader(loaders: Any) -> Any:
     """The first loader of what ``val_dataloader()`` may return: one, a list, a dict or a ``CombinedLoader`` of them."""
-    loaders = getattr(loaders, "iterables", loaders)  # a CombinedLoader
-    while isinstance(loaders, (list, tuple, dict)):
-        loaders = next(iter(loaders.values() if isinstance(loaders, dict) else loaders), None)
+    while isinstance(loaders, (list, tuple, dict)) or hasattr(loaders, "iterables"):
+        loaders = getattr(loaders, "iterables", loaders)  # a CombinedLoader
+        if isinstance(loaders, (list, tuple, dict)):
+            loaders = next(iter(loaders.values() if isinstance(loaders, dict) else loaders), None)
     return loaders
 
 
@@ -92,7 +93,7 @@ def agree(value: Any, error: Exception | None) -> list[Any]:
     told: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(told, (value, None if error is None else f"{type(error).__name__}: {error}"))
     if failed := [f"rank {rank}: {why}" for rank, (_, why) in enumerate(told) if why is not None]:
-        raise RuntimeError("The snapshot failed on " + "; ".join(failed)) from error
+        raise RuntimeError("SSCMonitor failed on " + "; ".join(failed)) from error
     return [value for value, _ in told]
 
 
@@ -120,7 +121,7 @@ def progress(trainer: Trainer, total: int, description: str, patience: float = 2
             rich = getattr(owner, "progress", None)
             if rich is not None:
                 task = rich.add_task(description, total=total, completed=0)
-                shown.callback(rich.update, task, visible=False)
+                shown.callback(rich.remove_task, task)
                 bar = lambda count: rich.update(task, completed=count, refresh=True)  # noqa: E731
             else:
                 line = tqdm(total=total, desc=description, leave=False, position=1, file=sys.stdout)

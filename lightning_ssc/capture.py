@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 Pooling = Literal["flatten", "mean", "cls"]
 Forward = Callable[[nn.Module, Any], Any]
 
-_BYTES = 4  # buffers and Grams are float32
+_TRACED = 7  # samples of a trial run: a number that no other dimension of an output is likely to have
 _BLOCK = (
     256  # rows of a Gram formed at once, large enough to run at full speed; what lies below the diagonal is mirrored
 )
@@ -43,12 +43,20 @@ class WatchedLayer:
         call: Which of the module's calls in one forward pass, from 0.
         label: Name in tags and plots; modules that run several times get ``.call1``, ``.call2``, ...
         features: Number of features a sample after pooling, d.
+        dtype: What its features are kept in until their Gram is there: float64 if the layer computes in it, else
+            float32.
     """
 
     layer: Layer
     call: int
     label: str
     features: int
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def bytes_a_sample(self) -> int:
+        """Size of one sample's features while they are kept."""
+        return self.features * self.dtype.itemsize
 
 
 @dataclass
@@ -60,7 +68,8 @@ class GramOfLayer:
 
     Attributes:
         layer: The layer it belongs to.
-        centred: ``(N, N)`` float32, the Gram of the features less their mean over the probe (H X Xᵀ H).
+        centred: ``(N, N)`` float32 (float64 of layers that compute in it), the Gram of the features less their mean
+            over the probe (H X Xᵀ H).
         offset: ``(N,)`` float64, what row and column i have to gain in the raw Gram.
         gain: What every entry has to gain in the raw Gram.
     """
@@ -94,12 +103,12 @@ def trace(
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     device: torch.device | None = None,
 ) -> list[WatchedLayer]:
-    """Run two samples through the network to learn in which order the layers run, how often and with how many features.
+    """Run a few samples through the network to learn the order of its layers, their calls and numbers of features.
 
     Args:
         model: The network.
         layers: The layers asked for.
-        inputs: Inputs of the network, at least two samples.
+        inputs: Inputs of the network.
         pooling: How activations become features, see :func:`features`.
         forward: How the network is run on inputs, see :func:`run`.
         context: Opened around the forward pass (a precision plugin's autocast).
@@ -111,11 +120,12 @@ def trace(
     Raises:
         ValueError: A layer that the user named does not run, no layer runs, or an output cannot be used.
     """
-    calls: list[tuple[Layer, int]] = []
-    sample = _to_device(take(inputs, slice(0, 2)), device or device_of(model))
+    calls: list[tuple[Layer, Tensor]] = []
+    count = min(_TRACED, batch_size(inputs))
+    sample = _to_device(take(inputs, slice(0, count)), device or device_of(model))
 
     def record(layer: Layer, call: int, output: Any) -> None:
-        calls.append((layer, features(output, layer, 2, pooling).shape[1]))
+        calls.append((layer, features(output, layer, count, pooling)[:1]))
         if layer.part is None and not isinstance(output, Tensor):
             log.info("Layer %s puts out %s; its first tensor is watched. Name a part as in '%s:0' for another one.",
                      layer.label, _describe(output), layer.name)  # fmt: skip
@@ -135,9 +145,10 @@ def trace(
         log.warning("Not watched, because they never run in a forward pass over the probe: %s.", ", ".join(never))
     watched, seen = [], dict.fromkeys(ran, 0)
     times = {layer: sum(other == layer for other, _ in calls) for layer in ran}
-    for layer, size in calls:
+    for layer, first in calls:
         label = layer.label if times[layer] == 1 else f"{layer.label}.call{seen[layer] + 1}"
-        watched.append(WatchedLayer(layer, seen[layer], label, size))
+        dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+        watched.append(WatchedLayer(layer, seen[layer], label, first.shape[1], dtype))
         seen[layer] += 1
     return watched
 
@@ -169,7 +180,8 @@ def capture(
         device: Where the network runs; inputs are moved there a chunk at a time. Grams are formed there.
         memory: Bytes that buffers and one Gram may take; by default half of what the device has free.
         watch: ``watch("forward")`` and ``watch("gram")`` are opened around the two stages.
-        outputs: Gains what the network returned, a chunk at a time, on the CPU where it is a tensor.
+        outputs: Gains what the network returned, a chunk at a time and on the CPU, if that is one row of numbers a
+            sample.
 
     Yields:
         One Gram a layer. Take what is needed of it before asking for the next one.
@@ -179,25 +191,33 @@ def capture(
             feature.
     """
     n = batch_size(inputs)
+    if not layers:
+        return  # the share of a process where there are more processes than layers
     device = device or device_of(model)
     memory = free_memory(device) // 2 if memory is None else memory
-    passes = plan_passes([layer.features for layer in layers], n, memory)
+    passes = plan_passes(layers, n, memory)
     log.debug(
         "%d layers of %d samples and %.0f MB of activations in %d passes of a budget of %.0f MB",
-        len(layers), n, n * _BYTES * sum(layer.features for layer in layers) / 1e6, len(passes), memory / 1e6,
+        len(layers), n, n * sum(layer.bytes_a_sample for layer in layers) / 1e6, len(passes), memory / 1e6,
     )  # fmt: skip
     parts: dict[int, GramOfLayer] = {}
     for number, group in enumerate(passes):
-        buffers = {s.layer: torch.empty(n, s.stop - s.start, device=device, dtype=torch.float32) for s in group}
+        home = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # others lack float64
+        buffers = {s.layer: torch.empty(n, s.stop - s.start, device=home, dtype=layers[s.layer].dtype) for s in group}
         wanted = {(layers[s.layer].layer, layers[s.layer].call): (s, buffers[s.layer]) for s in group}
         with watch("forward"), without_trace(model):
             for start in range(0, n, chunk):
                 rows = slice(start, min(n, start + chunk))
                 keep = partial(_keep, wanted, rows, pooling)
-                with _hooks(model, [layer for layer, _ in wanted], keep), context():
+                with _hooks(model, [layer for layer, _ in wanted], keep) as seen, context():
                     output = run(model, _to_device(take(inputs, rows), device), forward)
-                if outputs is not None and number == 0:
-                    outputs.append(output.detach().cpu() if isinstance(output, Tensor) else output)
+                if missing := [layer.label for layer, call in wanted if seen[layer] <= call]:
+                    raise ValueError(
+                        f"Layer {missing[0]!r} ran for the first samples of the probe but not for samples {start} to "
+                        f"{rows.stop - 1}. Watch only layers that run for every input."
+                    )
+                if outputs is not None and number == 0 and isinstance(output, Tensor) and output.dim() == 2:
+                    outputs.append(output.detach().cpu())
         wanted.clear()  # each buffer goes when its Gram is there
         for s in group:
             layer = layers[s.layer]
@@ -235,13 +255,13 @@ class FeatureSlice:
     stop: int
 
 
-def plan_passes(features: Sequence[int], samples: int, memory: int) -> list[list[FeatureSlice]]:
+def plan_passes(layers: Sequence[WatchedLayer], samples: int, memory: int) -> list[list[FeatureSlice]]:
     """Share layers out over as few passes as fit a memory budget, in their order.
 
     Each pass needs its buffers and, at its end, one Gram (and the running Gram of a layer in slices).
 
     Args:
-        features: Number of features of every layer.
+        layers: The layers.
         samples: Number of samples.
         memory: Bytes.
 
@@ -252,28 +272,32 @@ def plan_passes(features: Sequence[int], samples: int, memory: int) -> list[list
         ValueError: The budget does not hold the Grams and one feature; the message says how many bytes would.
 
     Example:
-        >>> [[(s.layer, s.start, s.stop) for s in p] for p in plan_passes([50, 30, 250], 10, 2 * 400 + 4000)]
+        >>> layers = [WatchedLayer(Layer(name), 0, name, size) for name, size in (("a", 50), ("b", 30), ("c", 250))]
+        >>> [[(s.layer, s.start, s.stop) for s in p] for p in plan_passes(layers, 10, 2 * 400 + 4000)]
         [[(0, 0, 50), (1, 0, 30)], [(2, 0, 100)], [(2, 100, 200)], [(2, 200, 250)]]
     """
-    column = samples * _BYTES
-    room = (memory - 2 * samples * samples * _BYTES) // column
-    if room < 1:
+    widest = max(layer.dtype.itemsize for layer in layers)
+    grams = 2 * samples * samples * widest
+    room = memory - grams
+    if room < samples * widest:
         raise ValueError(
             f"A memory budget of {memory / 1e6:.1f} MB does not hold the Gram matrices of {samples} samples; it takes "
-            f"at least {(2 * samples + 1) * column / 1e6:.1f} MB. Raise memory= or use a smaller probe."
+            f"at least {(grams + samples * widest) / 1e6:.1f} MB. Raise memory= or use a smaller probe."
         )
     passes: list[list[FeatureSlice]] = []
     left = 0
-    for layer, size in enumerate(features):
-        if size > left or not passes:
+    for number, layer in enumerate(layers):
+        column = samples * layer.dtype.itemsize
+        if layer.features * column > left or not passes:
             passes.append([])
             left = room
-        for start in range(0, size, room):
-            stop = min(size, start + room)
+        for start in range(0, layer.features, room // column):
+            stop = min(layer.features, start + room // column)
             if start:
                 passes.append([])
-            passes[-1].append(FeatureSlice(layer, start, stop))
-            left = (room if start else left) - (stop - start)
+                left = room
+            passes[-1].append(FeatureSlice(number, start, stop))
+            left -= (stop - start) * column
     return passes
 
 
@@ -287,14 +311,15 @@ def _to_device(inputs: Any, device: torch.device) -> Any:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a device has free."""
+    """Bytes that a device has free, what PyTorch's allocator holds in reserve included."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserve
     return int(psutil.virtual_memory().available)
 
 
 def centred_gram(x: Tensor, layer: WatchedLayer) -> GramOfLayer:
-    """The Gram of a layer's features, in float32 at full precision; ``x`` (N, d) is overwritten.
+    """The Gram of a layer's features at the full precision of its dtype; ``x`` (N, d) is overwritten.
 
     Raises:
         ValueError: A feature is NaN or infinite; names the layer and the sample.
@@ -307,8 +332,8 @@ def centred_gram(x: Tensor, layer: WatchedLayer) -> GramOfLayer:
             f"sample {int(bad[0])}. Its graph is not defined: look at the learning rate, the precision or the inputs, "
             f"or leave the layer out."
         )
-    mean32 = mean.to(x.dtype)
-    x -= mean32
+    rounded = mean.to(x.dtype)
+    x -= rounded
     with _full_precision(x.device):
         gram = torch.empty(len(x), len(x), device=x.device, dtype=x.dtype)
         for start in range(0, len(x), _BLOCK):
@@ -318,19 +343,30 @@ def centred_gram(x: Tensor, layer: WatchedLayer) -> GramOfLayer:
             gram[start:stop, start:stop] = own.tril() + own.tril(-1).T  # a product with itself rounds unsymmetrically
             gram[start:stop, stop:] = rest
             gram[stop:, start:stop] = rest.T
-        offset = (x @ mean32).double()
-    return GramOfLayer(layer, gram, offset, float(mean32.double().square().sum()))
+        offset = (x @ rounded).double()
+    return GramOfLayer(layer, gram, offset, float(rounded.double().square().sum()))
 
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 products without TF32 and outside autocast; the global setting is restored."""
-    before = torch.get_float32_matmul_precision()
-    with torch.autocast(device.type, enabled=False):
-        try:
+    """Float32 products without TF32 and outside autocast; the global settings are restored."""
+    backends: Any = torch.backends
+    owner: Any = backends.cuda.matmul if device.type == "cuda" else getattr(backends.mkldnn, "matmul", None)
+    new = hasattr(
+        owner, "fp32_precision"
+    )  # since torch 2.9; reading the old setting may raise once the new one is used
+    before = owner.fp32_precision if new else torch.get_float32_matmul_precision()
+    try:
+        if new:
+            owner.fp32_precision = "ieee"
+        else:
             torch.set_float32_matmul_precision("highest")
+        with torch.autocast(device.type, enabled=False):
             yield
-        finally:
+    finally:
+        if new:
+            owner.fp32_precision = before
+        else:
             torch.set_float32_matmul_precision(before)
 
 
@@ -435,8 +471,10 @@ def run(model: nn.Module, inputs: Any, forward: Forward | None = None) -> Any:
 
 
 @contextmanager
-def _hooks(model: nn.Module, layers: Sequence[Layer], record: Callable[[Layer, int, Any], None]) -> Iterator[None]:
-    """Call ``record(layer, call, output)`` whenever a layer has run; the hooks are gone afterwards."""
+def _hooks(
+    model: nn.Module, layers: Sequence[Layer], record: Callable[[Layer, int, Any], None]
+) -> Iterator[dict[Layer, int]]:
+    """Call ``record(layer, call, output)`` whenever a layer has run, and count; the hooks are gone afterwards."""
     modules, calls = named_layers(model), dict.fromkeys(layers, 0)
     with ExitStack() as stack:
         for layer in calls:
@@ -446,4 +484,4 @@ def _hooks(model: nn.Module, layers: Sequence[Layer], record: Callable[[Layer, i
                 record(layer, call, output)
 
             stack.callback(modules[layer.name].register_forward_hook(hook).remove)
-        yield
+        yield calls

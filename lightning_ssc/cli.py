@@ -88,9 +88,10 @@ def _compare(options: argparse.Namespace) -> None:
 
     stores = find_store(options.run_a), find_store(options.run_b)
     epochs = options.epoch_a, options.epoch_b
-    comparison = compare(*stores, epochs=epochs, progress=_progress("working"))
+    progress = _progress("working")
+    comparison = compare(*stores, epochs=epochs, progress=progress)
     names = run_name(stores[0].root), run_name(stores[1].root)
-    for path in write_comparison(comparison, names, Path(options.out)):
+    for path in write_comparison(comparison, names, Path(options.out), progress):
         print(path)
     print(f"\nThe layer of {names[1]} most like each layer of {names[0]}, with their SSC-CKA:")
     for row, column, value in comparison.closest():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from lightning_ssc._lightning import (
     Trainer,
     agree,
     epoch_step,
+    first_loader,
     learning_rate,
     progress,
     validation_loader,
@@ -75,7 +77,8 @@ class SSCMonitor(Callback):
             checkpoint of the same network.
         store: Whether snapshots are kept on disk, in ``<log_dir>/<name>``; or the folder.
         name: First part of the tags; a second monitor in the same Trainer needs a name of its own.
-        on_error: ``"raise"``, or ``"warn"`` to report a snapshot that failed and go on training.
+        on_error: ``"raise"``, or ``"warn"`` to report a snapshot that failed and go on training. What is wrong at the
+            start of fit (layers, probe, store) is always raised.
         forward: ``forward(module, inputs)`` runs the network, where ``module(inputs)`` would not do.
         chunk: Samples a forward pass of the probe.
         memory: Bytes that activations may take during a snapshot; by default half of what the device has free.
@@ -93,7 +96,7 @@ class SSCMonitor(Callback):
 
     def __init__(
         self,
-        layers: str | Sequence[LayerPattern] = "blocks",
+        layers: str | type[nn.Module] | Sequence[LayerPattern] = "blocks",
         probe: ProbeSource | None = None,
         probe_size: int = 1000,
         schedule: int | list[int] | Schedule = 1,
@@ -137,7 +140,8 @@ class SSCMonitor(Callback):
         self._reset()
 
     def _reset(self) -> None:
-        self._epochs: list[int] = []
+        self._steps: dict[int, int] = {}  # of the epochs taken, ascending
+        self._compared: list[int] = []
         self._probe: Probe | None = None
         self._card = ProbeCard("")
         self._watched: list[WatchedLayer] = []
@@ -158,8 +162,9 @@ class SSCMonitor(Callback):
         if self.store is None or self._probe is None:
             return dict(self._restored)
         return {
-            "root": str(self.store.root),
-            "epochs": list(self._epochs),
+            "root": str(self.store.root.absolute()),
+            "epochs": list(self._steps),
+            "steps": list(self._steps.values()),
             "probe": self._probe.fingerprint,
             "learning_rate": self._learning_rate,
         }
@@ -183,7 +188,7 @@ class SSCMonitor(Callback):
                 f"process holds whole layers. Use strategy='ddp', or take snapshots of "
                 f"checkpoints with lightning_ssc.snapshot()."
             )
-        self._probe = self._make_probe(trainer, pl_module)
+        self._probe = self._agreed_probe(trainer, pl_module)
         self._watched = trace(
             pl_module,
             select_layers(pl_module, self.layers),
@@ -193,25 +198,23 @@ class SSCMonitor(Callback):
             context=trainer.precision_plugin.forward_context,
             device=trainer.strategy.root_device,
         )
-        self.store = self._open_store(trainer)
+        store = self.store = self._open_store(trainer)
         if trainer.is_global_zero:
             names = class_names(trainer.datamodule, *self._sources)
             self._card = ProbeCard(self._probe.fingerprint, pictures(self._probe.inputs), names)
-            self.store.save_card(self._card)
+        self._from_rank_zero(trainer, lambda: store.save_card(self._card))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the untrained network."""
         self._learning_rate = self._restored.get("learning_rate")
-        monitors = self._monitors(trainer)
-        if trainer.is_global_zero and monitors[0] is self:  # TensorBoard keeps the last layout it is given
-            writers.log_layout(trainer.loggers, [monitor.name for monitor in monitors])
         with self._guard():
-            if self._epochs:
-                assert self.store is not None
-                last = self.store.load(self._epochs[-1]) if trainer.is_global_zero else None
-                self._last = trainer.strategy.broadcast(last)
+            self._from_rank_zero(trainer, lambda: self._log_layout(trainer))
+        with self._guard():
             if self._reference_path is not None:
                 self._reference = self._load_reference(trainer, pl_module, Path(self._reference_path))
+        with self._guard():
+            self._recall(trainer)
+        with self._guard():
             if trainer.global_step == 0 and self.schedule(0):
                 self._take(trainer, pl_module, 0)
             # A checkpoint saved with the last batch of an epoch resumes behind that epoch's end, whose hook is over.
@@ -220,7 +223,7 @@ class SSCMonitor(Callback):
             if at_end and self.schedule(done) and done not in self._restored.get("epochs", [done]):
                 self._take(trainer, pl_module, done)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the learning rate: after an epoch's last batch schedulers move on to that of the next."""
         self._learning_rate = learning_rate(trainer)
 
@@ -235,9 +238,9 @@ class SSCMonitor(Callback):
         """Take the final state and compare every earlier snapshot with it."""
         with self._guard():
             self._take(trainer, pl_module, trainer.current_epoch)
-            self._on_rank_zero(trainer, self._log_history, trainer)
+            self._from_rank_zero(trainer, lambda: self._log_history(trainer))
             if self.projector:
-                self._on_rank_zero(trainer, self._log_projector, trainer)
+                self._from_rank_zero(trainer, lambda: self._log_projector(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Compare what there is with the last snapshot: an interrupted run keeps its curves."""
@@ -249,6 +252,22 @@ class SSCMonitor(Callback):
 
     # -- Probe, store and reference
 
+    def _agreed_probe(self, trainer: Trainer, pl_module: LightningModule) -> Probe:
+        """The probe, which must come out the same on all ranks."""
+        probe: Probe | None = None
+        error: Exception | None = None
+        try:
+            probe = self._make_probe(trainer, pl_module)
+        except Exception as caught:
+            error = caught
+        if len(set(agree(probe and probe.fingerprint, error))) > 1:
+            raise MisconfigurationError(
+                "The processes draw different probes, as from a stream that shards itself by rank. Give probe= the "
+                "same tensors or a map-style data set on all of them."
+            )
+        assert probe is not None
+        return probe
+
     def _make_probe(self, trainer: Trainer, pl_module: LightningModule) -> Probe:
         source: Any = self._probe_source
         with isolated_random_state():
@@ -256,6 +275,8 @@ class SSCMonitor(Callback):
                 if source is None and callable(hook := getattr(owner, "probe_dataloader", None)):
                     source = hook()
             source = validation_loader(trainer) if source is None else source
+        if source is not self._probe_source or not isinstance(source, (list, tuple)):
+            source = first_loader(source)
         if source is None:
             raise MisconfigurationError(
                 "SSCMonitor found no probe: pass probe= (a data set, a loader or tensors), give the data module a "
@@ -263,7 +284,7 @@ class SSCMonitor(Callback):
             )
         self._sources = [source, getattr(source, "dataset", None)]
         probe = make_probe(source, self._probe_size)
-        if probe.labels is None:
+        if probe.labels is None and self.settings.labels == "classes" and trainer.is_global_zero:
             log.warning("The probe has no class labels (one integer a sample), so modularity is left out.")
         return probe
 
@@ -272,61 +293,67 @@ class SSCMonitor(Callback):
         if self._store is False or trainer.fast_dev_run:
             return MemoryStore()
         root = Path(folder) / self.name if self._store is True else Path(str(self._store))
-        found: Any = None
-        if trainer.is_global_zero:  # ranks must not decide by what each of them sees on disk
-            try:
-                found = self._continue_store(root) if "root" in self._restored else self._new_store(root)
-            except MisconfigurationError as error:
-                found = error
-        found = trainer.strategy.broadcast(found)
-        if isinstance(found, MisconfigurationError):
-            raise found
-        root, self._epochs = found
+        # Rank zero decides for all of them: ranks must not go by what each of them sees on disk.
+        root, self._steps = self._from_rank_zero(
+            trainer, lambda: self._continue_store(root) if "root" in self._restored else (self._free_root(root), {})
+        )
         return SnapshotStore(root)
 
-    def _new_store(self, root: Path) -> tuple[Path, list[int]]:
+    def _free_root(self, root: Path) -> Path:
+        """The folder, or one beside it where it was not asked for by name and holds another run's snapshots."""
         taken = SnapshotStore(root).epochs
         if taken and self._store is not True:
             raise MisconfigurationError(
                 f"store={root} already holds the snapshots of another run (epochs {taken}). Name a new folder, or "
                 f"move those away."
             )
-        if taken:
-            root = next(p for i in count(1) if not SnapshotStore(p := root.with_name(f"{self.name}-{i}")).epochs)
-        return root, []
+        return next(
+            p for i in count() if not SnapshotStore(p := root.with_name(f"{root.name}-{i}" if i else root.name))
+        )
 
-    def _continue_store(self, root: Path) -> tuple[Path, list[int]]:
-        """Take over the snapshots of the run that is resumed."""
+    def _continue_store(self, root: Path) -> tuple[Path, dict[int, int]]:
+        """Take over the snapshots of the run that is resumed, and set aside what it had gone on to afterwards."""
         assert self._probe is not None
-        before, epochs = SnapshotStore(self._restored["root"]), self._restored["epochs"]
+        before, steps = (
+            SnapshotStore(self._restored["root"]),
+            dict(zip(self._restored["epochs"], self._restored["steps"], strict=True)),
+        )
         if self._restored["probe"] != self._probe.fingerprint:
             raise MisconfigurationError(
                 f"The probe differs from the one of the snapshots in {before.root}, so their graphs cannot be "
                 f"compared. Resume with the same probe data, probe_size and transforms, or without this callback's "
                 f"state."
             )
+        if root.resolve() != before.root.resolve():
+            root = self._free_root(root)
         store = SnapshotStore(root)
-        store.take_over(before, epochs)
-        if lost := [epoch for epoch in epochs if epoch not in store]:
+        store.take_over(before, list(steps))
+        if later := [epoch for epoch in store.epochs if epoch not in steps]:
+            store.set_aside(later)
+            log.info("Snapshots of epochs %s, taken after the checkpoint, are in %s.", later, root / "superseded")
+        if lost := [epoch for epoch in steps if epoch not in store]:
             log.warning("The snapshots of epochs %s are gone from %s; the run goes on without them.", lost, before.root)
-        return root, [epoch for epoch in epochs if epoch in store]
+        return root, {epoch: step for epoch, step in steps.items() if epoch in store}
+
+    def _recall(self, trainer: Trainer) -> None:
+        """Remember the last snapshot of the run that is resumed: the next one is compared with it."""
+        if not self._steps:
+            return
+        store, last = self.store, max(self._steps)
+        assert store is not None
+        self._last = self._from_rank_zero(trainer, lambda: store.load(last))
+        scalars = writers.snapshot_scalars(self._last, None, self._reference, self.name)
+        trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
 
     def _load_reference(self, trainer: Trainer, pl_module: LightningModule, path: Path) -> Snapshot:
+        """A stored snapshot, or one taken now of the network with a checkpoint's weights."""
         assert self._probe is not None
-        if path.is_dir():
-            epochs = SnapshotStore(path).epochs
-            if not epochs:
-                raise MisconfigurationError(
-                    f"reference={path} holds no snapshots. Name a run's folder of snapshots, one of its files, or a "
-                    f"checkpoint of this network."
-                )
-            path = SnapshotStore(path).path(epochs[-1])
-        if path.suffix == ".npz":
-            reference = SnapshotStore(path.parent).load(int(path.stem.rpartition("_")[2]))
-        else:
-            state = torch.load(path, map_location=trainer.strategy.root_device, weights_only=True)
-            with _weights(pl_module, state.get("state_dict", state)):
+        found = self._from_rank_zero(trainer, lambda: _read_reference(path))
+        if isinstance(found, dict):
+            with _weights(pl_module, found, path):
                 reference = self._compute(trainer, pl_module, epoch=0, step=0)
+        else:
+            reference = found
         if reference.probe != self._probe.fingerprint:
             raise MisconfigurationError(
                 f"reference={path} was taken on another probe, so its graphs cannot be compared. Use the same probe "
@@ -337,14 +364,18 @@ class SSCMonitor(Callback):
     # -- One snapshot
 
     def _take(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
-        if epoch in self._epochs:
+        step = epoch_step(trainer)
+        if self._steps.get(epoch) == step:
             return
-        taken = self._compute(trainer, pl_module, epoch, epoch_step(trainer))
+        taken = self._compute(trainer, pl_module, epoch, step)
         scalars = writers.snapshot_scalars(taken, self._last, self._reference, self.name)
         trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
-        self._epochs.append(epoch)
+        store = self.store
+        assert store is not None
+        self._from_rank_zero(trainer, lambda: store.save(taken))
+        self._steps[epoch] = step
         self._last = taken
-        self._on_rank_zero(trainer, self._keep, trainer, taken, scalars)
+        self._from_rank_zero(trainer, lambda: self._log(trainer, taken, scalars))
         if self._verbose:
             pl_module.print(summary(taken))
 
@@ -379,10 +410,7 @@ class SSCMonitor(Callback):
         first: Snapshot = shares[0]
         return replace(first, layers={w.label: graphs[w.label] for w in self._watched})
 
-    def _keep(self, trainer: Trainer, taken: Snapshot, scalars: dict[str, float]) -> None:
-        """Store and log a snapshot; a logger that fails costs no snapshot."""
-        assert self.store is not None
-        self.store.save(taken)
+    def _log(self, trainer: Trainer, taken: Snapshot, scalars: dict[str, float]) -> None:
         watch = Stopwatch()
         with watch("log"):
             writers.log_snapshot(
@@ -400,10 +428,11 @@ class SSCMonitor(Callback):
 
     def _log_history(self, trainer: Trainer) -> None:
         """Write back CKA of every snapshot to the last one; damaged snapshots are left out, then reported."""
-        if self.store is None:
+        epochs = sorted(self._steps)
+        if self.store is None or epochs == self._compared:
             return
+        self._compared = list(epochs)
         damaged: list[SnapshotError] = []
-        epochs = sorted(self._epochs)
         while epochs:
             try:
                 table = dynamics(self.store, epochs)
@@ -418,6 +447,12 @@ class SSCMonitor(Callback):
             break
         if damaged:
             raise SnapshotError("; ".join(map(str, damaged)))
+
+    def _log_layout(self, trainer: Trainer) -> None:
+        monitors = self._monitors(trainer)
+        if monitors[0] is self:  # TensorBoard keeps the last layout it is given
+            with_reference = any(monitor._reference_path is not None for monitor in monitors)
+            writers.log_layout(trainer.loggers, [monitor.name for monitor in monitors], reference=with_reference)
 
     def _log_projector(self, trainer: Trainer) -> None:
         assert self._last is not None
@@ -437,15 +472,16 @@ class SSCMonitor(Callback):
         return [callback for callback in trainer.callbacks if isinstance(callback, SSCMonitor)]
 
     @staticmethod
-    def _on_rank_zero(trainer: Trainer, action: Callable[..., None], *args: Any) -> None:
-        """Do what only rank zero does; where it fails there, it fails on all ranks, and none waits for another."""
+    def _from_rank_zero(trainer: Trainer, action: Callable[[], Any]) -> Any:
+        """What rank zero alone does or gets, on all ranks. A failure there is one on all; none waits for another."""
+        value: Any = None
         error: Exception | None = None
         if trainer.is_global_zero:
             try:
-                action(*args)
+                value = action()
             except Exception as caught:
                 error = caught
-        agree(None, error)
+        return agree(value, error)[0]
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
@@ -476,12 +512,38 @@ def summary(taken: Snapshot) -> str:
     )
 
 
-@contextmanager
-def _weights(model: nn.Module, state: dict[str, Any]) -> Iterator[None]:
-    """The model with other weights, and then with its own again."""
-    own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+def _read_reference(path: Path) -> Snapshot | dict[str, Any]:
+    """A stored snapshot, the last one of a folder, or the weights in a checkpoint."""
+    if path.is_dir():
+        store = SnapshotStore(path)
+        if not store.epochs:
+            raise MisconfigurationError(
+                f"reference={path} holds no snapshots. Name a run's folder of snapshots, one of its files, or a "
+                f"checkpoint of this network."
+            )
+        return store.load(store.epochs[-1])
+    for epoch in SnapshotStore(path.parent).epochs:
+        if path == SnapshotStore(path.parent).path(epoch):
+            return SnapshotStore(path.parent).load(epoch)
     try:
-        model.load_state_dict(state)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return dict(state.get("state_dict", state))
+    except Exception as error:
+        raise MisconfigurationError(
+            f"reference={path} cannot be read ({error}). Name a run's folder of snapshots, one of its files, or a "
+            f"checkpoint that torch.load(weights_only=True) opens."
+        ) from error
+
+
+@contextmanager
+def _weights(model: nn.Module, state: dict[str, Any], path: Path) -> Iterator[None]:
+    """The model with other weights, and then with its own again."""
+    own = copy.deepcopy(model.state_dict())
+    try:
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise MisconfigurationError(f"reference={path} is a checkpoint of another network: {error}") from error
         yield
     finally:
         model.load_state_dict(own)

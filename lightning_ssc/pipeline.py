@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from lightning_ssc.probe import Probe, make_probe
 from lightning_ssc.store import LayerGraph, Snapshot
 
 log = logging.getLogger(__name__)
+
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,17 @@ class Settings:
     pooling: Pooling = "flatten"
     linear_cka: bool = True
     labels: Literal["classes", "communities"] = "classes"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a value is not one of those above: found out now, not after the first epoch."""
+        for name, kind in get_type_hints(Settings).items():
+            value = getattr(self, name)
+            allowed = [v for part in (kind, *get_args(kind)) if get_origin(part) is Literal for v in get_args(part)]
+            if allowed and value is not None and value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+        for name in ("tau", "tol"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}.")
 
 
 class Stopwatch:
@@ -90,7 +104,7 @@ def graph_of(gram: GramOfLayer, settings: Settings, init: Tensor | None = None) 
                 solver=settings.solver,
                 tol=settings.tol,
                 preset=settings.preset,
-                init=init,
+                init=None if init is None else init.to(gram.centred.device),
             )
     except ValueError as error:
         raise ValueError(f"Layer {gram.layer.label!r}: {error}") from error
@@ -108,14 +122,14 @@ def graph_of(gram: GramOfLayer, settings: Settings, init: Tensor | None = None) 
     return graph
 
 
-def classified(outputs: list[Any]) -> tuple[Tensor | None, Tensor | None]:
+def classified(outputs: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
     """Predicted class and softmax score of every sample, where the network returned ``(n, classes)`` logits.
 
     Example:
         >>> classified([torch.tensor([[0.0, 100.0]]), torch.tensor([[100.0, 0.0]])])
         (tensor([1, 0]), tensor([1., 1.]))
     """
-    if not all(isinstance(o, Tensor) and o.dim() == 2 and o.shape[1] > 1 and o.is_floating_point() for o in outputs):
+    if not outputs or not all(output.shape[1] > 1 and output.is_floating_point() for output in outputs):
         return None, None
     confidence, predictions = torch.cat(outputs).float().softmax(1).max(1)
     return predictions, confidence
@@ -161,7 +175,7 @@ def take_snapshot(
     """
     watch = Stopwatch()
     layers: dict[str, LayerGraph] = {}
-    outputs: list[Any] = []
+    outputs: list[Tensor] = []
     with watch("total"):
         grams = capture(
             model,
@@ -181,7 +195,8 @@ def take_snapshot(
             with watch("solve"):
                 layers[gram.layer.label] = graph_of(gram, settings, None if before is None else before.coef)
             progress()
-    predictions, confidence = classified(outputs)
+    # Without labels nothing says that the network's output is about classes.
+    predictions, confidence = classified(outputs if probe.labels is not None else [])
     return Snapshot(
         epoch=epoch,
         step=step,
@@ -197,10 +212,31 @@ def take_snapshot(
     )
 
 
+def unwrapped(model: nn.Module) -> tuple[nn.Module, Callable[[], AbstractContextManager[Any]] | None]:
+    """A network without what DataParallel, DDP, Fabric and ``torch.compile`` wrap around it, and Fabric's autocast.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> unwrapped(nn.DataParallel(net))[0] is net
+        True
+    """
+    inner: Any = model
+    context = None
+    while True:
+        if isinstance(inner, _PARALLEL):
+            inner = inner.module
+        elif isinstance(getattr(inner, "_orig_mod", None), _PARALLEL):
+            inner = inner._orig_mod
+        elif type(inner).__name__ == "_FabricModule":
+            context, inner = inner._strategy.precision.forward_context, inner._original_module
+        else:
+            return inner, context
+
+
 def snapshot(
     model: nn.Module,
     inputs: Any,
-    labels: Tensor | Literal["communities"] | None = None,
+    labels: Tensor | Sequence[int] | Literal["communities"] | None = None,
     layers: str | type[nn.Module] | Sequence[LayerPattern] = "blocks",
     *,
     tau: float = 10.0,
@@ -254,12 +290,14 @@ def snapshot(
         >>> list(taken.layers), taken.layers["0"].coef.shape, taken.layers["0"].converged
         (['0', '2'], torch.Size([30, 30]), True)
     """
-    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        model = model.module
-    over: Literal["classes", "communities"] = "communities" if isinstance(labels, str) else "classes"
+    model, wrapper = unwrapped(model)
+    over: Any = labels if isinstance(labels, str) else "classes"
     settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, over)
-    probe = make_probe((inputs, labels) if isinstance(labels, Tensor) else (inputs,))
-    watched = trace(model, select_layers(model, layers), probe.inputs, pooling=pooling, forward=forward)
+    probe = make_probe((inputs,) if labels is None or isinstance(labels, str) else (inputs, labels))
+    context = wrapper if wrapper is not None else nullcontext
+    watched = trace(
+        model, select_layers(model, layers), probe.inputs, pooling=pooling, forward=forward, context=context
+    )
     return take_snapshot(
         model,
         probe,
@@ -269,6 +307,7 @@ def snapshot(
         step=step,
         learning_rate=learning_rate,
         forward=forward,
+        context=context,
         chunk=chunk,
         memory=memory,
     )

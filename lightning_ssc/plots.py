@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lightning_ssc.analysis.dynamics import Dynamics
+    from lightning_ssc.analysis.dynamics import Dynamics, Progress
     from lightning_ssc.analysis.inputs import Inputs
 
 _TICKS = 40  # tick labels that an axis of a heatmap can hold before they overlap
@@ -452,10 +452,10 @@ def to_image(figure: Figure) -> NDArray[np.uint8]:
     return np.array(canvas.buffer_rgba(), dtype=np.uint8)[..., :3]
 
 
-def save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+def save(figures: Mapping[str, Figure], folder: Path, progress: Progress = iter) -> list[Path]:
     """Write figures under their names as PNG and SVG; returns the files."""
     paths = []
-    for name, figure in figures.items():
+    for name, figure in progress(list(figures.items())):
         for kind in ("png", "svg"):
             path = folder / f"{name}.{kind}"
             figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else None)

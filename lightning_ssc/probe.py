@@ -6,10 +6,11 @@ import hashlib
 import itertools
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class Probe:
     def __len__(self) -> int:
         return batch_size(self.inputs)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A digest of inputs and labels: equal for equal probes, so that a changed probe is noticed on resume."""
         digest = hashlib.sha256()
@@ -76,7 +77,8 @@ def pictures(inputs: Any, largest: int = 64) -> NDArray[np.uint8] | None:
     low, high = x.amin((0, 2, 3), keepdim=True), x.amax((0, 2, 3), keepdim=True)
     x = (x - low) / (high - low).clamp_min(1e-12)
     if (longest := max(x.shape[2:])) > largest:
-        x = nn.functional.interpolate(x, scale_factor=largest / longest, mode="bilinear", antialias=True)
+        size = [max(1, round(side * largest / longest)) for side in x.shape[2:]]
+        x = nn.functional.interpolate(x, size=size, mode="bilinear", antialias=True)
     pixels = (x * 255).round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
     return pixels.contiguous().numpy()
 
@@ -100,9 +102,17 @@ def class_names(*owners: Any) -> tuple[str, ...]:
 def batch_size(inputs: Any) -> int:
     """The number of samples in a tensor or a collection of tensors."""
     sizes: list[int] = []
-    apply_to_collection(inputs, Tensor, lambda t: sizes.append(len(t)))
-    if not sizes or len(set(sizes)) != 1:
-        raise ValueError(f"A probe needs tensors that agree in their first dimension, the sample; found sizes {sizes}.")
+    apply_to_collection(inputs, Tensor, lambda t: sizes.append(len(t) if t.dim() else 0))
+    if not sizes:
+        raise ValueError(
+            f"A probe needs inputs in tensors, found {type(inputs).__name__}. Give it tensors (torch.from_numpy turns "
+            f"arrays into them), a data set or a DataLoader."
+        )
+    if len(set(sizes)) != 1:
+        raise ValueError(
+            f"A probe needs tensors that agree in their first dimension, the sample; found sizes {sizes}. Use "
+            f"forward= to give the network what is the same for all samples."
+        )
     return sizes[0]
 
 
@@ -135,13 +145,15 @@ def make_probe(source: ProbeSource, size: int = 1000, seed: int = 0) -> Probe:
             return _checked(*split_batch(source), indices=None)
         dataset = source.dataset if isinstance(source, DataLoader) else source
         collate = source.collate_fn if isinstance(source, DataLoader) else default_collate
-        generator = torch.Generator().manual_seed(seed)
-        if isinstance(dataset, IterableDataset):
-            return _from_stream(source, collate, size, generator)
-        return _from_dataset(dataset, collate, size, generator)
+        in_batches = isinstance(source, DataLoader) and source.batch_size is None and source.batch_sampler is None
+        if in_batches or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+            return _from_stream(source, collate, size)
+        return _from_dataset(dataset, collate, size, torch.Generator().manual_seed(seed))
 
 
 def _from_dataset(dataset: Any, collate: Callable[..., Any], size: int, generator: torch.Generator) -> Probe:
+    if len(dataset) == 0:
+        raise ValueError("The probe's data set is empty. Give it data.")
     order = torch.randperm(len(dataset), generator=generator)
     targets = _readable_targets(dataset)
     if targets is not None:
@@ -153,8 +165,8 @@ def _from_dataset(dataset: Any, collate: Callable[..., Any], size: int, generato
     return _thin_out(inputs, labels, candidates, size)
 
 
-def _from_stream(source: Any, collate: Callable[..., Any], size: int, generator: torch.Generator) -> Probe:
-    if isinstance(source, DataLoader):
+def _from_stream(source: Any, collate: Callable[..., Any], size: int) -> Probe:
+    if not isinstance(source, Dataset):  # a loader, or whatever else yields batches
         batches, count = [], 0
         for batch in source:
             batches.append(split_batch(batch))
@@ -166,7 +178,8 @@ def _from_stream(source: Any, collate: Callable[..., Any], size: int, generator:
         inputs = _concatenate([inputs for inputs, _ in batches])
         labels = None if batches[0][1] is None else torch.cat([y for _, y in batches if y is not None])
     else:
-        inputs, labels = split_batch(collate(list(itertools.islice(source, _CANDIDATES * size))))
+        items = itertools.islice(cast("Iterable[Any]", source), _CANDIDATES * size)
+        inputs, labels = split_batch(collate(list(items)))
     return _thin_out(inputs, labels, torch.arange(batch_size(inputs)), size)
 
 
@@ -218,8 +231,19 @@ def _holds_tensor(value: Any) -> bool:
 
 
 def _as_classes(targets: Any) -> Tensor | None:
-    targets = torch.as_tensor(targets) if isinstance(targets, (Tensor, np.ndarray, list, tuple)) else None
-    if targets is None or targets.is_floating_point() or targets.is_complex():
+    if not isinstance(targets, (Tensor, np.ndarray, list, tuple)):
+        return None
+    if not isinstance(targets, Tensor):
+        try:
+            array = np.asarray(targets)
+        except ValueError:  # ragged
+            return None
+        if array.dtype.kind == "U":  # classes by their names
+            array = np.unique(array, return_inverse=True)[1]
+        if array.dtype.kind not in "iub":
+            return None
+        targets = torch.from_numpy(array)
+    if targets.is_floating_point() or targets.is_complex():
         return None
     targets = targets.squeeze(1) if targets.dim() == 2 and targets.shape[1] == 1 else targets
     return targets if targets.dim() == 1 else None
@@ -306,7 +330,12 @@ def without_trace(model: nn.Module) -> Iterator[None]:
         True
     """
     flags = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module, _ in flags
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     with isolated_random_state(), torch.no_grad(), _eager():
         try:
             for module, _ in flags:
@@ -315,6 +344,7 @@ def without_trace(model: nn.Module) -> Iterator[None]:
         finally:
             for module, training in flags:
                 module.training = training
-            for buffer, before in buffers:
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer  # a forward may have put another tensor in its place
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)

@@ -74,7 +74,7 @@ def report(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
     path.write_text(page(summary), encoding="utf-8")
-    write_figures(summary, folder / "figures")
+    write_figures(summary, folder / "figures", progress)
     return path
 
 
@@ -100,7 +100,7 @@ def page(summary: Summary) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("page.html"))
 
 
-def write_figures(summary: Summary, folder: Path) -> list[Path]:
+def write_figures(summary: Summary, folder: Path, progress: Progress = iter) -> list[Path]:
     """Write the figures of a run, each as PNG and SVG; returns the files.
 
     Curves by family, SSC-CKA between layers at up to four epochs, linear CKA between layers, spectral embeddings of up
@@ -126,16 +126,19 @@ def write_figures(summary: Summary, folder: Path) -> list[Path]:
             figures[f"confidently_wrong_{rank}"] = plots.explanation(
                 summary.inputs, int(i), summary.nearest, summary.images, summary.class_names
             )
-    return plots.save(figures, folder)
+    return plots.save(figures, folder, progress)
 
 
-def write_comparison(comparison: Comparison, names: tuple[str, str], folder: Path) -> list[Path]:
+def write_comparison(
+    comparison: Comparison, names: tuple[str, str], folder: Path, progress: Progress = iter
+) -> list[Path]:
     """Write the figures and tables of two runs on one probe; returns the files.
 
     Args:
         comparison: What :func:`lightning_ssc.analysis.compare` returns.
         names: What to call the two networks.
         folder: Where to write.
+        progress: Wrapped around the figures, such as ``tqdm.tqdm``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = comparison.similarity
@@ -159,7 +162,7 @@ def write_comparison(comparison: Comparison, names: tuple[str, str], folder: Pat
     table.to_csv(tables[0])
     comparison.one.to_csv(tables[1])
     comparison.other.to_csv(tables[2])
-    return [*plots.save(figures, folder), *tables]
+    return [*plots.save(figures, folder, progress), *tables]
 
 
 def pack(values: ArrayLike) -> dict[str, Any]:

@@ -7,6 +7,7 @@ paper counts them. (Lightning's ``current_epoch`` is one less while an epoch run
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 Schedule = Callable[[int], bool]
 
@@ -23,7 +24,7 @@ def every(n: int) -> Schedule:
     """
     if n < 1:
         raise ValueError(f"A schedule of every n epochs needs n of at least 1, got {n}.")
-    return lambda epoch: epoch % n == 0
+    return partial(_is_multiple, n)
 
 
 def at(epochs: Sequence[int]) -> Schedule:
@@ -39,7 +40,7 @@ def at(epochs: Sequence[int]) -> Schedule:
     chosen = frozenset(epochs)
     if not chosen or min(chosen) < 0:
         raise ValueError(f"A schedule of epochs needs numbers from 0 (the untrained network) up, got {list(epochs)}.")
-    return lambda epoch: epoch in chosen
+    return chosen.__contains__
 
 
 def log_spaced(per_decade: int = 10) -> Schedule:
@@ -57,8 +58,12 @@ def log_spaced(per_decade: int = 10) -> Schedule:
     """
     if per_decade < 1:
         raise ValueError(f"A log-spaced schedule needs per_decade of at least 1, got {per_decade}.")
-    chosen = {round(10 ** (k / per_decade)) for k in range(6 * per_decade + 1)}  # a million epochs
-    return lambda epoch: epoch == 0 or epoch in chosen
+    chosen = frozenset(round(10 ** (k / per_decade)) for k in range(6 * per_decade + 1))  # a million epochs
+    return (chosen | {0}).__contains__
+
+
+def _is_multiple(n: int, epoch: int) -> bool:
+    return epoch % n == 0
 
 
 def as_schedule(schedule: int | Sequence[int] | Schedule) -> Schedule:
@@ -69,5 +74,9 @@ def as_schedule(schedule: int | Sequence[int] | Schedule) -> Schedule:
         (True, False)
     """
     if callable(schedule):
+        if not isinstance(schedule(1), (bool, int)):  # log_spaced where log_spaced() was meant
+            raise ValueError(
+                "A schedule says yes or no to an epoch. Give every(n), at([...]) or log_spaced() with their arguments."
+            )
         return schedule
     return every(schedule) if isinstance(schedule, int) else at(schedule)

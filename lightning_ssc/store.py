@@ -11,8 +11,6 @@ import os
 import platform
 import re
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -211,6 +209,13 @@ class SnapshotStore:
                 except OSError:
                     shutil.copy2(other.path(epoch), self.path(epoch))
 
+    def set_aside(self, epochs: Sequence[int]) -> None:
+        """Move snapshots into the subfolder ``superseded``, where no reader looks."""
+        for epoch in epochs:
+            aside = self.root / "superseded" / self.path(epoch).name
+            aside.parent.mkdir(exist_ok=True)
+            self.path(epoch).replace(aside)
+
     def load(self, epoch: int) -> Snapshot:
         """Read one snapshot.
 
@@ -376,32 +381,35 @@ class _Reading:
             self._file = self.path.open("rb")
         except FileNotFoundError:
             epochs = SnapshotStore(self.path.parent).epochs
-            raise SnapshotError(f"There is no snapshot {self.path}; the folder holds epochs {epochs}.") from None
+            raise SnapshotError(
+                f"There is no snapshot {self.path}; the folder holds epochs {epochs}.", self._epoch
+            ) from None
         except OSError as error:
             raise self._damaged(error) from error
         try:
             arrays = np.load(self._file, allow_pickle=False)
             if not isinstance(arrays, np.lib.npyio.NpzFile):
                 raise ValueError("a single array, not an archive")
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:
             self._file.close()
             raise self._damaged(error) from error
         return arrays
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._file.close()
-        if isinstance(
-            error,
-            (OSError, ValueError, KeyError, EOFError, TypeError, IndexError, zipfile.BadZipFile, zlib.error),
-        ):
-            raise self._damaged(error) from error
+        if isinstance(error, Exception) and not isinstance(error, SnapshotError):
+            raise self._damaged(error) from error  # whatever reading meets, the file is not what it should be
+
+    @property
+    def _epoch(self) -> int | None:
+        name = _NAME.fullmatch(self.path.name)
+        return None if name is None else int(name[1])
 
     def _damaged(self, why: object) -> SnapshotError:
-        name = _NAME.fullmatch(self.path.name)
         return SnapshotError(
             f"{self.path} is not a readable snapshot ({why}). Delete the file; the run's other snapshots are "
             f"not affected.",
-            None if name is None else int(name[1]),
+            self._epoch,
         )
 
 

@@ -17,6 +17,7 @@ Tags, where ``<root>`` is the monitor's name, ``ssc`` by default:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -53,19 +54,33 @@ def linear_root(root: str) -> str:
     return "linear_cka" if root == "ssc" else f"{root}_linear_cka"
 
 
-def log_layout(loggers: Iterable[Any], roots: Iterable[str] = ("ssc",)) -> None:
+def log_layout(loggers: Iterable[Any], roots: Iterable[str] = ("ssc",), *, reference: bool = True) -> None:
     """Ask TensorBoard for one multi-line chart a family in its custom scalars tab.
 
     It keeps one layout a run, so this is called once for all monitors.
+
+    Args:
+        loggers: Where to.
+        roots: First parts of the tags, one a monitor.
+        reference: Whether there is a reference to draw CKA to.
     """
-    layout = {}
-    for root in roots:
-        for category in (root, linear_root(root)):
-            families = _FAMILIES if category == root else [f for f in _FAMILIES if f.startswith("cka")]
-            layout[category] = {family: ["Multiline", [f"{category}/{family}/.*"]] for family in families}
+    families = [family for family in _FAMILIES if reference or family != "cka_to_reference"]
     for logger in loggers:
-        if hasattr(getattr(logger, "experiment", None), "add_custom_scalars"):
-            logger.experiment.add_custom_scalars(layout)
+        if not hasattr(getattr(logger, "experiment", None), "add_custom_scalars"):
+            continue
+        prefix = getattr(logger, "_prefix", "")  # Lightning puts it before scalars' tags, but not into a layout
+        start = re.escape(f"{prefix}-" if prefix else "")
+        logger.experiment.add_custom_scalars(
+            {
+                category: {
+                    family: ["Multiline", [f"{start}{re.escape(category)}/{family}/.*"]]
+                    for family in families
+                    if category == root or family.startswith("cka")
+                }
+                for root in roots
+                for category in (root, linear_root(root))
+            }
+        )
 
 
 def snapshot_scalars(
@@ -107,20 +122,27 @@ def log_scalars(loggers: Iterable[Any], scalars: Mapping[str, float], step: int)
         logger.log_metrics(dict(scalars), step=step)
 
 
+def takes_images(logger: Any) -> bool:
+    """Whether a logger has a way to log images that :func:`log_figure` knows."""
+    experiment = getattr(logger, "experiment", None)
+    if type(experiment).__name__ in ("DummyExperiment", "_DummyExperiment"):  # of fast_dev_run: answers to every name
+        return False
+    return hasattr(experiment, "add_image") or hasattr(logger, "log_image") or hasattr(experiment, "log_image")
+
+
 def log_figure(loggers: Iterable[Any], tag: str, figure: Figure, step: int) -> None:
     """Write a figure as an image to the loggers that take images."""
-    image = None
-    for logger in loggers:
+    image = plots.to_image(figure)
+    for logger in filter(takes_images, loggers):
         experiment: Any = getattr(logger, "experiment", None)
-        if not (hasattr(experiment, "add_image") or hasattr(logger, "log_image") or hasattr(experiment, "log_image")):
-            continue
-        image = plots.to_image(figure) if image is None else image
         if hasattr(experiment, "add_image"):  # TensorBoard
             experiment.add_image(tag, image, global_step=step, dataformats="HWC")
         elif hasattr(logger, "log_image"):  # Weights & Biases
             logger.log_image(tag, [image], step=step)
-        else:  # MLflow, which keeps images of a key apart by step
-            experiment.log_image(logger.run_id, image, key=tag.replace("/", "."), step=step)
+        elif hasattr(logger, "run_id"):  # MLflow, which keeps the images of a key apart by step
+            experiment.log_image(logger.run_id, image, key=re.sub(r"[^\w.-]", ".", tag), step=step)
+        else:  # Comet
+            experiment.log_image(image, name=tag, step=step)
 
 
 def log_snapshot(
@@ -147,9 +169,10 @@ def log_snapshot(
         root: First part of the tags.
     """
     loggers = list(loggers)
-    if not loggers:
-        return
     log_scalars(loggers, scalars, taken.step)
+    loggers = [logger for logger in loggers if takes_images(logger)]
+    if not loggers:
+        return  # nothing is drawn that nobody takes
     names = list(taken.layers)
     if heatmap and len(names) > 1:
         matrix = pairwise_cka([layer.affinity for layer in taken.layers.values()])
@@ -187,6 +210,7 @@ def log_history(loggers: Iterable[Any], table: Dynamics, root: str = "ssc") -> N
             if curve[t, i] == curve[t, i]  # what was not kept has no value
         }
         log_scalars(loggers, scalars, step)
+    loggers = [logger for logger in loggers if takes_images(logger)]
     for family, figure in plots.dynamics_figures(table).items() if loggers else ():
         log_figure(loggers, f"{root}/curves/{family}", figure, int(table.steps[-1]))
 
@@ -204,7 +228,7 @@ def log_projector(loggers: Iterable[Any], taken: Snapshot, card: ProbeCard | Non
         card: Pictures of the inputs and names of the classes.
         root: First part of the tags.
     """
-    experiments: list[Any] = [getattr(logger, "experiment", None) for logger in loggers]
+    experiments: list[Any] = [logger.experiment for logger in filter(takes_images, loggers)]
     experiments = [experiment for experiment in experiments if hasattr(experiment, "add_embedding")]
     if not experiments:
         return

@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_ssc import SSCMonitor
-from tests.nets import Classifier, trainer
+from tests.nets import Classifier, data, trainer
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.processes"])
@@ -62,10 +62,10 @@ def distributed(target: Callable[..., None], world: int, *args: Any) -> list[int
     return [process.exitcode for process in processes]
 
 
-def train_distributed(world: int, root: Path) -> None:
+def train_distributed(world: int, root: Path, layers: str | list[str] = "**") -> None:
     """Train over ranks and leave the final weights behind."""
     pl.seed_everything(0, verbose=False)
-    monitor = SSCMonitor(layers="**", probe_size=30, heatmap=False, embedding=False, store=root / "ssc")
+    monitor = SSCMonitor(layers=layers, probe_size=30, heatmap=False, embedding=False, store=root / "ssc")
     model = Classifier()
     run = trainer(root, monitor, max_epochs=2, strategy="ddp", devices=world)
     run.fit(model)
@@ -87,7 +87,32 @@ def fail_on_one_rank(world: int, root: Path) -> None:
     """One rank's snapshot fails: both have to hear of it, and neither may wait for the other."""
     monitor = SSCMonitor(probe_size=30, heatmap=False, embedding=False, store=root / "ssc")
     run = trainer(root, BreaksOnRankOne(), monitor, max_epochs=1, strategy="ddp", devices=world)
+    _told(run, root)
+
+
+def _told(run: pl.Trainer, root: Path) -> None:
+    """Fit, and leave behind what the rank is told when that fails."""
     try:
         run.fit(Classifier())
-    except RuntimeError as error:
+    except Exception as error:
         (root / f"error-{run.global_rank}").write_text(str(error))
+
+
+def probe_by_rank(world: int, root: Path) -> None:
+    """A probe that is another one on every rank."""
+    monitor = SSCMonitor(probe=data(30, seed=int(os.environ["LOCAL_RANK"])), store=root / "ssc")
+    _told(trainer(root, monitor, max_epochs=1, strategy="ddp", devices=world), root)
+
+
+def resume_damaged(world: int, root: Path) -> None:
+    """Resume when the last snapshot of the run is damaged."""
+    for epochs, checkpoint in ((1, None), (2, root / "kept" / "last.ckpt")):
+        pl.seed_everything(0, verbose=False)
+        monitor = SSCMonitor(probe_size=30, heatmap=False, embedding=False, store=root / "ssc", on_error="warn")
+        kept = ModelCheckpoint(root / "kept", save_last=True)
+        run = trainer(root, monitor, kept, max_epochs=epochs, strategy="ddp", devices=world, enable_checkpointing=True)
+        run.fit(Classifier(), ckpt_path=checkpoint, weights_only=True)
+        run.strategy.barrier()
+        if run.is_global_zero:
+            (root / "ssc" / "epoch_000001.npz").write_bytes(b"noise")
+        run.strategy.barrier()

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_ssc.capture import FeatureSlice, capture, plan_passes, trace
-from lightning_ssc.layers import select_layers
+from lightning_ssc.capture import FeatureSlice, WatchedLayer, capture, plan_passes, trace
+from lightning_ssc.layers import Layer, select_layers
 from tests.nets import convnet
 
 
@@ -139,8 +139,8 @@ def test_outputs_in_parts(make: Any, part: str | None, scale: int) -> None:
     [
         (lambda x: (x, 2 * x), "m:2", r"has no part '2'; it is tuple with parts 0, 1\. Name one"),
         (lambda x: {"a": "text"}, "m:a", r"Part 'a' of layer 'm' is str\. Name a part that is a tensor"),
-        (lambda x: {"a": "text"}, "m", r"puts out dict without a tensor of 2 rows. Name the part .* 'm:logits'"),
-        (lambda x: x.T, "m", r"puts out shape \(3, 2\) for 2 samples.*batch_first"),
+        (lambda x: {"a": "text"}, "m", r"puts out dict without a tensor of 5 rows. Name the part .* 'm:logits'"),
+        (lambda x: x.T, "m", r"puts out shape \(3, 5\) for 5 samples.*batch_first"),
     ],
 )
 def test_outputs_that_cannot_be_used(make: Any, pattern: str, message: str) -> None:
@@ -205,14 +205,17 @@ def test_plans() -> None:
     grams_of_ten = 2 * 10 * 10 * 4
 
     def plan(features: list[int]) -> list[list[FeatureSlice]]:
-        return plan_passes(features, 10, grams_of_ten + room)
+        layers = [WatchedLayer(Layer(str(i)), 0, str(i), count) for i, count in enumerate(features)]
+        return plan_passes(layers, 10, grams_of_ten + room)
 
     assert plan([40, 60]) == [[FeatureSlice(0, 0, 40), FeatureSlice(1, 0, 60)]]  # an exact fit
     assert plan([40, 61]) == [[FeatureSlice(0, 0, 40)], [FeatureSlice(1, 0, 61)]]
     assert plan([201]) == [[FeatureSlice(0, 0, 100)], [FeatureSlice(0, 100, 200)], [FeatureSlice(0, 200, 201)]]
     assert plan([150, 50]) == [[FeatureSlice(0, 0, 100)], [FeatureSlice(0, 100, 150), FeatureSlice(1, 0, 50)]]
+    double = WatchedLayer(Layer("a"), 0, "a", 100, torch.float64)
+    assert len(plan_passes([double], 10, 2 * grams_of_ten + room)) == 2  # twice the bytes a feature
     with pytest.raises(ValueError, match=r"budget of 0\.0 MB does not hold .* 1000 samples; it takes at least 8\.0 MB"):
-        plan_passes([10], 1000, 1000)
+        plan_passes([WatchedLayer(Layer("a"), 0, "a", 10)], 1000, 1000)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -279,3 +282,37 @@ def test_channels_last_and_half_precision(x: Tensor) -> None:
     for name, gram in half.items():
         assert gram.dtype == torch.float32
         torch.testing.assert_close(gram, expected[name], rtol=0.1, atol=0.1 * float(expected[name].diagonal().max()))
+
+
+def test_float64_networks_keep_their_precision() -> None:
+    x = 1e9 + torch.randn(20, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    net = nn.Sequential(nn.Identity())
+    gram = next(capture(net, trace(net, select_layers(net, "0"), x), x))
+    centred = x - x.mean(0)
+    torch.testing.assert_close(gram.centred, centred @ centred.T, rtol=1e-6, atol=1e-6)
+
+
+def test_a_layer_that_does_not_always_run_is_named() -> None:
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x)) if x.mean() > 0 else self.a(x)
+
+    net, x = Sometimes(), torch.ones(20, 3)
+    x[10:] = -1
+    with pytest.raises(ValueError, match=r"Layer 'b' ran for the first samples .* not for samples 10 to 19"):
+        grams(net, "Linear", x, chunk=10)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch has no fp32_precision")
+def test_either_way_of_setting_the_precision_is_restored(x: Tensor) -> None:
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        grams(convnet(), "conv", x)
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before

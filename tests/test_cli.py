@@ -1,3 +1,4 @@
+import csv
 import os
 import pickle
 import subprocess
@@ -62,8 +63,8 @@ MODULE = "tests.test_cli"
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A run with the callback and a checkpoint of every epoch, as its folder and what was logged."""
+def live(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run with the callback and a checkpoint of every epoch."""
     root = tmp_path_factory.mktemp("live")
     torch.manual_seed(0)
     monitor = SSCMonitor(layers="Linear", probe_size=30)
@@ -77,7 +78,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         logger=pl.loggers.CSVLogger(root, name="", version=0),
     )
     fit.fit(Configured(width=6), datamodule=Data())
-    return root, fit
+    return root
 
 
 def analyze(root: Path, out: Path, *more: str, model: str = "Configured", probe: str = "Data") -> int:
@@ -92,8 +93,8 @@ def analyze(root: Path, out: Path, *more: str, model: str = "Configured", probe:
     return main(["analyze", *arguments, "--out", str(out), "--layers", "Linear", "--probe-size", "30", *more])
 
 
-def test_checkpoints_give_the_numbers_that_were_logged_live(live: tuple[Path, Any], tmp_path: Path) -> None:
-    root, fit = live
+def test_checkpoints_give_the_numbers_that_were_logged_live(live: Path, tmp_path: Path) -> None:
+    root = live
     assert analyze(root, tmp_path / "ssc") == 0
     before, after = (SnapshotStore(folder) for folder in (root / "version_0" / "ssc", tmp_path / "ssc"))
     assert after.epochs == [1, 2, 3]  # epoch 0 has no checkpoint
@@ -106,9 +107,21 @@ def test_checkpoints_give_the_numbers_that_were_logged_live(live: tuple[Path, An
     for curve in ("modularity", "cka_to_final", "cka_to_previous", "linear_cka_to_final"):
         assert not np.isnan(getattr(now, curve)[1:]).any()
         assert getattr(now, curve) == pytest.approx(getattr(then, curve), abs=1e-5, nan_ok=True)
-    for name in now.layers:
-        logged = float(fit.callback_metrics[f"ssc/modularity/{name}"])
-        assert now.modularity[-1, now.layers.index(name)] == pytest.approx(logged, abs=1e-5)
+    with (root / "version_0" / "metrics.csv").open(newline="") as file:
+        logged = {
+            (int(line["step"]), tag): float(value)
+            for line in csv.DictReader(file)
+            for tag, value in line.items()
+            if value
+        }
+    for i, name in enumerate(now.layers):
+        for tag, curve in (
+            ("ssc/modularity", now.modularity),
+            ("ssc/cka_to_final", now.cka_to_final),
+            ("linear_cka/cka_to_final", now.linear_cka_to_final),
+        ):
+            live_values = [logged[step, f"{tag}/{name}"] for step in now.steps.tolist()]
+            assert curve[:, i].tolist() == pytest.approx(live_values, abs=1e-5), (tag, name)
     assert torch.equal(after.load(3).predictions, before.load(3).predictions)  # type: ignore[arg-type]
     card, live_card = after.load_card(), before.load_card()
     assert card is not None
@@ -116,8 +129,8 @@ def test_checkpoints_give_the_numbers_that_were_logged_live(live: tuple[Path, An
     assert (card.fingerprint, card.class_names) == (live_card.fingerprint, ("cat", "dog", "bird"))
 
 
-def test_an_interrupted_analysis_goes_on(live: tuple[Path, Any], tmp_path: Path, capsys: Any) -> None:
-    root, _ = live
+def test_an_interrupted_analysis_goes_on(live: Path, tmp_path: Path, capsys: Any) -> None:
+    root = live
     assert analyze(root, tmp_path) == 0
     store = SnapshotStore(tmp_path)
     store.path(2).unlink()
@@ -131,8 +144,8 @@ def test_an_interrupted_analysis_goes_on(live: tuple[Path, Any], tmp_path: Path,
     assert "another probe" in capsys.readouterr().err
 
 
-def test_checkpoints_are_found_in_a_version_folder(live: tuple[Path, Any], tmp_path: Path) -> None:
-    root, _ = live
+def test_checkpoints_are_found_in_a_version_folder(live: Path, tmp_path: Path) -> None:
+    root = live
     assert find_checkpoints(root) == find_checkpoints(root / "checkpoints")
     with pytest.raises(CheckpointError, match="There are no checkpoints"):
         find_checkpoints(tmp_path)
@@ -148,8 +161,8 @@ def test_checkpoints_of_a_plain_loop(tmp_path: Path) -> None:
     assert SnapshotStore(tmp_path / "ssc").epochs == [2, 10]
 
 
-def test_a_network_that_does_not_fit(live: tuple[Path, Any], tmp_path: Path, capsys: Any) -> None:
-    root, _ = live
+def test_a_network_that_does_not_fit(live: Path, tmp_path: Path, capsys: Any) -> None:
+    root = live
     assert analyze(root, tmp_path, model="bare_net") == 1
     assert "lacks" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="size mismatch"):
@@ -270,7 +283,7 @@ def test_compare_a_resnet_and_a_vgg(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name, net in (("resnet", cifar_resnet(depth=8)), ("vgg", vgg11())):
         SnapshotStore(tmp_path / "cifar" / name / "ssc").save(snapshot(net, x, torch.arange(20) % 10, layers="conv"))
     drawn: dict[str, Any] = {}
-    monkeypatch.setattr(plots, "save", lambda figures, _: drawn.update(figures) or [])
+    monkeypatch.setattr(plots, "save", lambda figures, *_: drawn.update(figures) or [])
     runs = [str(tmp_path / "cifar" / name) for name in ("resnet", "vgg")]
     assert main(["compare", *runs, "--out", str(tmp_path / "out")]) == 0
     axes = drawn["similarity"].axes[0]

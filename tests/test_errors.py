@@ -12,8 +12,9 @@ import pytorch_lightning as pl
 from torch import nn
 
 from lightning_ssc import SnapshotStore, SSCMonitor, snapshot
-from lightning_ssc.capture import plan_passes
-from lightning_ssc.schedule import as_schedule
+from lightning_ssc.capture import WatchedLayer, plan_passes
+from lightning_ssc.layers import Layer
+from lightning_ssc.schedule import as_schedule, log_spaced
 from tests.nets import Classifier, convnet, data, trainer
 
 X, Y = data(30).tensors
@@ -122,7 +123,8 @@ MESSAGES: list[tuple[str, Any, str]] = [
     (
         "inputs of different lengths",
         lambda root: snapshot(convnet(), (X, X[:-1])),
-        "A probe needs tensors that agree in their first dimension, the sample; found sizes [30, 29].",
+        "A probe needs tensors that agree in their first dimension, the sample; found sizes [30, 29]. Use forward= "
+        "to give the network what is the same for all samples.",
     ),
     (
         "a probe_size below three",
@@ -153,7 +155,7 @@ MESSAGES: list[tuple[str, Any, str]] = [
     (
         "an output without a tensor",
         lambda root: returning(lambda x: {"a": "text"}, "m"),
-        "Layer 'm' puts out dict without a tensor of 2 rows. Name the part that you mean, as in 'm:0' or 'm:logits'.",
+        "Layer 'm' puts out dict without a tensor of 7 rows. Name the part that you mean, as in 'm:0' or 'm:logits'.",
     ),
     (
         "a part that is not there",
@@ -168,18 +170,18 @@ MESSAGES: list[tuple[str, Any, str]] = [
     (
         "an output that is not batch first",
         lambda root: returning(lambda x: x.flatten(1).T, "m"),
-        "Layer 'm' puts out shape (192, 2) for 2 samples; its first dimension must be the sample. Watch a layer "
+        "Layer 'm' puts out shape (192, 7) for 7 samples; its first dimension must be the sample. Watch a layer "
         "with batch-first output (an LSTM with batch_first=True, say), or another part of it.",
     ),
     (
         "a class token of images",
         lambda root: snapshot(convnet(), X, Y, layers="conv", pooling="cls"),
-        "Layer '0' puts out shape (2, 6, 8, 8), which has no class token. Use pooling='mean' or 'flatten', or "
+        "Layer '0' puts out shape (7, 6, 8, 8), which has no class token. Use pooling='mean' or 'flatten', or "
         "watch only layers that put out tokens.",
     ),
     (
         "a memory budget too small",
-        lambda root: plan_passes([100], 1000, 1_000_000),
+        lambda root: plan_passes([WatchedLayer(Layer("a"), 0, "a", 100)], 1000, 1_000_000),
         "A memory budget of 1.0 MB does not hold the Gram matrices of 1000 samples; it takes at least 8.0 MB. "
         "Raise memory= or use a smaller probe.",
     ),
@@ -192,7 +194,7 @@ MESSAGES: list[tuple[str, Any, str]] = [
     (
         "a reference of another probe",
         other_probe,
-        "reference=ROOT/a/epoch_000001.npz was taken on another probe, so its graphs cannot be compared. Use the "
+        "reference=ROOT/a was taken on another probe, so its graphs cannot be compared. Use the "
         "same probe data, probe_size and transforms for both runs.",
     ),
     (
@@ -217,6 +219,38 @@ MESSAGES: list[tuple[str, Any, str]] = [
         "an epoch that was not taken",
         lambda root: SnapshotStore(root).load(3),
         "There is no snapshot ROOT/epoch_000003.npz; the folder holds epochs [].",
+    ),
+    (
+        "a setting that does not exist",
+        lambda root: SSCMonitor(solver="lars"),  # type: ignore[arg-type]
+        "solver must be one of 'active_set', 'admm', got 'lars'.",
+    ),
+    (
+        "a pooling that does not exist",
+        lambda root: snapshot(convnet(), X, Y, pooling="men"),  # type: ignore[arg-type]
+        "pooling must be one of 'flatten', 'mean', 'cls', got 'men'.",
+    ),
+    (
+        "a negative tau",
+        lambda root: SSCMonitor(tau=-1),
+        "tau must be positive and finite, got -1.",
+    ),
+    (
+        "a schedule without its argument",
+        lambda root: SSCMonitor(schedule=log_spaced),  # type: ignore[arg-type]
+        "A schedule says yes or no to an epoch. Give every(n), at([...]) or log_spaced() with their arguments.",
+    ),
+    (
+        "arrays for tensors",
+        lambda root: snapshot(convnet(), np.zeros((30, 3, 8, 8)), Y),
+        "A probe needs inputs in tensors, found ndarray. Give it tensors (torch.from_numpy turns arrays into them), a "
+        "data set or a DataLoader.",
+    ),
+    (
+        "a reference that is no checkpoint",
+        lambda root: fit(root, reference=root / "missing.ckpt"),
+        "reference=ROOT/missing.ckpt cannot be read ([Errno 2] No such file or directory: 'ROOT/missing.ckpt'). Name a "
+        "run's folder of snapshots, one of its files, or a checkpoint that torch.load(weights_only=True) opens.",
     ),
 ]
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,9 +121,10 @@ def test_neighbours_are_of_the_same_inputs_in_every_snapshot(
     store, drawn = run[1].store, []
     assert store is not None
     monkeypatch.setattr(writers.plots, "neighbours", lambda *given, **_: drawn.append(given) or Figure())
-    card, nothing = store.load_card(), SimpleNamespace(log_metrics=lambda *_, **__: None)
+    card, ignore = store.load_card(), lambda *_, **__: None
+    logger = SimpleNamespace(log_metrics=ignore, log_image=ignore, experiment=None)
     for one in store:
-        writers.log_snapshot([nothing], one, {}, heatmap=False, embedding=False, neighbours=3, card=card)
+        writers.log_snapshot([logger], one, {}, heatmap=False, embedding=False, neighbours=3, card=card)
     assert [given[0] for given in drawn] == [[0, 1, 2]] * 4  # one of each class
     assert drawn[0][1].tolist() != drawn[3][1].tolist()
     assert np.array_equal(drawn[3][1], neighbours(store.load_layer(3, "model.4"))[0])
@@ -433,9 +436,10 @@ def test_a_full_disk_is_reported_and_training_goes_on(
     monkeypatch.setattr(SnapshotStore, "save", save)
     watching = monitor(on_error="warn", layers="stages")
     with caplog.at_level(logging.WARNING, "lightning_ssc"):
-        _, finished = fit(tmp_path, watching, max_epochs=2)
+        _, finished = fit(tmp_path, watching, max_epochs=2, logger=TensorBoardLogger(tmp_path))
     assert "No space left on device" in caplog.text
     assert finished.current_epoch == 2
+    assert [step for step, _ in scalars(events(tmp_path), "ssc/cka_to_final/model.0")] == [0, 5]  # of what was stored
     assert watching.store.epochs == [0, 2]  # type: ignore[union-attr]
 
 
@@ -473,3 +477,54 @@ def test_a_probe_without_classes(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert sum("no class labels" in record.message for record in caplog.records) == 1
     assert not any("modularity" in name for name in finished.callback_metrics)
     assert any("cka_to_previous" in name for name in finished.callback_metrics)
+
+
+@pytest.mark.parametrize("where", ["on_train_end", "validate"])
+def test_the_history_is_written_once(tmp_path: Path, where: str) -> None:
+    class Breaks(pl.Callback):
+        def on_train_end(self, *_: Any) -> None:
+            if where == "on_train_end":
+                raise RuntimeError("later")
+
+        def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.state.fn == "validate":
+                raise RuntimeError("later")
+
+    with pytest.raises(RuntimeError, match="later"):  # noqa: PT012
+        model, finished = fit(tmp_path, monitor(), Breaks(), max_epochs=1, logger=TensorBoardLogger(tmp_path))
+        finished.validate(model)
+    assert [step for step, _ in scalars(events(tmp_path), "ssc/cka_to_final/model.0")] == [0, 2]
+
+
+def test_a_monitored_layer_is_known_after_a_resume(tmp_path: Path) -> None:
+    tag = "ssc/modularity/model.0"
+    fit(tmp_path, monitor(schedule=3), checkpoints(tmp_path, monitor=tag, mode="max"), max_epochs=1)
+    again = checkpoints(tmp_path, monitor=tag, mode="max")
+    fit(tmp_path, monitor(schedule=3), again, max_epochs=2, resume="last.ckpt")
+    assert again.best_model_score is not None
+
+
+def test_a_run_stopped_within_an_epoch_goes_on_as_lightning_does(tmp_path: Path) -> None:
+    watching = monitor(store=tmp_path / "ssc")
+    _, stopped = fit(tmp_path, watching, max_steps=4, max_epochs=-1)  # in the second epoch of three steps
+    stopped.save_checkpoint(tmp_path / "kept" / "stopped.ckpt")
+    assert [h.step for h in map(watching.store.header, [0, 1, 2])] == [0, 2, 3]  # type: ignore[union-attr]
+    resumed = monitor(store=tmp_path / "ssc")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")
+        fit(tmp_path, resumed, max_epochs=3, resume="stopped.ckpt")
+    store = resumed.store
+    assert store is not None
+    assert resumed._steps == {0: 0, 1: 2, 2: 3, 3: 6}  # for Lightning the second epoch ended with its first step
+    assert [store.header(epoch).step for epoch in store.epochs] == [0, 2, 3, 6]
+
+
+def test_a_resumed_run_does_not_mix_with_another(tmp_path: Path) -> None:
+    fit(tmp_path, monitor(store=tmp_path / "a"), checkpoints(tmp_path), max_epochs=1)
+    fit(tmp_path, monitor(store=tmp_path / "b"), max_epochs=1, seed=5)
+    with pytest.raises(Exception, match=r"b already holds the snapshots of another run \(epochs \[0, 1\]\)"):
+        fit(tmp_path, monitor(store=tmp_path / "b"), checkpoints(tmp_path), max_epochs=2, resume="last.ckpt")
+
+
+def test_a_monitor_can_be_sent_to_another_process() -> None:
+    assert pickle.loads(pickle.dumps(monitor(schedule=3))).schedule(6)

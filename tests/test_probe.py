@@ -183,3 +183,61 @@ def test_class_names_come_from_the_first_that_has_them() -> None:
 
     assert class_names(object(), None, Named()) == ("a", "b")
     assert class_names(object()) == ()
+
+
+def test_targets_of_many_kinds() -> None:
+    class Named(Dataset[Any]):
+        def __init__(self, targets: Any) -> None:
+            self.targets = targets
+
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, i: int) -> tuple[Tensor, int]:
+            return torch.rand(3), i % 2
+
+    for targets, expected in (
+        (["cat", "dog"] * 3, [0, 1] * 3),
+        (np.array(["b", "a"] * 3), [1, 0] * 3),
+        ([{"boxes": 1}] * 6, None),
+        ([[1], [1, 2], [1], [1], [1], [1]], None),
+        ([None] * 6, None),
+    ):
+        probe = make_probe(Named(targets), 4)
+        assert probe.labels is not None  # from the items
+        found = split_batch((torch.rand(6, 3), targets))[1]
+        assert (None if found is None else found.tolist()) == expected
+
+
+def test_loaders_of_many_kinds() -> None:
+    batches = [(torch.full((5, 2), float(i)), torch.arange(5)) for i in range(4)]
+    for source in (DataLoader(batches, batch_size=None), iter(batches)):  # type: ignore[arg-type]
+        probe = make_probe(source, 10)  # type: ignore[arg-type]
+        assert probe.labels is not None
+        assert torch.bincount(probe.labels).tolist() == [2] * 5
+    with pytest.raises(ValueError, match="The probe's data set is empty"):
+        make_probe(TensorDataset(torch.rand(0, 3), torch.arange(0)))
+
+
+def test_buffers_that_a_forward_replaces_come_back() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls = self.calls + 1
+            return x
+
+    net = Counts()
+    buffer = net.calls
+    with without_trace(net):
+        net(torch.rand(3))
+    assert net.calls is buffer
+    assert float(buffer) == 0
+
+
+def test_pictures_of_strips() -> None:
+    shown = pictures(torch.rand(4, 1, 1, 1000))
+    assert shown is not None
+    assert shown.shape == (4, 1, 64, 3)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +120,8 @@ def test_resuming_in_the_same_folder_doubles_nothing(tmp_path: Path) -> None:
     again = ModelCheckpoint(tmp_path / "again")
     fit(tmp_path, resumed, again, max_epochs=4, resume=tmp_path / "kept" / "epoch=0.ckpt")
     assert epochs(resumed) == [0, 1, 2, 3, 4]
-    assert sorted(path.name for path in (tmp_path / "ssc").iterdir())[-1] == "probe.npz"
+    aside = (tmp_path / "ssc" / "superseded").iterdir()  # what the first run had gone on to after the checkpoint
+    assert sorted(path.name for path in aside) == ["epoch_000002.npz", "epoch_000003.npz"]
 
 
 def test_resuming_without_the_old_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -301,6 +306,68 @@ def test_sharded_strategies_are_refused(tmp_path: Path) -> None:
     run = trainer(tmp_path, monitor(), strategy=Sharded())
     with pytest.raises(Exception, match=r"does not support Sharded, which shards the model.*strategy='ddp'"):
         run.fit(Classifier())
+
+
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"])
+def test_lightnings_sharded_strategies_are_of_that_kind(name: str) -> None:
+    kind = getattr(pl.strategies, name)
+    assert kind.restore_checkpoint_after_setup.fget(object.__new__(kind))
+
+
+@pytest.mark.parametrize("missing", ["lightning", "pytorch_lightning"])
+def test_either_import_name_alone(missing: str, tmp_path: Path) -> None:
+    present = "lightning.pytorch" if missing == "pytorch_lightning" else "pytorch_lightning"
+    pytest.importorskip(present, reason=f"{present} is not installed")
+    code = f"""
+        import importlib.util, sys, warnings
+        warnings.simplefilter("ignore")
+        find = importlib.util.find_spec
+        importlib.util.find_spec = lambda name, *a: None if name.split(".")[0] == {missing!r} else find(name, *a)
+        sys.modules[{missing!r}] = None
+        import torch
+        from torch.utils.data import DataLoader, TensorDataset
+        import {present} as pl
+        from lightning_ssc import SSCMonitor
+
+        class Net(pl.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.fc = torch.nn.Linear(4, 2)
+            def forward(self, x):
+                return self.fc(x)
+            def training_step(self, batch, i):
+                return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+            def configure_optimizers(self):
+                return torch.optim.SGD(self.parameters(), 0.1)
+
+        data = TensorDataset(torch.rand(20, 4), torch.arange(20) % 2)
+        watching = SSCMonitor(probe=data, layers="Linear", store=False)
+        pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=watching, logger=False, enable_checkpointing=False,
+                   enable_progress_bar=False, enable_model_summary=False).fit(Net(), DataLoader(data, 10))
+        print("epochs", watching.store.epochs)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "epochs [0, 1]" in done.stdout, done.stderr[-2000:]
+
+
+def test_a_fabric_loop() -> None:
+    fabric = pytest.importorskip("lightning_fabric").Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    x, y = data(30).tensors
+    net = convnet()
+    plain = snapshot(net, x, y, layers="conv")
+    wrapped = fabric.setup(net, torch.optim.SGD(net.parameters(), 0.1))[0]
+    taken = snapshot(wrapped, x, y, layers="conv")
+    assert list(taken.layers) == list(plain.layers)
+    half = taken.layers["4"].coef.to_dense()
+    assert not torch.equal(half, plain.layers["4"].coef.to_dense())  # run in the precision that Fabric trains in
+    torch.testing.assert_close(half, plain.layers["4"].coef.to_dense(), rtol=0.2, atol=0.05)
 
 
 def test_loaders_that_yield_nothing_are_named(tmp_path: Path) -> None:

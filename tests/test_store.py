@@ -1,3 +1,4 @@
+import contextlib
 import json
 import pickle
 import zipfile
@@ -190,3 +191,21 @@ def test_taking_over(store: SnapshotStore, taken: Snapshot, tmp_path: Path, link
     new.take_over(store, [2, 3])
     assert_same(new.load(3), taken)
     assert new.epochs == [3]
+
+
+def test_no_damage_escapes(store: SnapshotStore) -> None:
+    """Whatever a flipped byte does to an archive, reading says which file it is, or reads what was written."""
+    content = store.path(3).read_bytes()
+    generator = np.random.default_rng(0)
+    for place in generator.integers(0, len(content), 150).tolist() + list(range(30)):
+        damaged = bytearray(content)
+        damaged[place] ^= int(generator.integers(1, 256))
+        store.path(3).write_bytes(damaged)
+        with contextlib.suppress(SnapshotError):
+            assert store.load(3).layers
+
+
+def test_setting_aside(store: SnapshotStore) -> None:
+    store.set_aside([3])
+    assert store.epochs == []
+    assert (store.root / "superseded" / "epoch_000003.npz").is_file()

@@ -20,12 +20,13 @@ On CPU this is compiled by numba (``_kernel.py``) and rows are shared out among 
 summed in a fixed order, so results are the same for any number of threads; nothing outlives a call, so that any thread
 may call, several at once. GPU tensors take the batched path (``_batched.py``), whose stragglers the kernel finishes.
 
-Decision, on measurements: two CPU cores, activations of a ResNet-20, ratios of seconds within one run, all rows of ours
-within 1e-5 (``tests/benchmarks/solver.py``). SPAMS (LARS, the fastest peer) over ours, early and last block: 17 and 20
-at N = 2000, tau = 10; 43 and 80 at N = 5000; 11 and 4.8 at N = 1000, tau = 100; on ten logits 1.6. Time grows with the
-power 2.0 of N from 1000 to 8000 (last block). On CPU the batched path takes 12 to 13 times as long as the kernel at
-N = 1000, tau = 10, and 25 to 78 times at tau = 100, hence a kernel of its own. On made-up Grams of low rank (64 to 256
-features) the strides cut the kernel's time to 0.3 to 0.6 of itself, elsewhere they make no difference.
+Decision, on measurements: two CPU cores (not idle besides), activations of a ResNet-20, ratios of seconds within
+one run, all rows of ours within 1e-5 (``tests/benchmarks/solver.py``). SPAMS (LARS, the fastest peer) over ours, early
+and last block: 17 and 20 at N = 2000, tau = 10; 43 and 80 at N = 5000; 11 and 4.8 at N = 1000, tau = 100; on ten logits
+1.6; on raw samples, N = 1000, early block, 17. Time grows with the power 2.0 of N from 1000 to 8000 (last block). On
+CPU the batched path takes 12 to 13 times as long as the kernel at N = 1000, tau = 10, and 25 to 78 times at tau = 100,
+hence a kernel of its own. On made-up Grams of low rank (64 to 256 features) the strides cut the kernel's time to 0.3 to
+0.6 of itself, elsewhere they make no difference.
 """
 
 import warnings

@@ -212,7 +212,7 @@ function card(i) {
     element("div", { class: "top" }, tile(i, "big"), bars(i)),
     element("h5", {}, nearest.length ? `Inputs of highest affinity in ${data.layer}` : `No input has any affinity to it in ${data.layer}`),
     element("ol", { class: "neighbours" }, ...nearest.map((j) =>
-      element("li", {}, tile(j), data.labels === null ? `#${j}` : className(data.labels[j])))));
+      element("li", { title: data.labels === null ? null : className(data.labels[j]) }, tile(j), data.labels === null ? `#${j}` : className(data.labels[j])))));
 }
 
 // -- Inputs
