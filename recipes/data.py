@@ -1,7 +1,7 @@
 """Images as Lightning data: handwritten digits over photographs, CIFAR-10, CIFAR-100 and folders of images.
 
 Every source takes the same way: its images stay in memory as bytes, and a batch is cut out of them at once, augmented
-where it is for training, and normalised by each channel's mean and deviation over the training images.
+where it is for training, and normalised by each channel's mean and deviation over all training images.
 """
 
 import math
@@ -108,6 +108,7 @@ class ImageData(LightningDataModule):
         if hasattr(self, "train"):
             return
         train, test, self.class_names = self.load()
+        mean, std = channel_statistics(train.images)  # of all of them: the probe is the same for every fraction
         if self.fraction < 1:
             sizes = train.labels.bincount().tolist()
             counts = [math.floor(self.fraction * size + 0.5) for size in sizes]
@@ -119,7 +120,6 @@ class ImageData(LightningDataModule):
                 )
             chosen = draw(train.labels, counts, torch.Generator().manual_seed(self.seed))
             train = Split(train.images[chosen], train.labels[chosen])
-        mean, std = channel_statistics(train.images)
         self.train = Images(train, mean, std, partial(shift_and_flip, flip=self.flip))
         self.test = Images(test, mean, std)
 

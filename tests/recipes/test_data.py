@@ -155,6 +155,13 @@ def test_normalised_training_images_have_mean_zero_and_deviation_one(digits):
     torch.testing.assert_close(served, expected)
 
 
+def test_the_probe_is_the_same_for_every_fraction(digits):
+    few = Digits(fraction=0.1)
+    few.setup()
+    assert len(few.train) < len(digits.train) / 5
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(few.val_dataloader(), digits.val_dataloader(), strict=True))
+
+
 def test_crops_are_windows_of_the_padded_image_and_flips_mirror_them():
     images = torch.randint(1, 256, (200, 3, 8, 8), dtype=torch.uint8)
     padded = np.pad(images.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)))
