@@ -7,7 +7,6 @@ import paths that the user names, and are run as any import is.
 from __future__ import annotations
 
 import inspect
-import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,7 @@ from torch import nn
 
 from lightning_ssc._lightning import first_loader
 from lightning_ssc.analysis.dynamics import Progress
-from lightning_ssc.capture import Forward, trace
+from lightning_ssc.capture import Forward, WatchedLayer, trace
 from lightning_ssc.layers import LayerPattern, select_layers
 from lightning_ssc.pipeline import Settings, take_snapshot
 from lightning_ssc.probe import Probe, class_names, isolated_random_state, make_probe, pictures
@@ -80,7 +79,7 @@ def import_object(path: str) -> Any:
     return found
 
 
-def find_checkpoints(folder: str | Path) -> list[Checkpoint]:
+def find_checkpoints(folder: str | Path, progress: Progress = iter) -> list[Checkpoint]:
     """A run's checkpoints that were taken between two epochs, one an epoch, ascending.
 
     Of a Lightning checkpoint the epoch is in the file. Of any other file, which must hold a state dict, it is the last
@@ -90,6 +89,7 @@ def find_checkpoints(folder: str | Path) -> list[Checkpoint]:
 
     Args:
         folder: Where they lie, or a version folder of Lightning's with them in ``checkpoints``.
+        progress: Wrapped around the files, all of which are read, such as ``tqdm.tqdm``.
 
     Raises:
         CheckpointError: The folder holds no checkpoints, or one cannot be read.
@@ -100,7 +100,7 @@ def find_checkpoints(folder: str | Path) -> list[Checkpoint]:
         raise CheckpointError(
             f"There are no checkpoints ({', '.join('*' + s for s in _SUFFIXES)}) in {root} or {root / 'checkpoints'}."
         )
-    found = [progress_of(read_checkpoint(path), path) for path in paths]
+    found = [progress_of(read_checkpoint(path), path) for path in progress(paths)]
     by_epoch = {checkpoint.epoch: checkpoint for checkpoint in found if checkpoint is not None}
     if not by_epoch:
         raise CheckpointError(f"All {len(paths)} checkpoints in {root} are from the middle of an epoch.")
@@ -112,25 +112,36 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint on the CPU, without executing anything in it.
 
     Raises:
-        CheckpointError: It is damaged, or holds objects that only code could restore.
+        CheckpointError: It is damaged, or holds objects that only code could restore, or no weights by name.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # whatever damaged bytes lead the reader to
+        if refused := re.search(r"GLOBAL (\w\S*)", str(error)):
+            raise CheckpointError(
+                f"{path} holds {refused[1]} beside tensors and plain values, which is not loaded because that could "
+                f"run any code. If you trust it, let the module of --model allow it with "
+                f"torch.serialization.add_safe_globals."
+            ) from error
+        # Before the colon torch advises to load without its safeguard.
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
         raise CheckpointError(
-            f"{path} is no checkpoint, or holds objects beside tensors and plain values, which are not loaded because "
-            f"that could run any code. If you trust it, let the module of --model allow their classes with "
-            f"torch.serialization.add_safe_globals. ({str(error).splitlines()[0]})"
+            f"{path} cannot be read as a checkpoint ({reason or type(error).__name__}). Remove it if it is damaged."
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds {type(content).__name__}, not a checkpoint or a state dict.")
+    state, saved = content.get("state_dict", content), content.get("hyper_parameters", {})
+    for part, what in ((state, "weights"), (saved, "hyperparameters")):
+        if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
+            raise CheckpointError(f"{path} is no checkpoint: it does not hold {what} by name.")
     return content
 
 
 def progress_of(content: Mapping[str, Any], path: Path) -> Checkpoint | None:
     """Where in training a checkpoint was taken; ``None`` for the middle of an epoch.
+
+    Raises:
+        CheckpointError: It does not say so, or not as Lightning does.
 
     Example:
         >>> progress_of({"weight": torch.zeros(1)}, Path("net-12.pt"))
@@ -141,6 +152,16 @@ def progress_of(content: Mapping[str, Any], path: Path) -> Checkpoint | None:
         if not numbers:
             raise CheckpointError(f"{path} does not say its epoch; put the number of finished epochs in its name.")
         return Checkpoint(path, int(numbers[-1]), int(numbers[-1]))
+    try:
+        return _progress_in_lightning(content, path)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} does not say how far training was as checkpoints of Lightning do "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def _progress_in_lightning(content: Mapping[str, Any], path: Path) -> Checkpoint | None:
     groups = [group for state in content.get("optimizer_states", ()) for group in state["param_groups"]]
     rate = float(groups[0]["lr"]) if groups else None
     # Schedulers move on after an epoch's last batch, but for those that wait for the metrics of the whole epoch.
@@ -166,17 +187,25 @@ def build_model(
         factory: A LightningModule class, which also gets the hyperparameters in the checkpoint that it has arguments
             for, or any function or class that makes the network.
         content: The checkpoint.
-        arguments: Arguments of the factory.
+        arguments: Arguments of the factory; they go before what the checkpoint holds.
 
     Raises:
-        CheckpointError: The weights do not fit the network.
+        CheckpointError: The network lacks arguments, or the weights do not fit it.
     """
-    accepted = inspect.signature(factory).parameters
+    signature = inspect.signature(factory)
+    accepted = signature.parameters
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     saved = content.get("hyper_parameters", {}) if isinstance(factory, type) else {}
-    model = factory(**{k: v for k, v in saved.items() if anything or k in accepted}, **arguments)
+    given = {k: v for k, v in saved.items() if anything or k in accepted} | dict(arguments)
+    try:
+        signature.bind(**given)
+    except TypeError as error:
+        raise CheckpointError(f"--model cannot be called: {error}. Give its arguments with --model-arg.") from None
+    model = factory(**given)
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"--model made {type(model).__name__}, not a network (torch.nn.Module).")
+    if callable(configure := getattr(model, "configure_model", None)):
+        configure()  # where Lightning lets a network make its layers
     load_weights(model, content.get("state_dict", content))
     return model
 
@@ -196,7 +225,9 @@ def load_weights(model: nn.Module, state: Mapping[str, Any]) -> None:
     """
     given = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
     wanted = {name.replace("_orig_mod.", ""): name for name in model.state_dict()}
-    first = next(iter(wanted), "")
+    if not wanted:
+        raise CheckpointError("The network has no weights that a checkpoint could fill.")
+    first = next(iter(wanted))
     prefixes = ["", *sorted(name.removesuffix(first) for name in given if name.endswith(f".{first}"))]
     prefix = next((p for p in prefixes if all(p + name in given for name in wanted)), None)
     if prefix is None:
@@ -262,22 +293,37 @@ def analyze(
         progress: Wrapped around the checkpoints, such as ``tqdm.tqdm``.
 
     Raises:
-        CheckpointError: A checkpoint does not fit the network, or the store is of another probe or other settings.
+        CheckpointError: A checkpoint does not fit the network, the network does not run on the probe, or the store is
+            of another probe, other settings or other layers.
         ValueError: A layer is unknown or never runs, or the probe cannot be made.
     """
     settings, device = settings or Settings(), device or torch.device("cpu")
     source, owners = probe_source(data)
     probe = make_probe(source, probe_size)
+
+    def watch(checkpoint: Checkpoint) -> tuple[nn.Module, list[WatchedLayer]]:
+        try:
+            model = build_model(factory, read_checkpoint(checkpoint.path), model_arguments or {}).to(device)
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint.path}: {error}") from error
+        chosen = select_layers(model, layers)
+        try:
+            return model, trace(model, chosen, probe.inputs, pooling=settings.pooling, forward=forward, device=device)
+        except (RuntimeError, TypeError, LookupError, AttributeError) as error:
+            raise CheckpointError(
+                f"The network does not run on the inputs of --data ({type(error).__name__}: {error}). Give it data of "
+                f"the shape that it was trained on."
+            ) from error
+
     _check_alike(store, probe, settings)
+    if len(store) and checkpoints:  # also where nothing is left to do
+        _check_layers(store, [layer.label for layer in watch(checkpoints[0])[1]])
     store.save_card(ProbeCard(probe.fingerprint, pictures(probe.inputs), class_names(*owners)))
     previous = None
     for checkpoint in progress(checkpoints):
         if checkpoint.epoch in store:
             continue
-        model = build_model(factory, read_checkpoint(checkpoint.path), model_arguments or {}).to(device)
-        watched = trace(
-            model, select_layers(model, layers), probe.inputs, pooling=settings.pooling, forward=forward, device=device
-        )
+        model, watched = watch(checkpoint)
         previous = take_snapshot(
             model,
             probe,
@@ -300,4 +346,13 @@ def _check_alike(store: SnapshotStore, probe: Probe, settings: Settings) -> None
             raise CheckpointError(
                 f"{store.root} already holds snapshots of another probe or other settings (epoch {epoch}). Name a new "
                 f"folder with --out, or move them away."
+            )
+
+
+def _check_layers(store: SnapshotStore, layers: list[str]) -> None:
+    for epoch in store.epochs:
+        if (held := store.header(epoch).layers) != layers:
+            raise CheckpointError(
+                f"{store.root} already holds snapshots of other layers (epoch {epoch}: {', '.join(held)}; now "
+                f"{', '.join(layers)}). Name a new folder with --out, or move them away."
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import sys
@@ -32,9 +33,10 @@ A RUN is the folder of snapshots (ssc), the version folder of a Lightning logger
 with the snapshots of exactly one run below it.
 
 Exit status:
-  0  done
-  1  a run, a checkpoint or data cannot be used; the message says which and what to do
-  2  the command line is wrong
+  0    done
+  1    a run, a checkpoint or data cannot be used; the message says which and what to do
+  2    the command line is wrong
+  130  interrupted by Ctrl-C
 """
 
 
@@ -68,30 +70,34 @@ class _UsageError(Exception):
 
 
 def _report(options: argparse.Namespace) -> None:
-    from lightning_ssc.report import report
+    from lightning_ssc.report import read_run, write_report
 
-    path = report(options.run, options.out, layer=options.layer, progress=_progress("working"))
+    summary = read_run(options.run, options.layer, options.reference, _progress("reading"))
+    path = write_report(summary, options.out, _progress("drawing"))
     print(f"Page:    {path}\nFigures: {path.parent / 'figures'}")
+    if summary.inputs is not None:
+        print(f"Table 1: {path.parent / 'table1.csv'}")
+        for name, value in summary.inputs.table1().items():
+            print(f"  {name.replace('_', ' '):18}  {f'{value:.1%}' if isinstance(value, float) else value}")
 
 
 def _export(options: argparse.Namespace) -> None:
-    from lightning_ssc.analysis import find_store, summarise
+    from lightning_ssc.report import read_run
 
-    summary = summarise(find_store(options.run), layer=options.layer, progress=_progress("working"))
+    summary = read_run(options.run, options.layer, options.reference, _progress("reading"))
     for path in summary.to_csv(options.csv):
         print(path)
 
 
 def _compare(options: argparse.Namespace) -> None:
     from lightning_ssc.analysis import compare, find_store
-    from lightning_ssc.report import run_name, write_comparison
+    from lightning_ssc.report import run_names, write_comparison
 
     stores = find_store(options.run_a), find_store(options.run_b)
     epochs = options.epoch_a, options.epoch_b
-    progress = _progress("working")
-    comparison = compare(*stores, epochs=epochs, progress=progress)
-    names = run_name(stores[0].root), run_name(stores[1].root)
-    for path in write_comparison(comparison, names, Path(options.out), progress):
+    comparison = compare(*stores, epochs=epochs, progress=_progress("reading"))
+    names = run_names((stores[0].root, stores[1].root), epochs)
+    for path in write_comparison(comparison, names, Path(options.out), _progress("drawing")):
         print(path)
     print(f"\nThe layer of {names[1]} most like each layer of {names[0]}, with their SSC-CKA:")
     for row, column, value in comparison.closest():
@@ -110,7 +116,14 @@ def _analyze(options: argparse.Namespace) -> None:
         factory, data = import_object(options.model), import_object(options.data)
     except ValueError as error:
         raise _UsageError(error) from None
+    _check_arguments("model", options.model, factory, options.model_arg)
+    try:
+        device = torch.device(options.device)
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, AssertionError) as error:  # an AssertionError where torch was built without the device
+        raise _UsageError(f"--device {options.device} cannot be used: {str(error).partition(chr(10))[0]}") from None
     if callable(data):
+        _check_arguments("data", options.data, data, options.data_arg)
         data = data(**dict(options.data_arg))
     elif options.data_arg:
         raise _UsageError(f"--data {options.data} is no class or function, so it takes no --data-arg.")
@@ -123,7 +136,7 @@ def _analyze(options: argparse.Namespace) -> None:
         pooling=options.pooling,
         linear_cka=not options.no_linear_cka,
     )
-    checkpoints = find_checkpoints(options.checkpoints)
+    checkpoints = find_checkpoints(options.checkpoints, _progress("checkpoints"))
     store = SnapshotStore(options.out)
     analyze(
         factory,
@@ -134,10 +147,23 @@ def _analyze(options: argparse.Namespace) -> None:
         probe_size=options.probe_size,
         settings=settings,
         model_arguments=dict(options.model_arg),
-        device=torch.device(options.device),
-        progress=_progress("checkpoints"),
+        device=device,
+        progress=_progress("epochs"),
     )
     print(f"Snapshots of epochs {', '.join(str(epoch) for epoch in store.epochs)}: {store.root}")
+
+
+def _check_arguments(option: str, path: str, factory: Any, arguments: Sequence[tuple[str, Any]]) -> None:
+    """Refuse a factory that cannot be called, and names that it has no argument for."""
+    if not callable(factory):
+        raise _UsageError(f"--{option} {path} is {type(factory).__name__}, no class or function.")
+    accepted = inspect.signature(factory).parameters.values()
+    names = [parameter.name for parameter in accepted]
+    unknown = [key for key, _ in arguments if key not in names]
+    if unknown and all(parameter.kind is not parameter.VAR_KEYWORD for parameter in accepted):
+        raise _UsageError(
+            f"--{option} {path} has no argument {unknown[0]!r} for --{option}-arg, only {', '.join(names) or 'none'}."
+        )
 
 
 def _progress(what: str) -> Any:
@@ -192,6 +218,7 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--out", metavar="DIR", help="where to write (default: 'report' inside the snapshots' folder)"
     )
     _add_layer(sub)
+    _add_reference(sub)
 
     sub = command(
         "analyze",
@@ -234,10 +261,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--probe-size", type=int, default=1000, metavar="N", help="inputs in the probe (default: 1000)")
     sub.add_argument("--tau", type=float, default=10.0, help="weight of the fit (default: 10)")
     sub.add_argument("--raw", action="store_true", help="do not scale samples to unit length")
-    sub.add_argument("--solver", choices=("active_set", "admm"), default="active_set")
+    sub.add_argument(
+        "--solver", choices=("active_set", "admm"), default="active_set",
+        help="active_set, exact, or admm, the paper's Algorithm 1 (default: active_set)",
+    )  # fmt: skip
     sub.add_argument("--tol", type=float, default=1e-5, help="relative duality gap asked for (default: 1e-5)")
     sub.add_argument("--preset", choices=("paper",), help="the published setting, whatever the other options say")
-    sub.add_argument("--pooling", choices=("flatten", "mean", "cls"), default="flatten")
+    sub.add_argument(
+        "--pooling", choices=("flatten", "mean", "cls"), default="flatten",
+        help="keep every activation, average over space or tokens, or take the class token (default: flatten)",
+    )  # fmt: skip
     sub.add_argument("--no-linear-cka", action="store_true", help="do not keep what linear CKA needs")
     sub.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
 
@@ -262,12 +295,13 @@ def _parser() -> argparse.ArgumentParser:
         _export,
         "write every table of a run as a CSV file",
         "Write every table of a run as a CSV file: dynamics, layers, heatmaps, similarity, blocks, embeddings,\n"
-        "neighbours and, where the probe has labels, inputs.\n\n"
+        "neighbours, jumps, run and, where the probe has labels, inputs and table1 (of the paper).\n\n"
         "  lightning-ssc export runs/version_0 --csv tables",
     )
     sub.add_argument("run", metavar="RUN", help="the run's folder")
     sub.add_argument("--csv", required=True, metavar="DIR", help="where to write")
     _add_layer(sub)
+    _add_reference(sub)
     return parser
 
 
@@ -276,6 +310,14 @@ def _add_layer(parser: argparse.ArgumentParser) -> None:
         "--layer",
         metavar="NAME",
         help="the layer from which single inputs are read (default: the last before the classifier)",
+    )
+
+
+def _add_reference(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--reference",
+        metavar="RUN",
+        help="a run on the same probe with whose last snapshot layers of the same name are compared",
     )
 
 

@@ -2,24 +2,76 @@
 
 Both keep the features of all inputs until ``compute``, because neither is an average over batches: memory grows with
 inputs times features, so pool feature maps first where they are large. Features go from the processes of a distributed
-run to all of them on ``compute``, together with their labels or counterparts, in one order. A ``DistributedSampler``
-that repeats inputs to even out the processes makes those count twice.
+run to all of them on ``compute``, together with their labels or counterparts, in one order; a process may have none. A
+``DistributedSampler`` that repeats inputs to even out the processes makes those count twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_ssc.functional import affinity, linear_cka, modularity, self_expression
 
+_DTYPES = (  # in which states come, named by their place to processes that have none
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.bool,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+)
 
-class LinearCKA(Metric):
+
+class _OfAllInputs(Metric):
+    """A metric whose states are lists of batches, each (B, features), of all inputs seen."""
+
+    def _append(self, **batches: Tensor) -> None:
+        """Add a batch to each of the states named, or raise ValueError and add none."""
+        length, rows = len(next(iter(batches.values()))), {}
+        for name, batch in batches.items():
+            if len(batch) != length:
+                raise ValueError(f"{name} has {len(batch)} inputs, but {length} were given beside it")
+            rows[name] = batch.detach().flatten(1) if batch.dim() > 1 else batch.detach()[:, None]
+            state, width = getattr(self, name), rows[name].shape[1]
+            if state and state[-1].shape[1] != width:
+                raise ValueError(f"{name} has {width} features in this batch, but {state[-1].shape[1]} in the last one")
+        for name, batch in rows.items():
+            getattr(self, name).append(batch)
+
+    def _rows(self, name: str) -> Tensor:
+        """All batches of a state, of this process or, once synchronised, of all."""
+        state = getattr(self, name)
+        if len(state) == 0:
+            raise ValueError(f"{type(self).__name__} has seen no inputs: call update() before compute()")
+        return dim_zero_cat(state)
+
+    def _sync_dist(
+        self, dist_sync_fn: Callable[..., list[Tensor]] = gather_all_tensors, process_group: Any = None
+    ) -> None:
+        # A process without inputs must offer a table of the others' width and type, or gathering fails for all.
+        for name in self._reductions:
+            state = getattr(self, name)
+            mine = [state[0].shape[1], _DTYPES.index(state[0].dtype)] if state else [-1, -1]
+            header = torch.tensor(mine, device=self.device)
+            every = torch.stack(dist_sync_fn(header, group=process_group or self.process_group))
+            width, dtype = every.amax(0).tolist()
+            if width >= 0 and not state:
+                setattr(self, name, [torch.empty(0, width, dtype=_DTYPES[dtype], device=self.device)])
+        super()._sync_dist(dist_sync_fn, process_group)
+
+
+class LinearCKA(_OfAllInputs):
     """Linear CKA between two sets of features over all inputs seen (:func:`lightning_ssc.functional.linear_cka`).
 
     Features are kept as they are, rather than streamed into covariances: those would take (d1 + d2)² numbers, more than
@@ -65,12 +117,11 @@ class LinearCKA(Metric):
         Raises:
             ValueError: the batches differ in length, or a batch in its number of features from those before.
         """
-        _append_rows(self.x1, x1, "x1", len(x1))
-        _append_rows(self.x2, x2, "x2", len(x1))
+        self._append(x1=x1, x2=x2)
 
     def compute(self) -> Tensor:
         """Linear CKA over all inputs, a scalar; NaN as in :func:`lightning_ssc.functional.linear_cka`."""
-        value = linear_cka(_rows(self.x1, "LinearCKA"), _rows(self.x2, "LinearCKA"), unbiased=self.unbiased)
+        value = linear_cka(self._rows("x1"), self._rows("x2"), unbiased=self.unbiased)
         return torch.tensor(value, device=self.device)
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
@@ -78,7 +129,7 @@ class LinearCKA(Metric):
         return self._plot(val, ax)
 
 
-class AffinityModularity(Metric):
+class AffinityModularity(_OfAllInputs):
     """Modularity of the sparse self-expression graph of all inputs seen, by their labels (Eq. 5).
 
     One graph is solved over everything that was added since ``reset``: seconds for a thousand inputs, a minute for ten
@@ -122,37 +173,21 @@ class AffinityModularity(Metric):
             labels: (B,) integers.
 
         Raises:
-            ValueError: the batches differ in length, `labels` are no vector, or the number of features has changed.
+            ValueError: the batches differ in length, `labels` are no vector of integers, or the number of features has
+                changed.
         """
         if labels.dim() != 1:
             raise ValueError(f"labels must have shape (B,), got {tuple(labels.shape)}: pass class indices")
-        _append_rows(self.x, x, "x", len(x))
-        _append_rows(self.labels, labels, "labels", len(x))
+        if labels.is_floating_point() or labels.is_complex():
+            raise ValueError(f"labels must be integers, got {labels.dtype}: pass class indices")
+        self._append(x=x, labels=labels)
 
     def compute(self) -> Tensor:
         """Modularity of the graph over all inputs, a scalar; NaN for a graph without edges."""
-        x = _rows(self.x, "AffinityModularity")
+        x = self._rows("x")
         graph = affinity(self_expression(x, tau=self.tau, normalize=self.normalize).coef)
-        labels = _rows(self.labels, "AffinityModularity")[:, 0]
-        return torch.tensor(modularity(graph, labels), device=self.device)
+        return torch.tensor(modularity(graph, self._rows("labels")[:, 0]), device=self.device)
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
         """Plot a value (``compute()`` when None) or a sequence of them, as torchmetrics do: figure and axes."""
         return self._plot(val, ax)
-
-
-def _append_rows(state: list[Tensor], batch: Tensor, name: str, length: int) -> None:
-    """Add a batch to a state as (length, features)."""
-    if len(batch) != length:
-        raise ValueError(f"{name} has {len(batch)} inputs, but {length} were given beside it")
-    rows = batch.detach().reshape(length, -1)
-    if state and state[-1].shape[1] != rows.shape[1]:
-        raise ValueError(f"{name} has {rows.shape[1]} features in this batch, but {state[-1].shape[1]} in the last one")
-    state.append(rows)
-
-
-def _rows(state: list[Tensor] | Tensor, metric: str) -> Tensor:
-    """All batches of a state, of this process or, once synchronised, of all."""
-    if isinstance(state, list) and not state:
-        raise ValueError(f"{metric} has seen no inputs: call update() before compute()")
-    return dim_zero_cat(state)

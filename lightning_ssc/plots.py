@@ -120,16 +120,22 @@ def curves(
         >>> len(figure.axes[0].lines)
         2
     """
-    from matplotlib import colormaps
-
     table = np.asarray(values, dtype=float)
     axes = _axes(ax, (8.0, 4.2))
-    colours = colormaps["viridis"](np.linspace(0, 0.92, max(len(layers), 2)))
+    colours = layer_colours(len(layers))
     names = [_plain(name) for name in short_names(layers)]
     lines = []
     for i, name in enumerate(names):
         marker = _MARKERS[i % len(_MARKERS)] if len(layers) <= _TICKS else ""
-        style: dict[str, Any] = {"marker": marker, "ms": 3.5, "lw": 1.4, "color": colours[i], "label": name}
+        style: dict[str, Any] = {
+            "marker": marker,
+            "ms": 3.5,
+            "lw": 1.4,
+            "mec": "0.25",
+            "mew": 0.4,
+            "color": colours[i],
+            "label": name,
+        }
         lines += axes.plot(np.asarray(epochs), table[:, i], **style)
     if ylim is not None:
         lowest = np.nanmin(table, initial=ylim[0])
@@ -209,11 +215,11 @@ def embedding(
     else:
         classes = np.asarray(labels)
         colours = class_colours(classes)
-        for i, c in enumerate(np.unique(classes)):
+        for c in np.unique(classes):
             of_class = classes == c
-            style: dict[str, Any] = {"color": colours[of_class], "marker": _MARKERS[i % len(_MARKERS)]}
+            style: dict[str, Any] = {"color": colours[of_class], "marker": _MARKERS[c % len(_MARKERS)]}
             name = _plain(class_name(int(c), class_names))
-            axes.scatter(xy[of_class, 0], xy[of_class, 1], s=9, linewidths=0, label=name, **style)
+            axes.scatter(xy[of_class, 0], xy[of_class, 1], s=9, linewidths=0.3, edgecolors="0.25", label=name, **style)
     if legend and labels is not None:
         axes.legend(fontsize=7, markerscale=1.5, loc="center left", bbox_to_anchor=(1.01, 0.5))
     axes.set_title(_plain(title, 120), fontsize=9)
@@ -409,7 +415,7 @@ def class_name(number: int, class_names: Sequence[str] = ()) -> str:
 
 
 def class_colours(labels: ArrayLike) -> NDArray[np.float64]:
-    """``(N, 4)`` colour of every sample's class.
+    """``(N, 4)`` colour of every sample's class: it depends on the class's number alone; grey for negative numbers.
 
     Example:
         >>> class_colours([0, 1, 0]).shape
@@ -418,10 +424,24 @@ def class_colours(labels: ArrayLike) -> NDArray[np.float64]:
     from matplotlib import color_sequences, colormaps
     from matplotlib.colors import to_rgba_array
 
-    classes, place = np.unique(np.asarray(labels), return_inverse=True)
-    ten = color_sequences["petroff10"]
-    palette = to_rgba_array(ten) if len(classes) <= len(ten) else colormaps["turbo"](np.linspace(0, 1, len(classes)))
-    return np.asarray(palette[place])
+    classes = np.asarray(labels)
+    ten = to_rgba_array(color_sequences["petroff10"])
+    # Multiples of the golden ratio stay apart however many there are.
+    more = colormaps["turbo"](classes * (np.sqrt(5) - 1) / 2 % 1)
+    colours = np.where((classes < len(ten))[:, None], ten[np.clip(classes, 0, len(ten) - 1)], more)
+    return np.where((classes < 0)[:, None], to_rgba_array("0.6"), colours)
+
+
+def layer_colours(count: int) -> NDArray[np.float64]:
+    """``(count, 4)`` colours from shallow (dark) to deep (bright, yet visible on white).
+
+    Example:
+        >>> layer_colours(3).shape
+        (3, 4)
+    """
+    from matplotlib import colormaps
+
+    return np.asarray(colormaps["viridis"](np.linspace(0, 0.8, count)))
 
 
 def short_names(layers: Sequence[str]) -> list[str]:
@@ -478,7 +498,11 @@ def _figure(axes: Axes) -> Figure:
 
 
 def _plain(name: str, longest: int = 32) -> str:
-    """A name in which Matplotlib sees no formula, with its middle left out where it is too long to leave room."""
+    """A name in which Matplotlib sees no formula, with its middle left out where it is too long to leave room.
+
+    What cannot be printed, such as control characters, which no SVG may hold, becomes a question mark.
+    """
+    name = "".join(c if c.isprintable() else "?" for c in name)
     if len(name) > longest:
         name = f"{name[: longest // 2 - 1]}…{name[-(longest // 2) :]}"
     return name.replace("$", r"\$")

@@ -30,20 +30,28 @@ _WRONG = 12  # confidently wrong inputs on the page
 _MEANINGS = {
     "modularity": (
         "How much more affinity runs inside classes than chance would have it: near 0 a layer mixes the classes, near "
-        "1 it has parted them. Deeper layers end higher and take longer."
+        "1 it has parted them. In the paper deeper layers ended higher and took longer."
     ),
     "cka_to_final": (
-        "How alike a layer's graph is to its own at the end of training. A layer that reaches 1 early has settled; "
-        "layers usually settle from the bottom up, and jump where the learning rate drops (grey bands)."
+        "How alike a layer's graph is to its own at the end of training. A layer that reaches 1 early has settled; in "
+        "the paper layers settled from the bottom up."
     ),
     "linear_cka_to_final": (
-        "The same by linear CKA of the activations, which compares distances and usually settles earlier. With many "
+        "The same by linear CKA of the activations, which compares distances between inputs. With many "
         "inputs it is estimated from a sample of their pairs."
     ),
     "cka_to_previous": (
         "How alike a layer's graph is to the one at the snapshot before: low while a layer is on the move."
     ),
+    "cka_to_reference": (
+        "How alike a layer's graph is to that of the layer of the same name in the last snapshot of the reference run."
+    ),
 }
+_OVER_COMMUNITIES = (
+    "How much more affinity runs inside communities, those that Louvain's method finds in each graph, than chance "
+    "would have it: near 0 a layer's graph has no clusters, near 1 it falls apart into them."
+)
+_AT_DROPS = " Grey bands are where the learning rate drops; in the paper layers jumped there."
 
 
 def report(
@@ -51,14 +59,16 @@ def report(
     out: str | Path | None = None,
     *,
     layer: str | None = None,
+    reference: str | Path | None = None,
     progress: Progress = iter,
 ) -> Path:
-    """Write a run's page, ``index.html``, and its figures as PNG and SVG.
+    """Write a run's page, ``index.html``, its figures as PNG and SVG, and table 1 of the paper as ``table1.csv``.
 
     Args:
         run: A run's folder, see :func:`lightning_ssc.analysis.find_store`.
         out: Where to write; by default ``report`` inside the folder of snapshots.
         layer: The layer from which single inputs are read; by default the last one before the classifier.
+        reference: The folder of a run with whose last snapshot layers of the same name are compared.
         progress: Wrapped around what takes long, such as ``tqdm.tqdm``.
 
     Returns:
@@ -69,11 +79,30 @@ def report(
         ImportError: Plotly is not installed.
         OSError: The page cannot be written.
     """
-    summary = summarise(find_store(run), layer=layer, progress=progress)
+    return write_report(read_run(run, layer, reference, progress), out, progress)
+
+
+def read_run(
+    run: str | Path, layer: str | None = None, reference: str | Path | None = None, progress: Progress = iter
+) -> Summary:
+    """The tables of a run, by the names of folders; arguments and errors as of :func:`report`."""
+    other = None if reference is None else find_store(reference)
+    return summarise(
+        find_store(run),
+        layer=layer,
+        reference=None if other is None else other.load(other.epochs[-1]),
+        progress=progress,
+    )
+
+
+def write_report(summary: Summary, out: str | Path | None = None, progress: Progress = iter) -> Path:
+    """Write what :func:`report` writes of a run that has been read; returns the page."""
     folder = summary.root / "report" if out is None else Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
     path.write_text(page(summary), encoding="utf-8")
+    if summary.inputs is not None:
+        summary.inputs.table1_to_csv(folder / "table1.csv")
     write_figures(summary, folder / "figures", progress)
     return path
 
@@ -207,7 +236,6 @@ def sprite(images: NDArray[np.uint8]) -> dict[str, Any]:
 
 def _contents(summary: Summary) -> dict[str, Any]:
     """What page.js draws, as JSON."""
-    from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
     curves, table = summary.dynamics, summary.inputs
@@ -219,14 +247,14 @@ def _contents(summary: Summary) -> dict[str, Any]:
         "bottom_up": _bottom_up(summary),
         "size": summary.size,
         "layers": names,
-        "layer_colours": [to_hex(c) for c in colormaps["viridis"](np.linspace(0, 0.92, max(len(names), 2)))],
+        "layer_colours": [to_hex(c) for c in plots.layer_colours(len(names))],
         "epochs": curves.epochs.tolist(),
         "drops": curves.drops().tolist(),
         "families": [
             {
                 "title": plots.FAMILIES[family].title,
                 "axis": plots.FAMILIES[family].axis,
-                "text": _MEANINGS[family],
+                "text": _meaning(family, summary),
                 "values": pack(getattr(curves, family)),
             }
             for family in families
@@ -254,6 +282,12 @@ def _contents(summary: Summary) -> dict[str, Any]:
         "label_text": _label_text(summary, names),
         "about": _about_rows(summary),
     }
+
+
+def _meaning(family: str, summary: Summary) -> str:
+    communities = family == "modularity" and summary.header.settings.get("labels") == "communities"
+    text = _OVER_COMMUNITIES if communities else _MEANINGS[family]
+    return text + _AT_DROPS if family == "cka_to_final" and len(summary.dynamics.drops()) else text
 
 
 def _overview(summary: Summary) -> str:
@@ -353,8 +387,28 @@ def run_name(root: Path) -> str:
         >>> run_name(Path("runs/resnet/version_0/ssc"))
         'resnet/version_0'
     """
+    return "/".join(_folders(root)[-2:])
+
+
+def run_names(roots: tuple[Path, Path], epochs: tuple[int | None, int | None] = (None, None)) -> tuple[str, str]:
+    """What to call two runs: as many of their last folders, two or more, as tell them apart, and epochs asked for.
+
+    Example:
+        >>> run_names((Path("a/net/version_0/ssc"), Path("b/net/version_0/ssc")), (3, None))
+        ('a/net/version_0, epoch 3', 'b/net/version_0')
+    """
+    one, other = (_folders(root) for root in roots)
+    count = next((k for k in range(2, max(len(one), len(other))) if one[-k:] != other[-k:]), 2)
+    first, second = (
+        "/".join(parts[-count:]) + ("" if epoch is None else f", epoch {epoch}")
+        for parts, epoch in zip((one, other), epochs, strict=True)
+    )
+    return first, second
+
+
+def _folders(root: Path) -> tuple[str, ...]:
     path = root.resolve()
-    return "/".join((path.parent if path.name.startswith("ssc") else path).parts[-2:])
+    return (path.parent if path.name.startswith("ssc") else path).parts
 
 
 def _number(value: float, form: str = "{:.2f}") -> str:

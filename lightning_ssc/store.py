@@ -28,6 +28,8 @@ from lightning_ssc.functional import affinity, modularity
 from lightning_ssc.functional.gram_sketch import GramSketch
 
 FORMAT = 1
+SUPERSEDED = "superseded"  # subfolder of snapshots that a later start of the run has replaced
+_CLASSES = 1 << 20  # more classes than this are no classes, and would fill the memory of whoever counts them
 _OF_SAMPLES = ("labels", "indices", "predictions", "confidence")
 _NAME = re.compile(r"epoch_(\d+)\.npz")
 
@@ -212,7 +214,7 @@ class SnapshotStore:
     def set_aside(self, epochs: Sequence[int]) -> None:
         """Move snapshots into the subfolder ``superseded``, where no reader looks."""
         for epoch in epochs:
-            aside = self.root / "superseded" / self.path(epoch).name
+            aside = self.root / SUPERSEDED / self.path(epoch).name
             aside.parent.mkdir(exist_ok=True)
             self.path(epoch).replace(aside)
 
@@ -223,8 +225,8 @@ class SnapshotStore:
             SnapshotError: It is not there, damaged, or of a newer format.
         """
         with self._open(epoch) as arrays:
-            header = _header(arrays, self.path(epoch))
-            of_samples: dict[str, Any] = {k: torch.from_numpy(arrays[k]) for k in _OF_SAMPLES if k in arrays}
+            header = _snapshot_header(arrays, self.path(epoch))
+            of_samples = _of_samples(arrays, header)
             return Snapshot(
                 layers={name: _layer(arrays, i, header["layers"][i]) for i, name in enumerate(_names(header))},
                 **of_samples,
@@ -239,7 +241,7 @@ class SnapshotStore:
             SnapshotError: The snapshot cannot be read or does not hold the layer.
         """
         with self._open(epoch) as arrays:
-            header = _header(arrays, self.path(epoch))
+            header = _snapshot_header(arrays, self.path(epoch))
             names = _names(header)
             if layer not in names:
                 raise SnapshotError(f"{self.path(epoch)} holds no layer {layer!r}, only {', '.join(names)}.")
@@ -252,7 +254,7 @@ class SnapshotStore:
             SnapshotError: The snapshot cannot be read.
         """
         with self._open(epoch) as arrays:
-            return torch.from_numpy(arrays["labels"]) if "labels" in arrays else None
+            return _of_samples(arrays, _snapshot_header(arrays, self.path(epoch))).get("labels")
 
     def header(self, epoch: int) -> SnapshotHeader:
         """Read what a snapshot says of itself.
@@ -261,7 +263,8 @@ class SnapshotStore:
             SnapshotError: The snapshot cannot be read.
         """
         with self._open(epoch) as arrays:
-            header = _header(arrays, self.path(epoch))
+            header = _snapshot_header(arrays, self.path(epoch))
+            _size(arrays, header)
             return SnapshotHeader(
                 layers=_names(header),
                 versions=header.get("versions", {}),
@@ -290,7 +293,12 @@ class SnapshotStore:
             return None
         with _Reading(path) as arrays:
             header = _header(arrays, path)
-            return ProbeCard(header["fingerprint"], arrays.get("images"), tuple(header["class_names"]))
+            images = arrays.get("images")
+            _check(isinstance(header["fingerprint"], str), "the fingerprint is no text")
+            _check(all(isinstance(name, str) for name in header["class_names"]), "a class name is no text")
+            pictures = images is None or (images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3)
+            _check(pictures, "the pictures are not (N, H, W, 3) bytes")
+            return ProbeCard(header["fingerprint"], images, tuple(header["class_names"]))
 
     def _open(self, epoch: int) -> _Reading:
         return _Reading(self.path(epoch))
@@ -402,8 +410,7 @@ class _Reading:
 
     @property
     def _epoch(self) -> int | None:
-        name = _NAME.fullmatch(self.path.name)
-        return None if name is None else int(name[1])
+        return _epoch_of(self.path)
 
     def _damaged(self, why: object) -> SnapshotError:
         return SnapshotError(
@@ -421,6 +428,57 @@ def _header(arrays: Mapping[str, Any], path: Path) -> dict[str, Any]:
             f"Upgrade lightning-ssc to read it."
         )
     return header
+
+
+def _check(holds: bool, what: str) -> None:
+    """Refuse what an archive holds; :class:`_Reading` adds which file it is."""
+    if not holds:
+        raise ValueError(what)
+
+
+def _snapshot_header(arrays: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    header = _header(arrays, path)
+    names, rate = _names(header), header.get("learning_rate")
+    _check(
+        all(isinstance(name, str) for name in names) and len(set(names)) == len(names),
+        "its names of layers are not texts that differ",
+    )
+    for layer in header["layers"]:
+        _check(
+            type(layer["features"]) is int and type(layer["converged"]) is bool, f"layer {layer['name']!r} is damaged"
+        )
+    _check(header["epoch"] == _epoch_of(path), f"it says that it is of epoch {header['epoch']}")
+    _check(type(header["step"]) is int and isinstance(header["probe"], str), "its step or probe is damaged")
+    _check(rate is None or type(rate) in (int, float), f"its learning rate is {rate!r}")
+    for key in ("settings", "seconds", "versions"):
+        _check(isinstance(header.get(key, {}), dict), f"its {key} are damaged")
+    _check(all(type(value) in (int, float) for value in header["seconds"].values()), "its seconds are damaged")
+    return header
+
+
+def _size(arrays: Mapping[str, Any], header: Mapping[str, Any]) -> int | None:
+    """The number of samples, which all layers must share; ``None`` without layers."""
+    sizes = {arrays[f"{i}/gap"].shape for i in range(len(header["layers"]))}
+    _check(len(sizes) <= 1, "its layers are of different numbers of samples")
+    return next((shape[0] for shape in sizes), None)
+
+
+def _of_samples(arrays: Mapping[str, Any], header: Mapping[str, Any]) -> dict[str, Any]:
+    """Labels, predictions and so on, one entry a sample."""
+    size = _size(arrays, header)
+    found: dict[str, NDArray[Any]] = {key: arrays[key] for key in _OF_SAMPLES if key in arrays}
+    for key, values in found.items():
+        _check(values.ndim == 1 and size in (None, len(values)), f"its {key} are not one a sample")
+        _check(values.dtype.kind == ("f" if key == "confidence" else "i"), f"its {key} are {values.dtype}")
+        if key in ("labels", "predictions"):
+            in_range = (values >= np.iinfo(np.int32).min) & (values < _CLASSES)
+            _check(bool(in_range.all()), f"its {key} are no numbers of classes")
+    return {key: torch.from_numpy(values) for key, values in found.items()}
+
+
+def _epoch_of(path: Path) -> int | None:
+    name = _NAME.fullmatch(path.name)
+    return None if name is None else int(name[1])
 
 
 def _names(header: Mapping[str, Any]) -> list[str]:
@@ -460,7 +518,14 @@ def _to_arrays(snapshot: Snapshot) -> dict[str, NDArray[Any]]:
 
 def _layer(arrays: Mapping[str, Any], i: int, entry: Mapping[str, Any]) -> LayerGraph:
     crow, col, value = (torch.from_numpy(arrays[f"{i}/{part}"]) for part in ("crow", "col", "value"))
+    gap, found = torch.from_numpy(arrays[f"{i}/gap"]), arrays.get(f"{i}/communities")
     n = len(crow) - 1
+    for values in (gap, found):
+        _check(values is None or tuple(values.shape) == (n,), f"layer {entry['name']!r} has a column of another length")
+    _check(
+        value.is_floating_point() and bool(value.isfinite().all()),
+        f"layer {entry['name']!r} has weights that are no numbers",
+    )
     try:  # unchecked, indices out of range would be read as memory
         coef = torch.sparse_csr_tensor(crow.long(), col.long(), value, (n, n), check_invariants=True)
     except RuntimeError as error:
@@ -468,7 +533,5 @@ def _layer(arrays: Mapping[str, Any], i: int, entry: Mapping[str, Any]) -> Layer
     linear = None
     if f"{i}/linear/pairs" in arrays:
         linear = GramSketch(*(torch.from_numpy(arrays[f"{i}/linear/{part}"]) for part in ("diagonal", "pairs")))
-    found = arrays.get(f"{i}/communities")
     communities = None if found is None else torch.from_numpy(found)
-    gap = torch.from_numpy(arrays[f"{i}/gap"])
     return LayerGraph(coef, gap, entry["converged"], entry["features"], linear, communities)

@@ -51,7 +51,7 @@ def requested(browser: Any) -> set[str]:
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
     urls += [m["params"]["url"] for m in messages if m["method"] == "Network.webSocketCreated"]
-    return {url for url in urls if not url.startswith(("data:", "chrome:"))}
+    return {url for url in urls if not url.startswith(("data:", "blob:", "chrome:"))}
 
 
 def found(parent: Any, selector: str) -> list[Any]:

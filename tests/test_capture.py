@@ -266,8 +266,9 @@ def test_compiled_networks(how: str, x: Tensor) -> None:
         net = nn.Sequential(OrderedDict(net=torch.compile(plain, backend="eager")))  # type: ignore[arg-type]
     else:
         plain.compile(backend="eager")
-    net(x)  # compiled before it is watched: hooks added now would never fire in compiled code
-    found = grams(net, "conv", x)
+    with torch.no_grad():
+        net(x)  # compiled as the probe runs it, before it is watched: hooks added now never fire in compiled code
+    found = grams(net, "conv", x, chunk=len(x))
     assert [name.removeprefix("net.") for name in found] == list(expected)
     for gram, other in zip(found.values(), expected.values(), strict=True):
         torch.testing.assert_close(gram, other)
@@ -309,10 +310,13 @@ def test_a_layer_that_does_not_always_run_is_named() -> None:
 
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch has no fp32_precision")
 def test_either_way_of_setting_the_precision_is_restored(x: Tensor) -> None:
-    before = torch.backends.cuda.matmul.fp32_precision
+    backends: Any = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
     try:
-        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        for backend in backends:
+            backend.fp32_precision = "tf32"
         grams(convnet(), "conv", x)
-        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+        assert [backend.fp32_precision for backend in backends] == ["tf32", "tf32"]
     finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+        for backend, setting in zip(backends, before, strict=True):
+            backend.fp32_precision = setting

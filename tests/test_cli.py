@@ -14,8 +14,15 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_ssc import SnapshotStore, SSCMonitor, cli, plots, snapshot
-from lightning_ssc.analysis import dynamics
-from lightning_ssc.checkpoints import CheckpointError, find_checkpoints, import_object, load_weights, progress_of
+from lightning_ssc.analysis import dynamics, inputs
+from lightning_ssc.checkpoints import (
+    CheckpointError,
+    build_model,
+    find_checkpoints,
+    import_object,
+    load_weights,
+    progress_of,
+)
 from lightning_ssc.cli import main
 from lightning_ssc.store import FORMAT
 from recipes.models import cifar_resnet, vgg11
@@ -53,6 +60,25 @@ class Data(pl.LightningDataModule):
 
     def probe_dataloader(self) -> Any:
         return torch.utils.data.DataLoader(data(self.size, seed=5), batch_size=20, shuffle=True)
+
+
+class Late(pl.LightningModule):
+    """A LightningModule that makes its layers where Lightning lets it."""
+
+    def configure_model(self) -> None:
+        if not hasattr(self, "net"):
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.ReLU(), nn.Linear(4, 3))
+
+    def forward(self, x: Any) -> Any:
+        return self.net(x)
+
+
+class Empty(pl.LightningModule):
+    """No weights to fill."""
+
+
+OTHER_SHAPE = (torch.rand(30, 5), torch.arange(30) % 3)
+NO_FUNCTION = 7
 
 
 def bare_net() -> nn.Module:
@@ -144,9 +170,89 @@ def test_an_interrupted_analysis_goes_on(live: Path, tmp_path: Path, capsys: Any
     assert "another probe" in capsys.readouterr().err
 
 
+def test_analyze_refuses_a_folder_of_other_layers(live: Path, tmp_path: Path, capsys: Any) -> None:
+    assert analyze(live, tmp_path / "ssc") == 0
+    assert analyze(live, tmp_path / "ssc", "--layers", "ReLU") == 1  # though no epoch is missing
+    assert "other layers (epoch 1: model.1, model.3; now model.2)" in capsys.readouterr().err
+
+
+def test_arguments_go_before_saved_hyperparameters(live: Path, tmp_path: Path, capsys: Any) -> None:
+    assert analyze(live, tmp_path / "same", "--model-arg", "width=6") == 0
+    assert analyze(live, tmp_path / "other", "--model-arg", "width=7") == 1
+    assert "size mismatch" in capsys.readouterr().err
+
+
+def test_layers_made_late_are_filled(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    net = Late()
+    net.configure_model()
+    torch.save({"state_dict": net.state_dict(), "epoch": 0}, tmp_path / "checkpoints" / "x.ckpt")
+    assert analyze(tmp_path, tmp_path / "ssc", model="Late") == 0
+    filled = build_model(Late, {"state_dict": net.state_dict()}, {})
+    assert torch.equal(filled.get_parameter("net.1.weight"), net.net[1].weight)
+    assert analyze(tmp_path, tmp_path / "none", model="Empty") == 1
+    assert "no weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "says"),
+    [
+        (["--model-arg", "nosuch=1"], 2, "has no argument 'nosuch' for --model-arg, only width"),
+        (["--data-arg", "nosuch=1"], 2, "has no argument 'nosuch' for --data-arg, only size"),
+        (["--model", f"{MODULE}:NO_FUNCTION"], 2, "no class or function"),
+        (["--device", "foo"], 2, "--device foo cannot be used"),
+        (["--device", "meta"], 2, "--device meta cannot be used"),
+        (["--data", f"{MODULE}:OTHER_SHAPE"], 1, "does not run on the inputs of --data"),
+    ],
+)
+def test_ordinary_mistakes_get_a_message(
+    live: Path, tmp_path: Path, capsys: Any, more: list[str], status: int, says: str
+) -> None:
+    assert analyze(live, tmp_path, *more) == status
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there(live: Path, tmp_path: Path, capsys: Any) -> None:
+    assert analyze(live, tmp_path, "--device", "cuda") == 2
+    assert "--device cuda cannot be used" in capsys.readouterr().err
+
+
+WHOLE: dict[str, Any] = {"state_dict": nn.Linear(2, 2).state_dict(), "epoch": 0, "hyper_parameters": {}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b".", b"0", b"(((", b"c", b"\x80\x02.", b"\x80\x02K\x01.", b"PK\x03\x04" + b"0" * 50,
+        {**WHOLE, "loops": {"fit_loop": {}}},
+        {**WHOLE, "loops": None},
+        {**WHOLE, "epoch": None},
+        {**WHOLE, "optimizer_states": [{}]},
+        {**WHOLE, "hyper_parameters": None},
+        {**WHOLE, "state_dict": [1]},
+        {**WHOLE, "state_dict": {"weight": 1, "bias": 2}},
+        {1: torch.zeros(1)},
+        [1],
+    ],
+)  # fmt: skip
+def test_a_malformed_checkpoint_is_named(tmp_path: Path, capsys: Any, content: Any) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / "checkpoints" / "x1.ckpt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    assert analyze(tmp_path, tmp_path / "out") == 1
+    message = capsys.readouterr().err
+    assert str(path) in message
+    assert "weights_only" not in message
+    assert "checkpoint ()" not in message  # an error without words is named by its kind
+
+
 def test_checkpoints_are_found_in_a_version_folder(live: Path, tmp_path: Path) -> None:
     root = live
-    assert find_checkpoints(root) == find_checkpoints(root / "checkpoints")
+    read: list[Path] = []
+    found = find_checkpoints(root, lambda paths: (read.extend(paths), paths)[1])
+    assert found == find_checkpoints(root / "checkpoints")
+    assert len(read) == 4  # of three epochs and the last
     with pytest.raises(CheckpointError, match="There are no checkpoints"):
         find_checkpoints(tmp_path)
 
@@ -329,6 +435,25 @@ def test_mistakes_in_the_command_line_exit_with_two(arguments: list[str], capsys
     assert "error" in capsys.readouterr().err
 
 
+def test_report_prints_table_1_and_takes_a_reference(tmp_path: Path, capsys: Any) -> None:
+    store = made_run(tmp_path / "a" / "ssc")
+    other = made_run(tmp_path / "b" / "ssc", seed=50)
+    out = tmp_path / "out"
+    assert main(["report", str(tmp_path / "a"), "--out", str(out), "--reference", str(tmp_path / "b")]) == 0
+    table = inputs(store.load(2))
+    printed = capsys.readouterr().out
+    for value in (table.ssc_accuracy, table.network_accuracy, table.agreement):
+        assert f"{value:.1%}" in printed
+    assert (out / "table1.csv").read_text().splitlines()[1] == ",".join(map(str, table.table1().values()))
+    assert (out / "figures" / "cka_to_reference.png").is_file()
+    assert main(["export", str(tmp_path / "a"), "--csv", str(out), "--reference", str(tmp_path / "b")]) == 0
+    with (out / "dynamics.csv").open(newline="") as file:
+        found = [float(line["cka_to_reference"]) for line in csv.DictReader(file)]
+    assert found == dynamics(store, reference=other.load(2)).cka_to_reference.ravel().tolist()
+    assert main(["report", str(tmp_path / "a"), "--out", str(out), "--reference", str(tmp_path / "nowhere")]) == 1
+    assert "nowhere is not a folder" in capsys.readouterr().err
+
+
 def test_a_missing_run_exits_with_one(tmp_path: Path, capsys: Any) -> None:
     assert main(["report", str(tmp_path / "nowhere")]) == 1
     assert "is not a folder" in capsys.readouterr().err
@@ -344,6 +469,7 @@ def test_every_help_page_has_an_example_and_the_exit_status(command: str, capsys
     page = capsys.readouterr().out
     assert f"  lightning-ssc {command} " in page
     assert "Exit status:" in page
+    assert "130  interrupted" in page
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(
@@ -352,7 +478,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
     made_run(tmp_path)
     monkeypatch.setattr(cli, "_SECONDS_BETWEEN_LINES", 0.0)
     assert main(["export", str(tmp_path), "--csv", str(tmp_path / "csv")]) == 0
-    assert "working: 0 of 3" in capsys.readouterr().err
+    assert "reading: 0 of 3" in capsys.readouterr().err
 
 
 def test_it_runs_as_a_module(tmp_path: Path) -> None:

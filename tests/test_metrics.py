@@ -114,10 +114,12 @@ def test_misuse():
         modular.update(x1, labels[1:])
     with pytest.raises(ValueError, match=r"labels must have shape \(B,\), got \(60, 3\): pass class indices"):
         modular.update(x1, torch.eye(3)[labels])
-    cka.reset()
+    with pytest.raises(ValueError, match=r"labels must be integers, got torch\.float32: pass class indices"):
+        modular.update(x1, labels.float())
     cka.update(x1, x2)
     with pytest.raises(ValueError, match="x2 has 4 features in this batch, but 5 in the last one"):
         cka.update(x1, x2[:, 1:])
+    assert [len(state) for state in (cka.x1, cka.x2, modular.x, modular.labels)] == [1, 1, 0, 0]
     for metric in (LinearCKA(), AffinityModularity()):
         with (
             pytest.warns(UserWarning, match="before the ``update``"),
@@ -183,7 +185,19 @@ for part in mine.split(9 + rank):
 for _ in range(2):  # the states must come back unharmed after the first synchronisation
     values = cka.compute(), modular.compute()
     cka._computed = modular._computed = None
-torch.save(values, f"{folder}/{rank}.pt")
+if rank == 0:  # and the other has no inputs
+    cka, modular = LinearCKA(), AffinityModularity()
+    cka.update(x1.double(), x2)
+    modular.update(x1, labels)
+else:
+    cka, modular = LinearCKA(), AffinityModularity()
+values += cka.compute(), modular.compute()
+none, refused = LinearCKA(), 0
+try:
+    none.compute()
+except ValueError as error:
+    refused = str(error)
+torch.save((*values, refused), f"{folder}/{rank}.pt")
 dist.destroy_process_group()
 """
 
@@ -202,6 +216,8 @@ def test_in_two_processes(tmp_path):
         for worker in workers:
             worker.kill()
     for rank in range(2):
-        cka, modular = torch.load(tmp_path / f"{rank}.pt")
-        assert cka.item() == pytest.approx(linear_cka(x1, x2), abs=1e-6)
-        assert modular.item() == pytest.approx(modularity_of(x1, labels), abs=1e-6)
+        *values, refused = torch.load(tmp_path / f"{rank}.pt")
+        for cka, modular in (values[:2], values[2:]):  # both with inputs, and one without
+            assert cka.item() == pytest.approx(linear_cka(x1, x2), abs=1e-6)
+            assert modular.item() == pytest.approx(modularity_of(x1, labels), abs=1e-6)
+        assert refused == "LinearCKA has seen no inputs: call update() before compute()"

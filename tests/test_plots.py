@@ -1,4 +1,5 @@
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -136,6 +137,27 @@ def test_an_explanation_says_what_the_network_said(images: np.ndarray | None) ->
 def test_class_colours_are_the_same_whatever_classes_are_present() -> None:
     assert len({to_hex(c) for c in plots.class_colours(np.arange(10))}) == 10
     assert len({to_hex(c) for c in plots.class_colours(np.arange(100))}) == 100
+
+
+def test_a_class_has_its_colour_and_shape_whichever_others_are_there(axes: Axes) -> None:
+    for numbers in ([0, 2], [1, 40, 99], [11]):
+        assert plots.class_colours(numbers).tolist() == plots.class_colours(np.arange(100))[numbers].tolist()
+    plots.embedding(np.ones((3, 2)), [0, 2, 2], ax=axes)
+    all_there = Figure().add_subplot()
+    plots.embedding(np.ones((3, 2)), [0, 1, 2], ax=all_there)
+    for group, same in zip(axes.collections, all_there.collections[::2], strict=True):
+        assert group.get_facecolor()[0].tolist() == same.get_facecolor()[0].tolist()
+        assert group.get_paths()[0].vertices.tolist() == same.get_paths()[0].vertices.tolist()
+
+
+def test_control_characters_leave_an_svg_whole(tmp_path: Path) -> None:
+    plots.save({"one": plots.heatmap(np.eye(2), ["a\nb", "c\x01d"])}, tmp_path)
+    ElementTree.parse(tmp_path / "one.svg")
+
+
+def test_the_deepest_layer_is_visible_on_white() -> None:
+    red, green, blue = plots.layer_colours(40)[-1, :3]
+    assert 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.75
 
 
 def test_names_are_never_read_as_formulas() -> None:

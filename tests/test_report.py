@@ -2,7 +2,10 @@ import base64
 import io
 import json
 import re
+import subprocess
+import sys
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from lightning_ssc import report as report_module
 from lightning_ssc.analysis import Dynamics, Similarity, find_blocks, find_store, inputs, neighbours, summarise
-from lightning_ssc.report import pack, page, report, sprite
+from lightning_ssc.report import pack, page, report, run_names, sprite
 from lightning_ssc.store import SnapshotError
 from tests.browser import (
     hover_over_curve,
@@ -174,7 +176,29 @@ def test_without_plotly_the_error_says_what_to_install(tmp_path: Path, monkeypat
 
 
 def test_plotly_is_imported_late() -> None:
-    assert "plotly" not in vars(report_module)
+    code = "import sys, lightning_ssc.report; sys.exit('plotly' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_texts_claim_what_the_run_has(tmp_path: Path) -> None:
+    summary = summarise(made_run(tmp_path / "ssc"), reference=made_run(tmp_path / "other", seed=9).load(2))
+    texts = {family["title"]: family["text"] for family in contents(page(summary))["families"]}
+    assert "classes" in texts["Modularity of the affinity graphs"]
+    assert "drops" in texts["SSC-CKA to the final state"]
+    assert "reference run" in texts["SSC-CKA to the reference"]
+    steady = replace(summary.dynamics, learning_rate=np.full(3, 0.1))
+    settings = {**summary.header.settings, "labels": "communities"}
+    other = replace(summary, dynamics=steady, header=summary.header._replace(settings=settings))
+    texts = {family["title"]: family["text"] for family in contents(page(other))["families"]}
+    assert "communities" in texts["Modularity of the affinity graphs"]
+    assert "drops" not in texts["SSC-CKA to the final state"]
+
+
+def test_run_names_tell_runs_apart(tmp_path: Path) -> None:
+    one, other = Path("/x/net/v/ssc"), Path("/y/net/v/ssc")
+    assert run_names((one, other)) == ("x/net/v", "y/net/v")
+    assert run_names((one, one), (1, 2)) == ("net/v, epoch 1", "net/v, epoch 2")
+    assert run_names((one, Path("/z/w/ssc"))) == ("net/v", "z/w")
 
 
 # -- In a browser
@@ -227,6 +251,23 @@ def test_the_page_works_from_disk(browser: Any, tmp_path: Path) -> None:
     expected = [f"picture of input {j}" for j in summary.nearest[7] if j >= 0]
     assert [tile.get_attribute("aria-label") for tile in tiles] == expected
 
+    # A number that is no input gives way to the one shown.
+    number.send_keys("999", Keys.TAB)
+    assert number.get_attribute("value") == "7"
+    Select(browser.find_element(By.ID, "embedding-layer")).select_by_index(0)
+
+    # Plotly's button saves a picture, which takes a blob.
+    script = (
+        "Plotly.toImage('heatmap', {width: 200, height: 200}).then(arguments[0], (e) => arguments[0]('error ' + e))"
+    )
+    assert browser.execute_async_script(script).startswith("data:image/png")
+
+    # Layers are named with the symbol and colour of their lines, and headings skip no level.
+    swatches = browser.find_elements(By.CSS_SELECTOR, "#switches .swatch")
+    assert [swatch.text[0] for swatch in swatches] == ["●", "■", "▲"]
+    levels = [int(h.tag_name[1]) for h in browser.find_elements(By.CSS_SELECTOR, "h1, h2, h3, h4, h5")]
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
     # Confidently wrong inputs, a table in place of a picture, and names that are still only names.
     assert len(browser.find_elements(By.CSS_SELECTOR, "#wrong-cards .card")) == 2
     details = browser.find_element(By.CSS_SELECTOR, "#curves details")
@@ -244,7 +285,7 @@ def test_the_page_works_from_disk(browser: Any, tmp_path: Path) -> None:
 
 
 @needs_chromium
-@pytest.mark.parametrize("lacking", ["images", "labels", "snapshots"])
+@pytest.mark.parametrize("lacking", ["images", "labels", "snapshots", "confidence"])
 def test_the_page_of_a_poor_run_works(browser: Any, tmp_path: Path, lacking: str) -> None:
     from selenium.webdriver.common.by import By
 
@@ -255,13 +296,15 @@ def test_the_page_of_a_poor_run_works(browser: Any, tmp_path: Path, lacking: str
         epochs=(0,) if lacking == "snapshots" else (0, 1),
         layers=("fc",) if lacking == "snapshots" else ("conv", "fc"),
     )
+    if lacking == "confidence":
+        store.save(replace(store.load(1), confidence=None))
     path = tmp_path / "index.html"
     path.write_text(page(summarise(store)), encoding="utf-8")
     open_page(browser, path)
     assert browser.get_log("browser") == []
     assert requested(browser) == {path.as_uri()}
     assert browser.find_elements(By.CSS_SELECTOR, "#embedding .scatterlayer .point")
-    assert bool(browser.find_elements(By.ID, "wrong")) == (lacking != "labels")
+    assert bool(browser.find_elements(By.ID, "wrong")) == (lacking not in ("labels", "confidence"))
 
 
 @needs_chromium
@@ -273,6 +316,8 @@ def test_the_page_fits_a_phone(browser: Any, tmp_path: Path) -> None:
     try:
         open_page(browser, path)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        ticks = browser.find_elements("css selector", "#heatmap .ytick text")
+        assert [tick.get_attribute("textContent") for tick in ticks] == [f"longl…glong{i}" for i in range(5)]
         assert browser.get_log("browser") == []
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

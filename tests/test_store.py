@@ -147,6 +147,73 @@ def test_damage_is_named(store: SnapshotStore, damage: str) -> None:
         store.load(3)
 
 
+def edit_layer(**values: Any) -> Any:
+    return lambda header, arrays: header["layers"][0].update(values)
+
+
+def edit(**values: Any) -> Any:
+    return lambda header, arrays: header.update(values)
+
+
+def change(key: str, to: Any) -> Any:
+    return lambda header, arrays: arrays.update({key: to(arrays[key])})
+
+
+HOSTILE = {
+    "name of a layer is a number": edit_layer(name=7),
+    "names of layers repeat": edit_layer(name="4"),
+    "features are text": edit_layer(features="many"),
+    "another epoch": edit(epoch=5),
+    "no seconds": edit(seconds=None),
+    "seconds are text": edit(seconds={"total": "long"}),
+    "learning rate is text": edit(learning_rate="x"),
+    "few labels": change("labels", lambda a: a[:5]),
+    "labels are fractions": change("labels", lambda a: a.astype(float)),
+    "labels without end": change("labels", lambda a: np.where(np.arange(len(a)) == 0, 10**12, a)),
+    "few predictions": change("predictions", lambda a: a[:3]),
+    "few confidences": change("confidence", lambda a: a[:3]),
+    "short gap": change("0/gap", lambda a: a[:5]),
+    "empty gap": change("1/gap", lambda a: a[:0]),
+    "weights are NaN": change("0/value", lambda a: a * np.nan),
+    "weights are text": change("0/value", lambda a: a.astype("<U5")),
+}
+
+
+@pytest.mark.parametrize("damage", HOSTILE)
+def test_what_a_readable_archive_holds_is_checked(store: SnapshotStore, damage: str) -> None:
+    with np.load(store.path(3)) as archive:
+        arrays = dict(archive)
+    header = json.loads(bytes(arrays["header"]))
+    HOSTILE[damage](header, arrays)
+    np.savez(store.path(3), **arrays | {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)})
+    with pytest.raises(SnapshotError, match=r"epoch_000003\.npz is not a readable snapshot"):
+        store.load(3)
+
+
+def test_a_whole_archive_rewritten_is_readable(store: SnapshotStore, taken: Snapshot) -> None:
+    """What the test above relies on; a negative label, as classes to ignore have, is none of the damage."""
+    with np.load(store.path(3)) as archive:
+        arrays = dict(archive)
+    arrays["labels"] = np.where(np.arange(len(arrays["labels"])) == 0, -100, arrays["labels"])
+    np.savez(store.path(3), **arrays)
+    assert store.load(3).labels.tolist()[0] == store.labels(3).tolist()[0] == -100  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        ProbeCard("abc", np.zeros((2, 4, 4, 3))),  # type: ignore[arg-type]
+        ProbeCard("abc", np.zeros((2, 4, 4), np.uint8)),
+        ProbeCard("abc", None, (1, 2)),  # type: ignore[arg-type]
+        ProbeCard(None),  # type: ignore[arg-type]
+    ],
+)
+def test_a_damaged_card_is_named(store: SnapshotStore, card: ProbeCard) -> None:
+    store.save_card(card)
+    with pytest.raises(SnapshotError, match=r"probe\.npz"):
+        store.load_card()
+
+
 def test_flipped_bytes_are_noticed(store: SnapshotStore) -> None:
     path = store.path(3)
     content = bytearray(path.read_bytes())

@@ -103,7 +103,7 @@ class Blocks:
 
     @property
     def contrast(self) -> float:
-        """Mean similarity of pairs of layers of one block less that of pairs of layers of two; NaN without both."""
+        """Mean of ``within`` over the blocks less the mean of ``between`` over their pairs; NaN without both."""
         if np.isnan(self.within).all() or len(self.starts) < 2:
             return float("nan")
         return float(np.nanmean(self.within) - np.nanmean(self.between))
@@ -120,7 +120,6 @@ class Blocks:
             layers: Names of the layers that were compared.
         """
         ends = self.ends(len(layers))
-        between = np.where(np.isnan(self.between), 0, self.between).sum(1) / np.maximum(1, len(self.starts) - 1)
         write_csv(
             path,
             {
@@ -129,7 +128,7 @@ class Blocks:
                 "last_layer": [layers[end - 1] for end in ends],
                 "layers": np.subtract(ends, self.starts),
                 "similarity_within": self.within,
-                "similarity_to_others": np.where(len(self.starts) > 1, between, np.nan),
+                "similarity_to_others": [_mean(row) for row in self.between],
                 "chessboard": np.full(len(ends), self.chessboard),
             },
         )
@@ -156,7 +155,7 @@ def find_blocks(similarity: ArrayLike, threshold: float | None = None) -> Blocks
         threshold: The similarity s from which layers belong together.
 
     Raises:
-        ValueError: The matrix is not square and symmetric, or the threshold is not below 1.
+        ValueError: The matrix is empty or not square and symmetric, or the threshold is not below 1.
 
     Example:
         >>> heatmap = np.kron(np.eye(2), np.full((3, 3), 0.8)) + 0.1
@@ -166,7 +165,8 @@ def find_blocks(similarity: ArrayLike, threshold: float | None = None) -> Blocks
         ([0, 3], [0.9, 0.9], 0.8)
     """
     table = np.array(similarity, dtype=float)
-    if table.ndim != 2 or len(table) != table.shape[1] or not np.allclose(table, table.T, equal_nan=True):
+    square = table.ndim == 2 and 0 < len(table) == table.shape[1]
+    if not square or not np.allclose(table, table.T, equal_nan=True):
         raise ValueError(f"Blocks are found in a symmetric matrix of similarities, not in one of shape {table.shape}.")
     count = len(table)
     known = np.where(np.isnan(table), 0.0, table)

@@ -8,7 +8,7 @@ import numpy as np
 
 from lightning_ssc.analysis.architecture import Similarity, similarity
 from lightning_ssc.analysis.dynamics import Dynamics, Progress, dynamics
-from lightning_ssc.store import SnapshotStore
+from lightning_ssc.store import SnapshotError, SnapshotStore
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,17 @@ class Comparison:
     other: Dynamics
 
     def closest(self) -> list[tuple[str, str, float]]:
-        """For every layer of the first network the layer of the second most like it, and their SSC-CKA."""
+        """For every layer of the first network the layer of the second most like it, and their SSC-CKA.
+
+        Layers without a graph, which are like no other, are left out.
+        """
         table = np.nan_to_num(self.similarity.ssc, nan=-np.inf)
         best = table.argmax(1)
         columns = self.similarity.columns
         return [
             (row, columns[j], float(self.similarity.ssc[i, j]))
             for i, (row, j) in enumerate(zip(self.similarity.rows, best, strict=True))
+            if np.isfinite(table[i, j])
         ]
 
 
@@ -58,9 +62,13 @@ def compare(
         store.load(max(store.epochs, default=0) if epoch is None else epoch)
         for store, epoch in zip((one, other), epochs, strict=True)
     )
-    table = similarity(first, second)  # first of all, for it notices different probes
+    if first.probe != second.probe:
+        raise SnapshotError(
+            f"{one.root} and {other.root} are of different probes ({first.probe} and {second.probe}), so their graphs "
+            f"cannot be compared. Take both on the same inputs in the same order, with the same transforms."
+        )
     return Comparison(
-        table,
+        similarity(first, second),
         dynamics(one, reference=second, progress=progress),
         dynamics(other, reference=first, progress=progress),
     )

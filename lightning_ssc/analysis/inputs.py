@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +62,20 @@ class Inputs:
     def agreement(self) -> float:
         """Share of inputs whose SSC label is the network's prediction; isolated inputs count as disagreeing."""
         return float("nan") if self.predictions is None else float((self.ssc_labels == self.predictions).mean())
+
+    def table1(self) -> dict[str, Any]:
+        """The line of table 1 of the paper: how often SSC labels, classes and predictions agree in this layer."""
+        return {
+            "layer": self.layer,
+            "epoch": self.epoch,
+            "ssc_label_accuracy": self.ssc_accuracy,
+            "network_accuracy": self.network_accuracy,
+            "agreement": self.agreement,
+        }
+
+    def table1_to_csv(self, path: str | Path) -> None:
+        """Write :meth:`table1` as a table of one line."""
+        write_csv(path, {name: [value] for name, value in self.table1().items()})
 
     def confidently_wrong(self, count: int = 12) -> Index:
         """Inputs that the network classifies wrongly, by falling softmax score (figure 9 of the paper)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lightning_ssc.store import SnapshotError, SnapshotStore
+from lightning_ssc.store import SUPERSEDED, SnapshotError, SnapshotStore
 
 
 def find_store(run: str | Path) -> SnapshotStore:
@@ -31,7 +31,12 @@ def find_store(run: str | Path) -> SnapshotStore:
         raise SnapshotError(f"{root} is not a folder. Name a run's version folder, or its folder of snapshots (ssc).")
     if len(store := SnapshotStore(root)):
         return store
-    found = sorted(Path(folder) for folder, _, _ in os.walk(root) if len(SnapshotStore(folder)))
+    found: list[Path] = []
+    for folder, below, _ in os.walk(root):
+        below[:] = sorted(name for name in below if name != SUPERSEDED)
+        if len(SnapshotStore(folder)):
+            found.append(Path(folder))
+            below.clear()  # what lies inside belongs to this run
     if not found:
         raise SnapshotError(
             f"There are no snapshots (epoch_*.npz) in {root} or below it. SSCMonitor writes them to <log_dir>/ssc; "

@@ -125,21 +125,44 @@ class Summary:
                 **{f"laplacian_{k + 1}": normalized[..., k] for k in range(2)},
             },
         )
-        written = ["dynamics", "layers", "similarity", "blocks", "heatmaps", "embeddings", "neighbours"]
+        gains = self.dynamics.jumps()
+        drops = np.repeat(self.dynamics.drops(), count, axis=0)
+        write_csv(
+            folder / "jumps.csv",
+            {"before": drops[:, 0], "after": drops[:, 1], "layer": np.tile(names, len(gains)), "gain": gains},
+        )
+        write_csv(
+            folder / "run.csv",
+            {
+                "epoch": self.dynamics.epochs[-1:],
+                "inputs": [self.size],
+                "layers": [count],
+                "depth_correlation": [self.dynamics.depth_correlation()],
+            },
+        )
+        written = ["dynamics", "layers", "similarity", "blocks", "heatmaps", "embeddings", "jumps", "run", "neighbours"]
         nearest = {f"neighbour_{k + 1}": self.nearest[:, k] for k in range(NEIGHBOURS)}
         write_csv(folder / "neighbours.csv", {"input": np.arange(self.size), **nearest})
         if self.inputs is not None:
             self.inputs.to_csv(folder / "inputs.csv", self.class_names)
-            written.append("inputs")
+            self.inputs.table1_to_csv(folder / "table1.csv")
+            written += ["inputs", "table1"]
         return [folder / f"{name}.csv" for name in written]
 
 
-def summarise(store: SnapshotStore, *, layer: str | None = None, progress: Progress = iter) -> Summary:
+def summarise(
+    store: SnapshotStore,
+    *,
+    layer: str | None = None,
+    reference: Snapshot | None = None,
+    progress: Progress = iter,
+) -> Summary:
     """Read a run's snapshots into tables.
 
     Args:
         store: The snapshots.
         layer: The layer from which single inputs are read; by default the last one before the classifier.
+        reference: A snapshot, say of another run, that layers of the same name are compared with.
         progress: Wrapped around what takes long, such as ``tqdm.tqdm``.
 
     Raises:
@@ -156,7 +179,7 @@ def summarise(store: SnapshotStore, *, layer: str | None = None, progress: Progr
         >>> summary.layer, summary.heatmaps.shape, summary.nearest.shape
         ('0', (1, 2, 2), (20, 8))
     """
-    curves = dynamics(store, progress=progress)
+    curves = dynamics(store, reference=reference, progress=progress)
     last = store.load(int(curves.epochs[-1]))
     layer = last_hidden_layer(last) if layer is None else layer
     table = None if last.labels is None else inputs(last, layer)
@@ -188,7 +211,8 @@ def _heatmap(snapshot: Snapshot, layers: Sequence[str]) -> Table:
     """SSC-CKA between layers; NaN for those that the snapshot does not hold."""
     held = [i for i, name in enumerate(layers) if name in snapshot.layers]
     table = np.full((len(layers), len(layers)), np.nan)
-    table[np.ix_(held, held)] = pairwise_cka([snapshot.layers[layers[i]].affinity for i in held]).numpy()
+    if held:
+        table[np.ix_(held, held)] = pairwise_cka([snapshot.layers[layers[i]].affinity for i in held]).numpy()
     return table
 
 

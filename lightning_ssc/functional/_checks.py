@@ -14,6 +14,16 @@ def blocks(n: int, size: int) -> Iterator[slice]:
     return (slice(start, min(n, start + size)) for start in range(0, n, size))
 
 
+def check_dense(table: Tensor, name: str, what: str) -> None:
+    """Raise TypeError unless the argument called ``name`` is a tensor, and ValueError if it is a sparse one."""
+    if not isinstance(table, Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor, {what}, got {type(table).__name__}: use torch.as_tensor({name})"
+        )
+    if table.layout != torch.strided:
+        raise ValueError(f"{name} must be dense, got {table.layout}: use {name}.to_dense()")
+
+
 def check_samples(x: Tensor) -> None:
     """Raise ValueError unless ``x`` is an (N, d) table of at least 3 samples, real and finite."""
     if x.ndim != 2:

@@ -34,7 +34,9 @@ def _jit(function: Callable[P, R]) -> Callable[P, R]:
 _PANEL = 32  # candidates factored together: the factor is read once for all of them
 _COLUMNS = 2048  # correlations updated together: 16 kB, at home in the first-level cache
 _NEAR = 0.15  # relative gap below which a starting point's support is worth factoring
-_DEPENDENT = 1e-10  # a sample is a combination of others when less than this share of its square is left
+# A sample is a combination of others when less than this share of its square is left: rounding. With 1e-10, near
+# duplicates (closer than 1e-5) were taken for exact ones, and 2 of 491 problems ended above the tolerance; now none.
+_DEPENDENT = 1e-13
 
 
 @_jit
@@ -314,11 +316,13 @@ def solve_rows(
                 inner += coef[act[q]] * corr[act[q]]
             for t in range(n):
                 top = max(top, abs(corr[t]))
-            square = max(0.0, fit - inner)  # ||residual||^2
+            square = fit - inner  # ||residual||^2
+            if square < 0:  # max() would make 0 of NaN
+                square = 0.0
             scale = lam / top if top > lam else 1.0
             primal = norm + tau / 2 * square
             excess = norm - scale * tau * inner + tau / 2 * (1 - scale) ** 2 * square
-            g = excess / primal if primal > 0 else 0.0
+            g = 0.0 if primal == 0 else excess / primal  # so that NaN stays NaN
             objective[at], gap[at], rounds[at] = primal, g, done
             if g <= tol or done == max_iter:
                 break

@@ -18,7 +18,9 @@ along the path of solutions rather than one leap, which would let few samples fi
 
 On CPU this is compiled by numba (``_kernel.py``) and rows are shared out among plain threads: rows are independent and
 summed in a fixed order, so results are the same for any number of threads; nothing outlives a call, so that any thread
-may call, several at once. GPU tensors take the batched path (``_batched.py``), whose stragglers the kernel finishes.
+may call, several at once. GPU tensors take the batched path (``_batched.py``). What stalls on one path, by rounding of
+a float32 Gram on the kernel's, is solved on the other too, and the smaller gap is kept. The kernel's memory is the
+largest active set squared, in float64, in each thread: support^2 * 8 bytes at least, up to four times that as it grows.
 
 Decision, on measurements: two CPU cores (not idle besides), activations of a ResNet-20, ratios of seconds within
 one run, all rows of ours within 1e-5 (``tests/benchmarks/solver.py``). SPAMS (LARS, the fastest peer) over ours, early
@@ -26,7 +28,10 @@ and last block: 17 and 20 at N = 2000, tau = 10; 43 and 80 at N = 5000; 11 and 4
 1.6; on raw samples, N = 1000, early block, 17. Time grows with the power 2.0 of N from 1000 to 8000 (last block). On
 CPU the batched path takes 12 to 13 times as long as the kernel at N = 1000, tau = 10, and 25 to 78 times at tau = 100,
 hence a kernel of its own. On made-up Grams of low rank (64 to 256 features) the strides cut the kernel's time to 0.3 to
-0.6 of itself, elsewhere they make no difference.
+0.6 of itself, elsewhere they make no difference. Starting from an earlier solution takes 0.5 to 0.6 of the time for an
+identical Gram at tau = 10 and 0.13 to 0.2 at tau = 100; from a real epoch earlier 0.86 to 1.14, which is no saving.
+N = 10,000 at tau = 10 (last block) took 2.5 s on a float32 Gram and 5.8 s on float64, with 2.5 GB at the peak and no
+gap above 9.8e-6.
 """
 
 import warnings
@@ -77,7 +82,7 @@ def active_set(
         gram: (N, N) float32 or float64.
         tau: Weight of the fit.
         tol: Relative duality gap at which a row is done.
-        max_iter: Most rounds of a row, 1000 by default.
+        max_iter: Most rounds of a row, 1000 by default; a row solved twice has as many each time.
         init: (N, N) earlier solution; each row takes it over, starts from its support, or ignores it if it is far off.
     """
     n = len(gram)
@@ -86,45 +91,66 @@ def active_set(
     solve = _batched if gram.is_cuda else _compiled
     parts = solve(gram, tau, tol, 1000 if max_iter is None else max_iter, to_csr(init).double())
     index, counts, col, val, objective, gap, rounds = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
-    coef = torch.sparse_coo_tensor(torch.stack((index.repeat_interleave(counts), col)), val, (n, n)).to_sparse_csr()
-    order = index.argsort()
-    return Solution(coef, objective[order], gap[order], int(rounds.max()))
+    order = gap.argsort(stable=True)
+    order = order[index[order].argsort(stable=True)]  # by sample, and what was solved twice by its gap
+    best = order[index[order].diff(prepend=index.new_full((1,), -1)) > 0]
+    kept = torch.zeros_like(index, dtype=torch.bool).index_fill(0, best, True).repeat_interleave(counts)
+    row = index.repeat_interleave(counts)
+    coef = torch.sparse_coo_tensor(torch.stack((row, col))[:, kept], val[kept], (n, n)).to_sparse_csr()
+    return Solution(coef, objective[best], gap[best], int(rounds[best].max()))
 
 
 def _compiled(gram: Tensor, tau: float, tol: float, max_iter: int, init: Tensor) -> list[_Part]:
-    """Solve all samples on CPU."""
+    """Solve all samples on CPU, and those twice that rounding of the Gram keeps from their tolerance."""
     n, gram = len(gram), gram.contiguous()
     pilot = torch.zeros(n, dtype=torch.bool)
     pilot[:: -(-n // _PILOT)] = True
     first = _kernel(gram, tau, tol, max_iter, init, pilot.nonzero()[:, 0])
+    _warn_if_complete(first, tau, n)
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        rest = (~pilot).nonzero()[:, 0].split(_ROWS)
+        parts = [first, *threads.map(lambda index: _kernel(gram, tau, tol, max_iter, init, index), rest)]
+    if gram.dtype == torch.float32:
+        # Single precision leaves a Gram indefinite, on which the exchange can go round in circles; the ridge of the
+        # batched path is above that rounding.
+        late = torch.cat([part.samples[part.gap > tol] for part in parts])
+        for index in late.split(max(1, CHUNK // n)):
+            start = torch.zeros(len(index), n, dtype=torch.float64)
+            parts.append(_compress(index, *solve_batch(gram, tau, tol, min(max_iter, _BATCHED), index, start)))
+    return parts
+
+
+def _batched(gram: Tensor, tau: float, tol: float, max_iter: int, init: Tensor) -> list[_Part]:
+    """Solve all samples on the device of the Gram, and those that stall there on CPU too."""
+    n, parts, host = len(gram), [], None
+    for rows in blocks(n, max(1, CHUNK // n)):
+        index, start = torch.arange(rows.start, rows.stop, device=gram.device), row_block(init, rows).to_dense()
+        c, objective, gap, rounds = solve_batch(gram, tau, tol, min(max_iter, _BATCHED), index, start)
+        parts.append(_compress(index, c, objective, gap, rounds))
+        if rows.start == 0:
+            _warn_if_complete(parts[0], tau, n)
+        stalled = index[(gap > tol) & (rounds < max_iter)]
+        if len(stalled):
+            host = (gram.cpu().contiguous(), init.cpu()) if host is None else host
+            again = _kernel(host[0], tau, tol, max_iter, host[1], stalled.cpu())
+            parts.append(_Part(*(t.to(gram.device) for t in again)))
+    return parts
+
+
+def _compress(index: Tensor, c: Tensor, objective: Tensor, gap: Tensor, rounds: Tensor) -> _Part:
+    """What ``solve_batch`` returns, without the zeros."""
+    row, col = c.nonzero(as_tuple=True)
+    return _Part(index, (c != 0).sum(1), col, c[row, col], objective, gap, rounds)
+
+
+def _warn_if_complete(first: _Part, tau: float, n: int) -> None:
     share = float(first.counts.double().mean()) / n
     if share > 0.5 and n >= _SMALL:
         warnings.warn(
             f"tau = {tau:g} rebuilds a sample from {share:.0%} of all others: the graph is nearly complete, tells "
             "little and takes long (a row costs the cube of its neighbours). Lower tau, or normalize the samples",
-            stacklevel=5,
+            stacklevel=6,
         )
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        rest = (~pilot).nonzero()[:, 0].split(_ROWS)
-        return [first, *threads.map(lambda index: _kernel(gram, tau, tol, max_iter, init, index), rest)]
-
-
-def _batched(gram: Tensor, tau: float, tol: float, max_iter: int, init: Tensor) -> list[_Part]:
-    """Solve all samples on the device of the Gram, and on CPU those that stall there."""
-    n, parts, host = len(gram), [], None
-    for rows in blocks(n, max(1, CHUNK // n)):
-        index, start = torch.arange(rows.start, rows.stop, device=gram.device), row_block(init, rows).to_dense()
-        c, objective, gap, rounds = solve_batch(gram, tau, tol, min(max_iter, _BATCHED), index, start)
-        stalled = ((gap > tol) & (rounds < max_iter)).nonzero()[:, 0]
-        if len(stalled):
-            host = (gram.cpu().contiguous(), init.cpu()) if host is None else host
-            again = _kernel(host[0], tau, tol, max_iter, host[1], index[stalled].cpu())
-            _, counts, col, val, objective[stalled], gap[stalled], rounds[stalled] = (t.to(gram.device) for t in again)
-            c[stalled] = 0.0
-            c[stalled.repeat_interleave(counts), col] = val
-        row, col = c.nonzero(as_tuple=True)
-        parts.append(_Part(index, (c != 0).sum(1), col, c[row, col], objective, gap, rounds))
-    return parts
 
 
 def _kernel(gram: Tensor, tau: float, tol: float, max_iter: int, init: Tensor, index: Tensor) -> _Part:

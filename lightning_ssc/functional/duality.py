@@ -1,5 +1,7 @@
 """The certificate: how far a self-expression is from the optimum, measured in float64 on any solution."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,8 @@ def duality_gap(gram: Tensor, coef: Tensor, tau: float) -> tuple[Tensor, Tensor]
         The pair (objective, gap), each (N,) float64. The gap of a zero sample left alone is 0.
 
     Raises:
-        ValueError: Shapes or devices disagree, or the diagonal of ``coef`` is occupied.
+        ValueError: Shapes or devices disagree, ``gram`` or ``coef`` is not finite (the row is named), the diagonal of
+            ``coef`` is occupied, or ``tau`` is not positive and finite.
 
     Example:
         >>> gram = torch.tensor([[1.0, 0.8, 0.0], [0.8, 1.0, 0.0], [0.0, 0.0, 1.0]])
@@ -40,6 +43,8 @@ def duality_gap(gram: Tensor, coef: Tensor, tau: float) -> tuple[Tensor, Tensor]
         raise ValueError(f"gram and coef must both be (N, N), got {tuple(gram.shape)} and {tuple(coef.shape)}")
     if gram.device != coef.device:
         raise ValueError(f"gram is on {gram.device} but coef is on {coef.device}: move one of them")
+    if not (math.isfinite(tau) and tau > 0):
+        raise ValueError(f"tau must be positive and finite, got {tau}")
     coef = to_csr(coef)
     objective = torch.empty(n, dtype=torch.float64, device=gram.device)
     gap = torch.empty_like(objective)
@@ -47,6 +52,9 @@ def duality_gap(gram: Tensor, coef: Tensor, tau: float) -> tuple[Tensor, Tensor]
         rows = torch.arange(block.start, block.stop, device=gram.device)
         part = row_block(coef, block)
         c = part.to_dense()
+        for name, table in (("coef", c), ("gram", gram[block])):
+            if len(bad := (~table.isfinite()).any(1).nonzero()):
+                raise ValueError(f"{name} has NaN or infinity in row {block.start + int(bad[0, 0])}")
         if bool((own := c.diagonal(block.start)).any()):
             row = block.start + int(own.nonzero()[0, 0])
             raise ValueError(f"coef[{row}, {row}] is not zero: a sample must not rebuild itself")
@@ -81,4 +89,4 @@ def certify(corr: Tensor, rows: Tensor, c: Tensor, tau: float) -> tuple[Tensor, 
     primal = norm + tau / 2 * square
     # primal - dual in a form that does not subtract large numbers from one another
     excess = norm - scale * tau * inner + tau / 2 * (1 - scale) ** 2 * square
-    return primal, torch.where(primal > 0, excess / primal, 0.0)
+    return primal, torch.where(primal == 0, 0.0, excess / primal)  # so that NaN stays NaN

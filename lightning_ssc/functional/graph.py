@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     import networkx
 
 _REMEDY = "pass affinity(coef), not coef"
+_PRODUCTS = 300  # block products after which a Krylov basis is given up; graphs of activations take far fewer
+_DENSE = 4096  # inputs up to which a full decomposition stands in: half a minute at most
 
 
 @torch.no_grad()
@@ -144,6 +147,10 @@ def spectral_embedding(affinity: Tensor, num_components: int = 2, *, normalized:
     Raises:
         ValueError: `affinity` is not square, symmetric, finite and non-negative, or has too few connected inputs.
 
+    Warns:
+        UserWarning: The eigenvalues of a graph of more than 4096 inputs lie too close together to be told apart (as in
+            a long ring); residuals are then above 1e-8 of the largest one, and the warning says by how much.
+
     Example:
         >>> path = torch.diag(torch.ones(2), 1) + torch.diag(torch.ones(2), -1)
         >>> spectral_embedding(path, 1).T
@@ -268,30 +275,44 @@ def _leading_eigenvectors(matrix: Tensor, k: int) -> Tensor:
     """The k eigenvectors of a symmetric sparse matrix with the largest eigenvalues, (N, k), the largest first.
 
     Rayleigh-Ritz on a basis that grows by the residuals of the leading Ritz vectors and is cut back to its better half
-    when it is full (a thick-restarted block Lanczos method), until residuals are 1e-8 of the largest eigenvalue. It
+    when it is full (a thick-restarted block Lanczos method), until residuals are 1e-8 of the largest eigenvalue. Where
+    eigenvalues lie so close that this takes too long, small matrices are decomposed in full and others said so of. It
     was chosen over ``torch.lobpcg``, which stopped at 1e-5 where eigenvalues lie close together, and over ARPACK, which
     found two of five equal ones (a graph in five like parts) and runs on the CPU only.
     """
     n, block = matrix.shape[0], k + 4
     full = 12 * block
     if n <= full:
-        exact: Tensor = torch.linalg.eigh(matrix.to_dense()).eigenvectors
-        return exact[:, -k:].flip(1)
+        return _all_eigenvectors(matrix)[:, -k:].flip(1)
     start = torch.randn(n, block, dtype=torch.float64, device="cpu", generator=torch.Generator().manual_seed(0))
     fresh = start.to(matrix.device)
     basis = image = fresh[:, :0]
-    while True:
-        for _ in range(2):  # once is not enough for orthogonality where residuals are down to rounding
+    for _ in range(_PRODUCTS):
+        for _again in range(2):  # once is not enough for orthogonality where residuals are down to rounding
             fresh = torch.linalg.qr(fresh - basis @ (basis.T @ fresh)).Q
         basis, image = torch.cat([basis, fresh], 1), torch.cat([image, matrix @ fresh], 1)
         values, vectors = torch.linalg.eigh(basis.T @ image)
         leading: Tensor = basis @ vectors[:, -block:]
         fresh = image @ vectors[:, -block:] - leading * values[-block:]
-        if fresh[:, -k:].norm(dim=0).max() <= 1e-8 * values.abs().max():
+        residual = float(fresh[:, -k:].norm(dim=0).max() / values.abs().max())
+        if residual <= 1e-8:
             return leading[:, -k:].flip(1)
         if basis.shape[1] + block > full:
             better = vectors[:, -full // 2 :]
             basis, image = basis @ better, image @ better
+    if n <= _DENSE:
+        return _all_eigenvectors(matrix)[:, -k:].flip(1)
+    warnings.warn(
+        f"the leading eigenvalues of this graph lie too close together: residuals of the embedding are {residual:.1e} "
+        "of the largest eigenvalue",
+        stacklevel=4,
+    )
+    return leading[:, -k:].flip(1)
+
+
+def _all_eigenvectors(matrix: Tensor) -> Tensor:
+    vectors: Tensor = torch.linalg.eigh(matrix.to_dense()).eigenvectors
+    return vectors
 
 
 def _sum_by(index: Tensor, values: Tensor, size: int) -> Tensor:

@@ -8,11 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_ssc.functional._checks import blocks, check_gram, check_samples
+from lightning_ssc.functional._checks import blocks, check_dense, check_gram, check_samples
+from lightning_ssc.functional._sparse import to_coo, to_csr
 from lightning_ssc.functional.active_set import active_set
 from lightning_ssc.functional.admm import admm
 from lightning_ssc.functional.duality import CHUNK, duality_gap
 
+_ROUNDING = 8  # inner products within this many epsilons of the samples' lengths are taken for zero
 _BLOCK = 1 << 19  # entries of simple passes over the Gram: what they make of it stays in the cache
 
 __all__ = ["SelfExpression", "duality_gap", "self_expression"]
@@ -73,7 +75,7 @@ def self_expression(
         solver: ``"active_set"``, exact, or ``"admm"``, Algorithm 1 of the paper.
         tol: Relative duality gap to reach in every row; for ``"admm"``, tolerance of the residuals.
         max_iter: Most rounds of a row (1000 by default) or iterations of ADMM (300 by default).
-        init: (N, N) earlier ``coef``, sparse or dense, to start from, say of the previous epoch.
+        init: (N, N) earlier ``coef``, sparse or dense, to start from, say of the previous epoch. A diagonal is ignored.
         preset: ``"paper"`` is the published setting: raw samples, ADMM, tau = mu = 10, adaptive mu, 100 iterations. It
             overrides ``tau``, ``alpha``, ``normalize`` and ``solver``.
 
@@ -82,10 +84,11 @@ def self_expression(
 
     Raises:
         ValueError: Bad input; the message names the row and the remedy.
+        TypeError: ``x``, ``gram`` or ``init`` is no tensor.
 
     Warns:
-        UserWarning: ``tau`` is so small that the graph is empty, or so large that it is nearly complete (said before
-            the time is spent).
+        UserWarning: ``tau`` is so small that the graph is empty, or so large that it is nearly complete
+            (``"active_set"`` only; on CPU said before the time is spent).
 
     Duplicated samples have no unique solution; one of them is returned, certified like any other.
 
@@ -109,8 +112,7 @@ def self_expression(
     if max_iter is not None and max_iter < 1:
         raise ValueError(f"max_iter must be at least 1, got {max_iter}")
     gram = _gram(x, gram, normalize)
-    if init is not None:
-        _check_init(init, gram)
+    init = None if init is None else _start(init, gram)
     tau = _tau(gram, tau, alpha)
     if solver == "active_set":
         coef, objective, gap, n_iter = active_set(gram, tau, tol, max_iter, init)
@@ -125,6 +127,7 @@ def _gram(x: Tensor | None, gram: Tensor | None, normalize: bool) -> Tensor:
     if (x is None) == (gram is None):
         raise ValueError("pass either x, (N, d) samples, or gram=, their (N, N) Gram")
     if x is not None:
+        check_dense(x, "x", "samples as rows")
         check_samples(x)
         result = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
         for part in x.split(max(1, CHUNK // len(x)), dim=1):
@@ -132,8 +135,11 @@ def _gram(x: Tensor | None, gram: Tensor | None, normalize: bool) -> Tensor:
         check_gram(result)
         return _to_unit_length(result, result) if normalize else result
     assert gram is not None
+    check_dense(gram, "gram", "x @ x.T")
+    gram = gram.detach()
+    if not (gram.is_floating_point() or gram.is_complex()):
+        gram = gram.double()  # before the check, whose bounds are no integers
     check_gram(gram)
-    gram = gram.detach() if gram.is_floating_point() else gram.double()
     return _to_unit_length(gram, torch.empty_like(gram)) if normalize else gram
 
 
@@ -146,14 +152,22 @@ def _to_unit_length(gram: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-def _check_init(init: Tensor, gram: Tensor) -> None:
+def _start(init: Tensor, gram: Tensor) -> Tensor:
+    """The checked start as CSR, with nothing on its diagonal: no sample may begin by rebuilding itself."""
+    if not isinstance(init, Tensor):
+        raise TypeError(f"init must be a torch.Tensor, got {type(init).__name__}: pass the coef of an earlier result")
     if init.shape != gram.shape:
         raise ValueError(f"init must be the coef of the same samples, {tuple(gram.shape)}, got {tuple(init.shape)}")
     if init.device != gram.device:
         raise ValueError(f"init is on {init.device} but the samples are on {gram.device}: move one of them")
-    values = init if init.layout == torch.strided else init.values()
+    rows, columns, values = to_coo(init)
     if not bool(values.isfinite().all()):
         raise ValueError("init is not finite: pass the coef of an earlier result, or None")
+    others = rows != columns
+    if bool(others.all()):
+        return to_csr(init)
+    indices = torch.stack((rows, columns))[:, others]
+    return to_csr(torch.sparse_coo_tensor(indices, values[others], init.shape, is_coalesced=True))
 
 
 def _tau(gram: Tensor, tau: float | None, alpha: float | None) -> float:
@@ -169,6 +183,9 @@ def _tau(gram: Tensor, tau: float | None, alpha: float | None) -> float:
         others = gram[rows].abs()
         others.diagonal(rows.start).zero_()
         reach[rows] = others.amax(1)
+    # Rounding is no reach: orthogonal samples never get neighbours, and must not set the unit of alpha.
+    length = gram.diagonal().double().sqrt()
+    reach[reach <= _ROUNDING * torch.finfo(gram.dtype).eps * length.max() * length] = 0
     most = float(reach.max())
     if most == 0:
         if alpha is not None:
@@ -176,12 +193,14 @@ def _tau(gram: Tensor, tau: float | None, alpha: float | None) -> float:
         warnings.warn(
             "all samples are zero or orthogonal to one another: the graph is empty for every tau", stacklevel=4
         )
-    elif alpha is not None:
-        return alpha / float(reach[reach > 0].min())
-    elif given * most <= 1:
+        return float(given)
+    last = 1 / float(reach[reach > 0].min())
+    if alpha is not None:
+        given = alpha * last
+    if given * most <= 1:
         warnings.warn(
             f"tau = {given:g} is too small for any edge: the graph is empty. The first edge appears above "
-            f"tau = {1 / most:.4g}, the last sample gets its first above {1 / float(reach[reach > 0].min()):.4g}",
+            f"tau = {1 / most:.4g}, the last sample gets its first above {last:.4g}",
             stacklevel=4,
         )
     return float(given)

@@ -5,6 +5,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const range = (n) => Array.from({ length: n }, (_, i) => i);
 const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "star", "x", "triangle-left", "triangle-right"];
+const GLYPHS = "●■▲◆▼✚★✖◀▶"; // the same as text, in the same order
 const LABELS = 40; // names that an axis can hold
 
 // Plotly reads a few HTML tags and entities in its text.
@@ -80,7 +81,7 @@ const charts = data.families.map((family) => {
   const traces = data.layers.map((name, i) => ({
     x: data.epochs, y: values.map((row) => row[i]), name: plain(name), mode: "lines+markers",
     text: values.map((row, t) => `${plain(name)}<br>epoch ${data.epochs[t]}: ${number(row[i])}`), hoverinfo: "text",
-    line: { color: data.layer_colours[i], width: 2 }, marker: { size: 6, symbol: SYMBOLS[i % SYMBOLS.length] },
+    line: { color: data.layer_colours[i], width: 2 }, marker: { size: 6, symbol: SYMBOLS[i % SYMBOLS.length], line: { color: FONT.color, width: 0.6 } },
   }));
   const draw = () => Plotly.newPlot(plot, traces, layout({
     xaxis: { title: { text: "finished epochs (0: untrained)" }, zeroline: false,
@@ -96,7 +97,8 @@ const switches = data.layers.map((name, i) => {
   const box = element("input", { type: "checkbox", onchange: () => { shown[i] = box.checked; applySwitches(); } });
   box.checked = true;
   byId("switches").append(element("label", {}, box,
-    element("span", { class: "swatch", style: { background: data.layer_colours[i] }, "aria-hidden": "true" }), name));
+    element("span", { class: "swatch", style: { color: data.layer_colours[i] }, "aria-hidden": "true" },
+      `${GLYPHS[i % GLYPHS.length]}\uFE0E`), name)); // the selector keeps it from being drawn as an emoji
   return box;
 });
 function applySwitches() {
@@ -120,7 +122,7 @@ function axis(more) {
   const step = Math.ceil(data.layers.length / LABELS);
   const places = range(data.layers.length).filter((i) => i % step === 0);
   // Long names would leave a phone no room for the picture.
-  const short = (name) => (narrow.matches && name.length > 12 ? `…${name.slice(-11)}` : name);
+  const short = (name) => (narrow.matches && name.length > 12 ? `${name.slice(0, 5)}…${name.slice(-6)}` : name);
   return { tickvals: places, ticktext: places.map((i) => plain(short(data.layers[i]))), tickfont: { size: 9 },
     automargin: true, showgrid: false, zeroline: false, constrain: "domain", ...more };
 }
@@ -187,7 +189,7 @@ function describe(i) {
   const parts = [`Input ${i}`];
   if (data.indices !== null) parts.push(`number ${data.indices[i]} of its data set`);
   if (data.labels !== null) parts.push(`class: ${className(data.labels[i])}`);
-  if (data.predictions !== null) parts.push(`network: ${className(data.predictions[i])}, score ${number(confidence[i], 2)}`);
+  if (data.predictions !== null) parts.push(`network: ${className(data.predictions[i])}, score ${number(confidence?.[i], 2)}`);
   if (data.ssc_labels !== null) parts.push(`SSC label: ${data.ssc_labels[i] < 0 ? "none (isolated)" : className(data.ssc_labels[i])}`);
   return parts;
 }
@@ -230,7 +232,7 @@ else {
     ...data.class_names.map((_, c) => element("option", { value: String(c) }, className(c))));
 }
 chosen.max = String(data.size - 1);
-if (data.wrong.length) chosen.value = String(data.wrong[0]);
+let current = data.wrong[0] ?? 0;
 
 function drawEmbedding() {
   const points = embeddings[selectKind.value][selectLayer.value];
@@ -245,9 +247,10 @@ function drawEmbedding() {
       name: data.labels === null ? "" : plain(className(c)), hoverinfo: "none",
       marker: { size: 7, symbol: members.map((i) => (wrong(i) ? `${symbol}-open` : symbol)),
         color: data.labels === null ? "#444" : data.class_colours[c],
+        line: { color: FONT.color, width: members.map((i) => (wrong(i) ? 1.5 : 0.5)) },
         opacity: highlighted < 0 || highlighted === c ? 0.9 : 0.07 } };
   });
-  const i = Number(chosen.value);
+  const i = current;
   traces.push({ mode: "markers", x: [points[i][0]], y: [points[i][1]], hoverinfo: "skip", showlegend: false,
     marker: { size: 18, symbol: "circle-open", color: "#000", line: { width: 2.5 } } });
   const many = groups.length > 20;
@@ -260,6 +263,7 @@ function drawEmbedding() {
 }
 function choose(i) {
   if (!Number.isInteger(i) || i < 0 || i >= data.size) return;
+  current = i;
   chosen.value = String(i);
   byId("card").replaceChildren(card(i));
   drawEmbedding();
@@ -267,7 +271,8 @@ function choose(i) {
 byId("embedding").classList.add("tall");
 for (const select of [selectLayer, selectKind, selectClass]) select.addEventListener("change", drawEmbedding);
 chosen.addEventListener("input", () => choose(chosen.valueAsNumber));
-choose(Number(chosen.value));
+chosen.addEventListener("change", () => { if (chosen.value) chosen.value = String(current); }); // not a number that is no input
+choose(current);
 
 const tip = byId("tip");
 byId("embedding").on("plotly_hover", ({ points, event }) => {

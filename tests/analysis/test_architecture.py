@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lightning_ssc.analysis import chessboard, compare, find_blocks, similarity
-from lightning_ssc.store import SnapshotError
+from lightning_ssc.store import SnapshotError, SnapshotStore
 from tests.analysis.test_dynamics import cka_by_definition
 from tests.runs import made_run, random_coef, taken
 
@@ -80,7 +80,7 @@ def test_one_layer_is_one_block() -> None:
     assert np.isnan(blocks.chessboard)
 
 
-@pytest.mark.parametrize("bad", [np.zeros((2, 3)), np.array([[1.0, 0.2], [0.9, 1.0]]), np.ones(3)])
+@pytest.mark.parametrize("bad", [np.zeros((2, 3)), np.array([[1.0, 0.2], [0.9, 1.0]]), np.ones(3), np.ones((0, 0))])
 def test_blocks_need_a_symmetric_matrix(bad: np.ndarray) -> None:
     with pytest.raises(ValueError, match="symmetric"):
         find_blocks(bad)
@@ -160,6 +160,28 @@ def test_comparing_two_runs(tmp_path: Path) -> None:
     # Layer b is in both: its curve to the other network's ends where the heatmap has it.
     assert comparison.one.cka_to_reference[-1, 1] == pytest.approx(expected[1, 0])
     assert compare(one, other, epochs=(0, None)).similarity.ssc[0, 0] != expected[0, 0]
+
+
+def test_runs_of_different_probes_are_named(tmp_path: Path) -> None:
+    one, other = made_run(tmp_path / "one"), made_run(tmp_path / "other", probe="another")
+    with pytest.raises(SnapshotError, match=r"one and .*other are of different probes"):
+        compare(one, other)
+
+
+def test_a_layer_without_a_graph_is_closest_to_none(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path)
+    store.save(taken({"a": random_coef(9, 0), "dead": np.zeros((9, 9))}))
+    assert [(row, column) for row, column, _ in compare(store, store).closest()] == [("a", "a")]
+
+
+def test_the_similarity_to_other_blocks_leaves_out_what_is_unknown(tmp_path: Path) -> None:
+    table = np.kron(np.eye(3), np.full((3, 3), 0.8)) + 0.1
+    np.fill_diagonal(table, 1)
+    table[6:, :3] = table[:3, 6:] = np.nan
+    blocks = find_blocks(table)
+    blocks.to_csv(tmp_path / "blocks.csv", list("abcdefghi"))
+    lines = [line.split(",") for line in (tmp_path / "blocks.csv").read_text().splitlines()]
+    assert [float(line[lines[0].index("similarity_to_others")]) for line in lines[1:]] == pytest.approx([0.1] * 3)
 
 
 def test_csv_files(tmp_path: Path) -> None:

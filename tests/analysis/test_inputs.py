@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from lightning_ssc import snapshot
-from lightning_ssc.analysis import embeddings, find_store, inputs, last_hidden_layer, neighbours, summarise
+from lightning_ssc.analysis import dynamics, embeddings, find_store, inputs, last_hidden_layer, neighbours, summarise
+from lightning_ssc.analysis._csv import write_csv
 from lightning_ssc.store import SnapshotError, SnapshotStore
 from tests.runs import layer_graph, made_run, random_coef, taken
 
@@ -111,6 +112,9 @@ def test_a_run_is_found_from_the_folders_around_it(tmp_path: Path) -> None:
     made_run(tmp_path / "runs" / "version_0" / "ssc", epochs=(0,))
     for folder in ("runs", "runs/version_0", "runs/version_0/ssc"):
         assert find_store(tmp_path / folder).root == tmp_path / "runs" / "version_0" / "ssc"
+    made_run(tmp_path / "runs" / "version_0" / "ssc").set_aside([1])  # and what a resumed run has replaced
+    made_run(tmp_path / "runs" / "version_0" / "ssc" / "copy")
+    assert find_store(tmp_path / "runs").epochs == [0, 2]
     made_run(tmp_path / "runs" / "version_1" / "ssc", epochs=(0,))
     with pytest.raises(SnapshotError, match=r"several runs.*version_0/ssc, .*version_1/ssc"):
         find_store(tmp_path / "runs")
@@ -132,7 +136,43 @@ def test_a_summary_agrees_with_the_tables_it_is_made_of(tmp_path: Path) -> None:
     assert [len(summary.blocks), summary.heatmaps.shape] == [3, (3, 3, 3)]
     written = summary.to_csv(tmp_path / "tables")
     assert {path.name for path in written} == {path.name for path in (tmp_path / "tables").iterdir()}
-    assert len(written) == 8
+    assert len(written) == 11
+    lines = {path.stem: list(csv.DictReader(path.read_text().splitlines())) for path in written}
+    assert [float(line["gain"]) for line in lines["jumps"]] == summary.dynamics.jumps().ravel().tolist()
+    assert [(line["before"], line["after"]) for line in lines["jumps"]] == [("1", "2")] * 3
+    assert float(lines["run"][0]["depth_correlation"]) == pytest.approx(
+        summary.dynamics.depth_correlation(), nan_ok=True
+    )
+    table = inputs(last)
+    assert [dict(line) for line in lines["table1"]] == [
+        {
+            "layer": "net.fc",
+            "epoch": "2",
+            "ssc_label_accuracy": str(table.ssc_accuracy),
+            "network_accuracy": str(table.network_accuracy),
+            "agreement": str(table.agreement),
+        }
+    ]
+
+
+def test_a_snapshot_without_any_of_the_layers_has_an_empty_heatmap(tmp_path: Path) -> None:
+    store = made_run(tmp_path, epochs=(0,), n=12, layers=("a", "b"))
+    store.save(taken({"c": random_coef(12, 0), "d": random_coef(12, 3)}, [0, 1, 2] * 4, epoch=1))
+    assert np.isnan(summarise(store).heatmaps[0]).all()
+
+
+def test_a_summary_with_a_reference_has_its_curves(tmp_path: Path) -> None:
+    store = made_run(tmp_path / "a")
+    other = made_run(tmp_path / "b", seed=500).load(2)
+    expected = dynamics(store, reference=other).cka_to_reference
+    assert summarise(store, reference=other).dynamics.cka_to_reference.tolist() == expected.tolist()
+    assert not np.isnan(expected).any()
+
+
+def test_cells_are_never_formulas(tmp_path: Path) -> None:
+    write_csv(tmp_path / "x.csv", {"name": ["=cmd|x", "+a", "@b", "-c", "plain"], "=value": [-1.0, 2, 3, 4, 5]})
+    text = (tmp_path / "x.csv").read_text().splitlines()
+    assert text == ["name,'=value", "'=cmd|x,-1.0", "'+a,2.0", "'@b,3.0", "'-c,4.0", "plain,5.0"]
 
 
 def test_pictures_of_another_probe_are_not_shown(tmp_path: Path) -> None:

@@ -202,7 +202,9 @@ def table(args: argparse.Namespace) -> None:
             mark = "~" if found["share"] < 1 else " "
             print(
                 f"{label} {mark}{found['seconds']:10.3f} {ratio}    {found['gap']:.1e}  {found['above']:6.2%}"
-                f"  {found['edges']:8.1f}" + (f"  (peak {found['memory'][1]:.2f} GB)" if found["memory"] else ""),
+                f"  {found['edges']:8.1f}"
+                + (f"  (peak {found['memory'][1]:.2f} GB)" if found["memory"] else "")
+                + (f"  (compiled in {found['compiled']:.1f} s)" if solver in OURS else ""),
                 flush=True,
             )
 
@@ -210,7 +212,11 @@ def table(args: argparse.Namespace) -> None:
 def growth(args: argparse.Namespace) -> None:
     """The exponent of time in N, from a line through log seconds."""
     sizes = [1000, 2000, 4000, 8000]
-    seconds = [run(args, "last", n, 10.0, "unit", "ours")["seconds"] for n in sizes]
+    found = [run(args, "last", n, 10.0, "unit", "ours") for n in sizes]
+    if any(result is None for result in found):
+        print(f"growth: a run took more than {args.timeout:.0f} s, or failed", flush=True)
+        return
+    seconds = [result["seconds"] for result in found]
     slope = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
     print(f"growth: {dict(zip(sizes, np.round(seconds, 3), strict=True))} s, exponent {slope:.2f}", flush=True)
 

@@ -103,6 +103,94 @@ def test_warm_start(path):
     torch.testing.assert_close(hot.objective, cold.objective, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("n", "d", "tau", "normalize"), [(500, 64, 100.0, False), (300, 2, 100.0, True), (100, 30, 100.0, "near")]
+)
+def test_float32_grams_that_rounding_leaves_indefinite(path, n, d, tau, normalize):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(n, d, generator=g)
+    if normalize == "near":  # all but equal samples
+        x = torch.randn(1, d, generator=g) + 1e-4 * x
+    if normalize:
+        x = torch.nn.functional.normalize(x)
+    found = self_expression(gram=x @ x.T, tau=tau, normalize=False)
+    # Of equal samples, either path alone leaves gaps near 1; single precision tells little more than both reach.
+    assert found.gap.max() <= (2e-5 if normalize == "near" else 1e-5)
+    torch.testing.assert_close(duality_gap(x @ x.T, found.coef, tau)[1], found.gap, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("worse", ["kernel", "batch"])
+def test_of_two_solutions_the_better_is_kept(monkeypatch, worse):
+    x, tau, _ = problem("few neighbours")
+    gram = torch.nn.functional.normalize(x.float()) @ torch.nn.functional.normalize(x.float()).T
+    kernel, batch = active_set._kernel, active_set.solve_batch
+    rough, fine = (1, 1000) if worse == "kernel" else (1000, 2)
+
+    def few_rounds(gram, tau, tol, max_iter, *rest):
+        part = kernel(gram, tau, tol, rough, *rest)
+        return part._replace(rounds=torch.ones_like(part.rounds))
+
+    def solve(gram, tau, tol, max_iter, index, start):
+        c, objective, gap, rounds = batch(gram, tau, tol, min(fine, max_iter), index, start)
+        return c, objective, gap, torch.ones_like(rounds)
+
+    monkeypatch.setattr(active_set, "_kernel", few_rounds)
+    monkeypatch.setattr(active_set, "solve_batch", solve)
+    for path in (active_set._compiled, active_set._batched):
+        monkeypatch.setattr(active_set, "_compiled", path)
+        found = self_expression(gram=gram, tau=tau, tol=1e-6 if worse == "kernel" else 1e-5, normalize=False)
+        assert found.converged
+        assert not found.coef.to_dense().diagonal().any()
+        torch.testing.assert_close(duality_gap(gram, found.coef, tau)[1], found.gap, rtol=0, atol=1e-10)
+
+
+def test_a_worse_answer_of_the_kernel_is_not_taken(monkeypatch):
+    x, _, _ = problem("few neighbours")
+    gram = torch.nn.functional.normalize(x) @ torch.nn.functional.normalize(x).T
+    kernel = active_set._kernel
+    monkeypatch.setattr(active_set, "_compiled", active_set._batched)
+    monkeypatch.setattr(active_set, "_BATCHED", 4)
+    monkeypatch.setattr(active_set, "_kernel", lambda gram, tau, tol, most, *rest: kernel(gram, tau, tol, 1, *rest))
+    _, _, gap, _ = active_set.solve_batch(gram, 100.0, 1e-5, 4, torch.arange(200), torch.zeros_like(gram))
+    found = self_expression(gram=gram, tau=100.0, normalize=False)
+    assert not found.converged
+    assert (found.gap <= gap + 1e-12).all()
+
+
+def test_nearly_equal_samples(path):
+    """Closer than 1e-5, and yet no combinations of one another: float64 tells them apart."""
+    for seed in range(3):
+        g = torch.Generator().manual_seed(seed)
+        draw = lambda n: torch.randn(n, 20, generator=g, dtype=torch.float64)  # noqa: B023, E731
+        x = draw(1) + 1e-5 * draw(60)
+        assert self_expression(x, tau=100.0).converged, seed
+
+
+def test_a_start_that_rebuilds_itself_is_not_returned(path):
+    x, tau, _ = problem("few neighbours")
+    cold = self_expression(x, tau=tau)
+    start = cold.coef.to_dense() + torch.eye(len(x), dtype=torch.float64)
+    for init in (start, start.to_sparse_coo(), torch.eye(len(x))):
+        for solver in ("active_set", "admm"):
+            found = self_expression(x, tau=tau, init=init, solver=solver)
+            assert not found.coef.to_dense().diagonal().any()
+    assert self_expression(x, tau=tau, init=start).n_iter <= 1
+    raw = 3 * torch.nn.functional.normalize(x)
+    for init in (torch.eye(len(x)), torch.eye(len(x)).to_sparse_csr()):
+        found = self_expression(raw, tau=tau, normalize=False, init=init)
+        assert found.converged
+        torch.testing.assert_close(
+            found.objective, self_expression(raw, tau=tau, normalize=False).objective, rtol=1e-5, atol=0
+        )
+
+
+def test_a_nearly_complete_graph_is_said_of(path):
+    x, tau, _ = problem("nearly complete, raw")
+    with pytest.warns(UserWarning, match="nearly complete") as caught:
+        self_expression(x, tau=tau, normalize=False)
+    assert caught[0].filename == __file__
+
+
 def test_rounds_are_limited(path):
     x, _, _ = problem("few neighbours")
     found = self_expression(x, tau=100.0, max_iter=2)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.manifold import spectral_embedding as sklearn_embedding
 
 from lightning_ssc.functional import affinity, class_affinity, modularity, spectral_embedding, to_networkx
+from lightning_ssc.functional import graph as graph_module
 
 ON_GRAPHS = [modularity, class_affinity, spectral_embedding, to_networkx]
 
@@ -175,6 +176,24 @@ class TestSpectralEmbedding:
         top = torch.linalg.eigvalsh(part)[-1]
         torch.testing.assert_close(embedding.T @ embedding, torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-9)
         torch.testing.assert_close(graph @ embedding, top * embedding, rtol=0, atol=1e-7 * top.item())
+
+    @pytest.mark.parametrize("dense", [True, False])
+    def test_ends_on_a_long_ring(self, dense, monkeypatch):
+        n = 1500  # whose leading eigenvalues, 2 cos(2 pi k / n), are 1e-5 apart
+        if not dense:
+            monkeypatch.setattr(graph_module, "_DENSE", n - 1)
+        i = torch.arange(n)
+        links = torch.cat((torch.stack((i, i.roll(1))), torch.stack((i.roll(1), i))), 1)
+        ring = torch.sparse_coo_tensor(links, torch.ones(2 * n, dtype=torch.float64), (n, n)).to_sparse_csr()
+        if dense:
+            embedding = spectral_embedding(ring, 3)
+            top = torch.tensor([2.0] + [2 * math.cos(2 * math.pi / n)] * 2, dtype=torch.float64)
+            torch.testing.assert_close(ring @ embedding, top * embedding, rtol=0, atol=1e-10)
+        else:
+            with pytest.warns(UserWarning, match="too close together: residuals of the embedding") as caught:
+                embedding = spectral_embedding(ring, 3)
+            assert caught[0].filename == __file__
+            assert embedding.isfinite().all()
 
     def test_separates_communities(self):
         second = spectral_embedding(two_cliques(bridge=0.1), 1, normalized=True)[:, 0]
