@@ -43,7 +43,9 @@ __all__ = [
     "agree",
     "epoch_step",
     "first_loader",
+    "is_last_epoch",
     "learning_rate",
+    "metrics_steering",
     "progress",
     "validation_loader",
 ]
@@ -54,9 +56,22 @@ def epoch_step(trainer: Trainer) -> int:
     return max(0, int(trainer.fit_loop.epoch_loop._batches_that_stepped) - 1)
 
 
+def is_last_epoch(trainer: Trainer, epoch: int) -> bool:
+    """Whether training stops when ``epoch`` epochs are finished; ``fit_loop.done`` would say so to the user, too."""
+    limits = (epoch, trainer.max_epochs), (trainer.global_step, trainer.max_steps)
+    return trainer.should_stop or any(limit not in (None, -1) and reached >= limit for reached, limit in limits)
+
+
 def learning_rate(trainer: Trainer) -> float | None:
     """The learning rate that the first optimizer's first group has now, or ``None`` where there is no optimizer."""
     return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else None
+
+
+def metrics_steering(trainer: Trainer) -> list[str]:
+    """Metrics that callbacks (early stopping, checkpoints) and learning-rate schedulers go by."""
+    callbacks = [getattr(callback, "monitor", None) for callback in trainer.callbacks]
+    schedulers = [config.monitor for config in trainer.lr_scheduler_configs]
+    return [key for key in (*callbacks, *schedulers) if isinstance(key, str)]
 
 
 def validation_loader(trainer: Trainer) -> Any:

@@ -21,7 +21,7 @@ from lightning_ssc._lightning import first_loader
 from lightning_ssc.analysis.dynamics import Progress
 from lightning_ssc.capture import Forward, WatchedLayer, trace
 from lightning_ssc.layers import LayerPattern, select_layers
-from lightning_ssc.pipeline import Settings, take_snapshot
+from lightning_ssc.pipeline import Settings, begin_snapshot
 from lightning_ssc.probe import Probe, class_names, isolated_random_state, make_probe, pictures
 from lightning_ssc.store import ProbeCard, SnapshotStore
 
@@ -324,7 +324,7 @@ def analyze(
         if checkpoint.epoch in store:
             continue
         model, watched = watch(checkpoint)
-        previous = take_snapshot(
+        previous = begin_snapshot(
             model,
             probe,
             watched,
@@ -335,7 +335,7 @@ def analyze(
             previous=previous,
             forward=forward,
             device=device,
-        )
+        ).result()
         store.save(previous)
 
 

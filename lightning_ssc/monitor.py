@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -23,19 +23,35 @@ from lightning_ssc._lightning import (
     agree,
     epoch_step,
     first_loader,
+    is_last_epoch,
     learning_rate,
+    metrics_steering,
     progress,
     validation_loader,
 )
 from lightning_ssc.analysis.dynamics import dynamics
-from lightning_ssc.capture import Forward, Pooling, WatchedLayer, run, trace
+from lightning_ssc.background import Beside, Solver
+from lightning_ssc.capture import Forward, Pooling, WatchedLayer, free_memory, run, trace
 from lightning_ssc.layers import LayerPattern, select_layers
-from lightning_ssc.pipeline import Settings, Stopwatch, take_snapshot
+from lightning_ssc.pipeline import Pending, Settings, Stopwatch, begin_snapshot
 from lightning_ssc.probe import Probe, ProbeSource, class_names, isolated_random_state, make_probe, pictures
 from lightning_ssc.schedule import Schedule, as_schedule
 from lightning_ssc.store import MemoryStore, ProbeCard, Snapshot, SnapshotError, SnapshotStore
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Begun:
+    """A snapshot that waits to be collected: this process's share of it, or why that failed."""
+
+    epoch: int
+    step: int
+    share: Pending | None = None
+    error: Exception | None = None
+
+    def done(self) -> bool:
+        return self.share is None or self.share.done()
 
 
 class SSCMonitor(Callback):
@@ -76,17 +92,24 @@ class SSCMonitor(Callback):
         reference: What to compare with live: a stored snapshot (``.npz``), a folder of them (its last is taken), or a
             checkpoint of the same network.
         store: Whether snapshots are kept on disk, in ``<log_dir>/<name>``; or the folder.
+        background: Solve in a thread beside training, which then waits only for the probe's forward pass and the Grams.
+            Results are the same. They are logged, under the step they belong to, at the first batch after they are
+            there (over several processes, at the end of an epoch). A snapshot that is due while the one before is
+            still being solved waits for it, and so does the end of fit. If the process is killed, the snapshot that
+            is being solved is lost; an exception or Ctrl-C waits for it, and a second Ctrl-C does not.
         name: First part of the tags; a second monitor in the same Trainer needs a name of its own.
         on_error: ``"raise"``, or ``"warn"`` to report a snapshot that failed and go on training. What is wrong at the
             start of fit (layers, probe, store) is always raised.
         forward: ``forward(module, inputs)`` runs the network, where ``module(inputs)`` would not do.
         chunk: Samples a forward pass of the probe.
-        memory: Bytes that activations may take during a snapshot; by default half of what the device has free.
+        memory: Bytes that activations may take during a snapshot; by default half of what the device has free. With
+            ``background=True`` half of them are for the Grams that wait.
         verbose: Print one line a snapshot.
 
     Raises:
         ValueError: An argument is out of range; at the start of fit, a layer is unknown or never runs.
-        MisconfigurationException: There is no probe, or the Trainer's strategy shards the model.
+        MisconfigurationException: There is no probe, the Trainer's strategy shards the model, or training is steered
+            by a metric of a monitor in the background.
 
     Example:
         >>> monitor = SSCMonitor(layers="blocks", schedule=5)
@@ -114,6 +137,7 @@ class SSCMonitor(Callback):
         labels: Literal["classes", "communities"] = "classes",
         reference: str | Path | None = None,
         store: bool | str | Path = True,
+        background: bool = False,
         name: str = "ssc",
         on_error: Literal["raise", "warn"] = "raise",
         forward: Forward | None = None,
@@ -131,6 +155,7 @@ class SSCMonitor(Callback):
         self.settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, labels)
         self.schedule = as_schedule(schedule)
         self.heatmap, self.embedding, self.neighbours, self.projector = heatmap, embedding, neighbours, projector
+        self.background = background
         self.on_error = on_error
         self.store: SnapshotStore | None = None
         self._probe_source, self._probe_size = probe, probe_size
@@ -141,6 +166,8 @@ class SSCMonitor(Callback):
 
     def _reset(self) -> None:
         self._steps: dict[int, int] = {}  # of the epochs taken, ascending
+        self._begun: _Begun | None = None
+        self._worker: Beside | None = None
         self._compared: list[int] = []
         self._probe: Probe | None = None
         self._card = ProbeCard("")
@@ -161,10 +188,13 @@ class SSCMonitor(Callback):
         """Where the snapshots lie and which they are; the graphs themselves stay on disk."""
         if self.store is None or self._probe is None:
             return dict(self._restored)
+        steps = dict(self._steps)
+        if self._begun is not None:  # it is stored by the time that anybody resumes, unless the process is killed
+            steps[self._begun.epoch] = self._begun.step
         return {
             "root": str(self.store.root.absolute()),
-            "epochs": list(self._steps),
-            "steps": list(self._steps.values()),
+            "epochs": list(steps),
+            "steps": list(steps.values()),
             "probe": self._probe.fingerprint,
             "learning_rate": self._learning_rate,
         }
@@ -187,6 +217,16 @@ class SSCMonitor(Callback):
                 f"SSCMonitor does not support {type(trainer.strategy).__name__}, which shards the model: no "
                 f"process holds whole layers. Use strategy='ddp', or take snapshots of "
                 f"checkpoints with lightning_ssc.snapshot()."
+            )
+        steered = [
+            key
+            for key in metrics_steering(trainer)
+            if key.startswith((f"{self.name}/", f"{writers.linear_root(self.name)}/"))
+        ]
+        if self.background and steered:
+            raise MisconfigurationError(
+                f"{steered[0]!r} steers the training, and background=True would bring it late, by a time that differs "
+                f"from run to run. Use background=False, or monitor another metric."
             )
         self._probe = self._agreed_probe(trainer, pl_module)
         self._watched = trace(
@@ -220,12 +260,19 @@ class SSCMonitor(Callback):
             # A checkpoint saved with the last batch of an epoch resumes behind that epoch's end, whose hook is over.
             done = trainer.current_epoch
             at_end = trainer.global_step > 0 and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-            if at_end and self.schedule(done) and done not in self._restored.get("epochs", [done]):
+            if at_end and self.schedule(done) and self._restored and done not in self._steps:
                 self._take(trainer, pl_module, done)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the learning rate: after an epoch's last batch schedulers move on to that of the next."""
         self._learning_rate = learning_rate(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log a snapshot that was solved in the background."""
+        if self._begun is not None and trainer.world_size == 1:  # several processes would have to agree every time
+            self._collect_if_done(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the epoch that has just finished, if it is on the schedule."""
@@ -233,22 +280,35 @@ class SSCMonitor(Callback):
         if self.schedule(epoch):
             with self._guard():
                 self._take(trainer, pl_module, epoch)
+        elif self._begun is not None:
+            self._collect_if_done(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the final state and compare every earlier snapshot with it."""
         with self._guard():
             self._take(trainer, pl_module, trainer.current_epoch)
+            self._collect(trainer, pl_module)
+        with self._guard():
             self._from_rank_zero(trainer, lambda: self._log_history(trainer))
-            if self.projector:
+        with self._guard():
+            if self.projector and self._last is not None:
                 self._from_rank_zero(trainer, lambda: self._log_projector(trainer))
+        self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Compare what there is with the last snapshot: an interrupted run keeps its curves."""
         try:
+            if self._begun is not None and trainer.world_size == 1:
+                log.warning("SSCMonitor finishes the snapshot of epoch %d; Ctrl-C leaves it out.", self._begun.epoch)
+                self._collect(trainer, pl_module)
+            elif self._begun is not None:  # the other processes may be gone
+                log.warning("The snapshot of epoch %d was still being solved and is lost.", self._begun.epoch)
             if trainer.is_global_zero:
                 self._log_history(trainer)
         except Exception:  # the user has to see what went wrong first, not what went wrong after it
             log.warning("SSCMonitor could not compare the snapshots of the interrupted run.", exc_info=True)
+        finally:
+            self._close()
 
     # -- Probe, store and reference
 
@@ -351,7 +411,7 @@ class SSCMonitor(Callback):
         found = self._from_rank_zero(trainer, lambda: _read_reference(path))
         if isinstance(found, dict):
             with _weights(pl_module, found, path):
-                reference = self._compute(trainer, pl_module, epoch=0, step=0)
+                reference = self._joined(trainer, self._begin(trainer, pl_module, epoch=0, step=0, solver=None))
         else:
             reference = found
         if reference.probe != self._probe.fingerprint:
@@ -364,30 +424,40 @@ class SSCMonitor(Callback):
     # -- One snapshot
 
     def _take(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
+        """Begin a snapshot after the one before is done, and in the foreground end it, too."""
+        with self._guard():  # what is wrong with that one is no reason to leave this one out
+            self._collect(trainer, pl_module)
         step = epoch_step(trainer)
         if self._steps.get(epoch) == step:
             return
-        taken = self._compute(trainer, pl_module, epoch, step)
-        scalars = writers.snapshot_scalars(taken, self._last, self._reference, self.name)
-        trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
-        store = self.store
-        assert store is not None
-        self._from_rank_zero(trainer, lambda: store.save(taken))
-        self._steps[epoch] = step
-        self._last = taken
-        self._from_rank_zero(trainer, lambda: self._log(trainer, taken, scalars))
-        if self._verbose:
-            pl_module.print(summary(taken))
+        self._begun = self._begin(trainer, pl_module, epoch, step, self._solver(trainer))
+        # The end of fit would wait anyway, and a checkpoint of the last epoch saved before that is one of a run that
+        # Lightning does not go on with: nobody could take the epoch again.
+        if not self.background or is_last_epoch(trainer, epoch):
+            self._collect(trainer, pl_module)
 
-    def _compute(self, trainer: Trainer, pl_module: LightningModule, epoch: int, step: int) -> Snapshot:
-        """Every rank solves its share of the layers; all ranks return all of them, or fail together."""
+    def _solver(self, trainer: Trainer) -> Solver | None:
+        if not self.background:
+            return None
+        if self._worker is None:
+            self._worker = Beside(self._budget(trainer))
+        return self._worker
+
+    def _budget(self, trainer: Trainer) -> int:
+        """Bytes for activations; in the background as many again are for the Grams that wait."""
+        memory = free_memory(trainer.strategy.root_device) // 2 if self._memory is None else self._memory
+        return memory // 2 if self.background else memory
+
+    def _begin(
+        self, trainer: Trainer, pl_module: LightningModule, epoch: int, step: int, solver: Solver | None
+    ) -> _Begun:
+        """Every rank begins with its share of the layers. What goes wrong is said by :meth:`_joined`, on all ranks."""
         assert self._probe is not None
         share = self._watched[trainer.global_rank :: trainer.world_size]
-        mine: Snapshot | None = None
-        error: Exception | None = None
+        begun = _Begun(epoch, step)
         try:
             with progress(trainer, len(share), f"SSC epoch {epoch}") as advance:
-                mine = take_snapshot(
+                begun.share = begin_snapshot(
                     pl_module,
                     self._probe,
                     share,
@@ -400,15 +470,57 @@ class SSCMonitor(Callback):
                     context=trainer.precision_plugin.forward_context,
                     chunk=self._chunk,
                     device=trainer.strategy.root_device,
-                    memory=self._memory,
+                    memory=self._budget(trainer),
+                    solver=solver,
                     progress=advance,
                 )
         except Exception as caught:
-            error = caught
+            begun.error = caught
+        return begun
+
+    def _joined(self, trainer: Trainer, begun: _Begun) -> Snapshot:
+        """All ranks return all layers, or fail together."""
+        mine: Snapshot | None = None
+        error = begun.error
+        if begun.share is not None:
+            try:
+                with progress(trainer, len(begun.share.graphs), f"SSC epoch {begun.epoch}") as advance:
+                    mine = begun.share.result(advance)
+            except Exception as caught:
+                error = caught
         shares = agree(mine, error)
         graphs = {label: graph for part in shares for label, graph in part.layers.items()}
         first: Snapshot = shares[0]
         return replace(first, layers={w.label: graphs[w.label] for w in self._watched})
+
+    def _collect_if_done(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with self._guard():
+            if self._begun is not None and all(agree(self._begun.done(), None)):
+                self._collect(trainer, pl_module)
+
+    def _collect(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the snapshot that was begun, store and log it."""
+        if self._begun is None:
+            return
+        begun, self._begun = self._begun, None
+        taken = self._joined(trainer, begun)
+        scalars = writers.snapshot_scalars(taken, self._last, self._reference, self.name)
+        trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
+        store = self.store
+        assert store is not None
+        self._from_rank_zero(trainer, lambda: store.save(taken))
+        self._steps[taken.epoch] = taken.step
+        self._last = taken
+        self._from_rank_zero(trainer, lambda: self._log(trainer, taken, scalars))
+        if self._verbose:
+            pl_module.print(summary(taken))
+
+    def _close(self) -> None:
+        """Let the thread of the background go; what is still being solved is given up."""
+        self._begun = None
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
 
     def _log(self, trainer: Trainer, taken: Snapshot, scalars: dict[str, float]) -> None:
         watch = Stopwatch()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -15,8 +15,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from lightning_ssc.background import InTurn, Solver
 from lightning_ssc.capture import Forward, GramOfLayer, Pooling, WatchedLayer, capture, trace
 from lightning_ssc.functional import communities, self_expression
+from lightning_ssc.functional._advice import collected
 from lightning_ssc.functional.gram_sketch import gram_sketch
 from lightning_ssc.layers import LayerPattern, select_layers
 from lightning_ssc.probe import Probe, make_probe
@@ -95,8 +97,7 @@ def graph_of(gram: GramOfLayer, settings: Settings, init: Tensor | None = None) 
     """
     linear = gram_sketch(gram.centred).cpu() if settings.linear_cka else None
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with collected() as advice:
             solved = self_expression(
                 gram=gram.raw_(),
                 tau=settings.tau,
@@ -108,8 +109,8 @@ def graph_of(gram: GramOfLayer, settings: Settings, init: Tensor | None = None) 
             )
     except ValueError as error:
         raise ValueError(f"Layer {gram.layer.label!r}: {error}") from error
-    for warning in caught:  # said again with the layer's name, without which nobody could act on it
-        log.warning("Layer %r: %s", gram.layer.label, warning.message)
+    for message in advice:  # said with the layer's name, without which nobody could act on it
+        log.warning("Layer %r: %s", gram.layer.label, message)
     graph = LayerGraph(
         coef=solved.coef.cpu().to(torch.float32),
         gap=solved.gap.cpu().to(torch.float32),
@@ -135,7 +136,54 @@ def classified(outputs: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
     return predictions, confidence
 
 
-def take_snapshot(
+@dataclass
+class Pending:
+    """A snapshot whose Grams are formed and whose layers are solved or being solved.
+
+    Attributes:
+        taken: The snapshot without its layers.
+        graphs: What becomes of each layer, by label.
+        watch: Seconds spent by stage.
+        started: When it was begun, on the clock of ``time.perf_counter``.
+        ended: When each layer was solved.
+    """
+
+    taken: Snapshot
+    graphs: dict[str, Future[LayerGraph]]
+    watch: Stopwatch
+    started: float
+    ended: list[float]
+
+    def done(self) -> bool:
+        """Whether :meth:`result` would return, or raise, at once."""
+        return all(graph.done() for graph in self.graphs.values())
+
+    def result(self, progress: Callable[[], None] = lambda: None) -> Snapshot:
+        """Wait for all layers.
+
+        Args:
+            progress: Called when a layer is done.
+
+        Returns:
+            The snapshot, on the CPU.
+
+        Raises:
+            ValueError: A layer cannot be solved; the message names it.
+        """
+        layers = {}
+        try:
+            for label, graph in self.graphs.items():
+                layers[label] = graph.result()
+                progress()
+        except BaseException:
+            for graph in self.graphs.values():
+                graph.cancel()
+            raise
+        total = max(self.ended, default=self.started) - self.started
+        return replace(self.taken, layers=layers, seconds={**self.watch.seconds, "total": total})
+
+
+def begin_snapshot(
     model: nn.Module,
     probe: Probe,
     watched: Sequence[WatchedLayer],
@@ -150,9 +198,10 @@ def take_snapshot(
     chunk: int = 256,
     device: torch.device | None = None,
     memory: int | None = None,
+    solver: Solver | None = None,
     progress: Callable[[], None] = lambda: None,
-) -> Snapshot:
-    """Run the probe through the network and solve every watched layer.
+) -> Pending:
+    """Run the probe through the network and hand every watched layer's Gram to a solver.
 
     Args:
         model: The network, left without a trace.
@@ -168,48 +217,66 @@ def take_snapshot(
         chunk: Samples a forward pass.
         device: Where the network runs.
         memory: Bytes that activations and one Gram may take; by default half of what the device has free.
-        progress: Called when a layer is done.
+        solver: Where layers are solved; by default here, each as soon as its Gram is there.
+        progress: Called when a layer is handed over, or solved where that is done here.
 
     Returns:
-        The snapshot, on the CPU.
+        The snapshot to wait for.
+
+    Raises:
+        ValueError: Activations are not finite, or a layer cannot be solved; the message names the layer.
     """
-    watch = Stopwatch()
-    layers: dict[str, LayerGraph] = {}
+    solver = InTurn() if solver is None else solver
+    watch, started = Stopwatch(), time.perf_counter()
+    ended: list[float] = []
     outputs: list[Tensor] = []
-    with watch("total"):
-        grams = capture(
-            model,
-            watched,
-            probe.inputs,
-            pooling=settings.pooling,
-            forward=forward,
-            context=context,
-            chunk=chunk,
-            device=device,
-            memory=memory,
-            watch=watch,
-            outputs=outputs,
-        )
+    graphs: dict[str, Future[LayerGraph]] = {}
+
+    def solve(gram: GramOfLayer) -> LayerGraph:
+        before = None if previous is None else previous.layers.get(gram.layer.label)
+        with watch("solve"):
+            graph = graph_of(gram, settings, None if before is None else before.coef)
+        ended.append(time.perf_counter())
+        return graph
+
+    grams = capture(
+        model,
+        watched,
+        probe.inputs,
+        pooling=settings.pooling,
+        forward=forward,
+        context=context,
+        chunk=chunk,
+        device=device,
+        memory=memory,
+        watch=watch,
+        outputs=outputs,
+    )
+    try:
         for gram in grams:
-            before = previous.layers.get(gram.layer.label) if previous is not None else None
-            with watch("solve"):
-                layers[gram.layer.label] = graph_of(gram, settings, None if before is None else before.coef)
+            graphs[gram.layer.label] = solver.submit(solve, gram)
+            del gram  # or it would be held through the next pass
             progress()
+    except BaseException:
+        for graph in graphs.values():
+            graph.cancel()
+        raise
     # Without labels nothing says that the network's output is about classes.
     predictions, confidence = classified(outputs if probe.labels is not None else [])
-    return Snapshot(
+    taken = Snapshot(
         epoch=epoch,
         step=step,
-        layers={layer.label: layers[layer.label] for layer in watched},
+        layers={},
         labels=probe.labels,
         indices=probe.indices,
         predictions=predictions,
         confidence=confidence,
         settings=asdict(settings),
         probe=probe.fingerprint,
-        seconds=dict(watch.seconds),
+        seconds={},
         learning_rate=learning_rate,
     )
+    return Pending(taken, {layer.label: graphs[layer.label] for layer in watched}, watch, started, ended)
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, Callable[[], AbstractContextManager[Any]] | None]:
@@ -298,7 +365,7 @@ def snapshot(
     watched = trace(
         model, select_layers(model, layers), probe.inputs, pooling=pooling, forward=forward, context=context
     )
-    return take_snapshot(
+    return begin_snapshot(
         model,
         probe,
         watched,
@@ -310,4 +377,4 @@ def snapshot(
         context=context,
         chunk=chunk,
         memory=memory,
-    )
+    ).result()

@@ -37,14 +37,14 @@ def _quiet(target: Callable[..., None], args: tuple[Any, ...], env: dict[str, st
     target(*args)
 
 
-def train_with_checkpoints(root: Path, epochs: int) -> None:
+def train_with_checkpoints(root: Path, epochs: int, background: bool = False) -> None:
     """Train under a monitor, from the last checkpoint if there is one."""
     pl.seed_everything(0, verbose=False)
     kept = ModelCheckpoint(root / "kept", save_last=True)
     last = root / "kept" / "last.ckpt"
     earlier = len(list(root.glob("ssc*")))
     store = root / f"ssc-{earlier - 1 if last.exists() else earlier}"
-    monitor = SSCMonitor(probe_size=30, heatmap=False, embedding=False, store=store)
+    monitor = SSCMonitor(probe_size=30, heatmap=False, embedding=False, store=store, background=background)
     run = trainer(root, monitor, kept, max_epochs=epochs, enable_checkpointing=True)
     run.fit(Classifier(), ckpt_path=last if last.exists() else None, weights_only=True)
     (root / "done").touch()
@@ -62,10 +62,12 @@ def distributed(target: Callable[..., None], world: int, *args: Any) -> list[int
     return [process.exitcode for process in processes]
 
 
-def train_distributed(world: int, root: Path, layers: str | list[str] = "**") -> None:
+def train_distributed(world: int, root: Path, layers: str | list[str] = "**", background: bool = False) -> None:
     """Train over ranks and leave the final weights behind."""
     pl.seed_everything(0, verbose=False)
-    monitor = SSCMonitor(layers=layers, probe_size=30, heatmap=False, embedding=False, store=root / "ssc")
+    monitor = SSCMonitor(
+        layers=layers, probe_size=30, heatmap=False, embedding=False, store=root / "ssc", background=background
+    )
     model = Classifier()
     run = trainer(root, monitor, max_epochs=2, strategy="ddp", devices=world)
     run.fit(model)
@@ -83,9 +85,9 @@ class BreaksOnRankOne(pl.Callback):
             nn.init.constant_(pl_module.model[4].bias, float("nan"))
 
 
-def fail_on_one_rank(world: int, root: Path) -> None:
+def fail_on_one_rank(world: int, root: Path, background: bool) -> None:
     """One rank's snapshot fails: both have to hear of it, and neither may wait for the other."""
-    monitor = SSCMonitor(probe_size=30, heatmap=False, embedding=False, store=root / "ssc")
+    monitor = SSCMonitor(probe_size=30, heatmap=False, embedding=False, store=root / "ssc", background=background)
     run = trainer(root, BreaksOnRankOne(), monitor, max_epochs=1, strategy="ddp", devices=world)
     _told(run, root)
 

@@ -31,8 +31,22 @@ def test_ranks_share_the_layers_and_agree_with_one_process(tmp_path: Path, world
     assert all(m == metrics[0] for m in metrics)
 
 
-def test_a_failure_on_one_rank_is_heard_on_all(tmp_path: Path) -> None:
-    assert processes.distributed(processes.fail_on_one_rank, 2, tmp_path) == [0, 0]
+def test_ranks_in_the_background_agree_with_ranks_in_the_foreground(tmp_path: Path) -> None:
+    for background in (False, True):
+        root = tmp_path / str(background)
+        root.mkdir()
+        assert processes.distributed(processes.train_distributed, 2, root, "**", background) == [0, 0]
+    stores = [SnapshotStore(tmp_path / str(background) / "ssc") for background in (False, True)]
+    assert stores[0].epochs == stores[1].epochs == [0, 1, 2]
+    for one, other in zip(*stores, strict=True):
+        assert (one.step, list(one.layers)) == (other.step, list(other.layers))
+        for name, layer in one.layers.items():
+            assert torch.equal(layer.coef.to_dense(), other.layers[name].coef.to_dense())
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_failure_on_one_rank_is_heard_on_all(tmp_path: Path, background: bool) -> None:
+    assert processes.distributed(processes.fail_on_one_rank, 2, tmp_path, background) == [0, 0]
     for rank in (0, 1):
         text = (tmp_path / f"error-{rank}").read_text()
         assert "SSCMonitor failed on rank 1: ValueError: Layer 'model.4' puts out NaN" in text

@@ -34,13 +34,13 @@ real epoch earlier 0.86 to 1.14, which is no saving. N = 10,000 at tau = 10 (las
 and 3.2 s on float64, with 2.6 GB at the peak and no gap above 9.8e-6.
 """
 
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_ssc.functional._advice import advise
 from lightning_ssc.functional._batched import solve_batch
 from lightning_ssc.functional._checks import blocks
 from lightning_ssc.functional._sparse import to_csr
@@ -146,7 +146,7 @@ def _compress(index: Tensor, c: Tensor, objective: Tensor, gap: Tensor, rounds: 
 def _warn_if_complete(first: _Part, tau: float, n: int) -> None:
     share = float(first.counts.double().mean()) / n
     if share > 0.5 and n >= _SMALL:
-        warnings.warn(
+        advise(
             f"tau = {tau:g} rebuilds a sample from {share:.0%} of all others: the graph is nearly complete, tells "
             "little and takes long (a row costs the cube of its neighbours). Lower tau, or normalize the samples",
             stacklevel=6,

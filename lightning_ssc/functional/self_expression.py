@@ -1,13 +1,13 @@
 """Sparse self-expression: every sample rebuilt from few of the others, with a certificate of optimality."""
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lightning_ssc.functional._advice import advise
 from lightning_ssc.functional._checks import blocks, check_dense, check_gram, check_samples
 from lightning_ssc.functional._sparse import to_coo, to_csr
 from lightning_ssc.functional.active_set import active_set
@@ -190,15 +190,13 @@ def _tau(gram: Tensor, tau: float | None, alpha: float | None) -> float:
     if most == 0:
         if alpha is not None:
             raise ValueError("alpha counts from where samples get neighbours, and here none ever does: pass tau")
-        warnings.warn(
-            "all samples are zero or orthogonal to one another: the graph is empty for every tau", stacklevel=4
-        )
+        advise("all samples are zero or orthogonal to one another: the graph is empty for every tau", stacklevel=4)
         return float(given)
     last = 1 / float(reach[reach > 0].min())
     if alpha is not None:
         given = alpha * last
     if given * most <= 1:
-        warnings.warn(
+        advise(
             f"tau = {given:g} is too small for any edge: the graph is empty. The first edge appears above "
             f"tau = {1 / most:.4g}, the last sample gets its first above {last:.4g}",
             stacklevel=4,

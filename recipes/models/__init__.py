@@ -4,13 +4,14 @@ Every network is an ``nn.Sequential`` of named parts, so the order of its module
 Weights start as PyTorch's layers draw them.
 """
 
-from recipes.models.densenet import densenet121
+from recipes.models.densenet import densenet, densenet121
 from recipes.models.resnet import cifar_resnet, resnet18, resnet36, resnet53, resnet104
 from recipes.models.vgg import vgg11, vgg16, vgg24, vgg29
 from recipes.models.wide_resnet import wide_resnet16, wide_resnet28, wide_resnet64
 
 __all__ = [
     "cifar_resnet",
+    "densenet",
     "densenet121",
     "resnet18",
     "resnet36",

@@ -11,44 +11,49 @@ from torch import nn
 from torchvision.ops import Conv2dNormActivation
 
 
-def vgg(depths: Sequence[int], num_classes: int = 10) -> nn.Sequential:
+def vgg(depths: Sequence[int], num_classes: int = 10, width: int = 64) -> nn.Sequential:
     """Build a VGG from the number of convolutions in each of its five stages.
 
     The convolutions keep their biases, as in the original, though batch normalisation makes them redundant.
+
+    Args:
+        depths: Convolutions in each of the five stages.
+        num_classes: Outputs of the classifier.
+        width: Channels of the first stage; the others have 2, 4, 8 and 8 times as many.
     """
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     channels = 3
-    for stage, (depth, width) in enumerate(zip(depths, (64, 128, 256, 512, 512), strict=True), start=1):
+    for stage, (depth, factor) in enumerate(zip(depths, (1, 2, 4, 8, 8), strict=True), start=1):
         blocks: list[nn.Module] = []
         for _ in range(depth):
-            blocks.append(Conv2dNormActivation(channels, width, 3, bias=True))
-            channels = width
+            blocks.append(Conv2dNormActivation(channels, factor * width, 3, bias=True))
+            channels = factor * width
         parts[f"stage{stage}"] = nn.Sequential(*blocks, nn.MaxPool2d(2))
     parts["flatten"] = nn.Flatten()
     parts["classifier"] = nn.Linear(channels, num_classes)
     return nn.Sequential(parts)
 
 
-def vgg11(num_classes: int = 10) -> nn.Sequential:
+def vgg11(num_classes: int = 10, width: int = 64) -> nn.Sequential:
     """VGG-11: 8 convolutions.
 
     Example:
         >>> sum(p.numel() for p in vgg11().parameters())
         9231114
     """
-    return vgg([1, 1, 2, 2, 2], num_classes)
+    return vgg([1, 1, 2, 2, 2], num_classes, width)
 
 
-def vgg16(num_classes: int = 10) -> nn.Sequential:
+def vgg16(num_classes: int = 10, width: int = 64) -> nn.Sequential:
     """VGG-16: 13 convolutions."""
-    return vgg([2, 2, 3, 3, 3], num_classes)
+    return vgg([2, 2, 3, 3, 3], num_classes, width)
 
 
-def vgg24(num_classes: int = 10) -> nn.Sequential:
+def vgg24(num_classes: int = 10, width: int = 64) -> nn.Sequential:
     """VGG-24: 21 convolutions."""
-    return vgg([3, 3, 5, 5, 5], num_classes)
+    return vgg([3, 3, 5, 5, 5], num_classes, width)
 
 
-def vgg29(num_classes: int = 10) -> nn.Sequential:
+def vgg29(num_classes: int = 10, width: int = 64) -> nn.Sequential:
     """VGG-29: 26 convolutions."""
-    return vgg([4, 4, 6, 6, 6], num_classes)
+    return vgg([4, 4, 6, 6, 6], num_classes, width)

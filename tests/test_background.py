@@ -1,0 +1,402 @@
+"""Snapshots solved beside training: the same results, in order, and nothing lost that can be kept."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Event, Thread, main_thread
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from lightning_ssc import SSCMonitor, pipeline
+from lightning_ssc.background import Beside
+from lightning_ssc.capture import GramOfLayer, WatchedLayer
+from lightning_ssc.layers import Layer
+from tests.nets import Classifier, trainer
+
+
+def monitor(**kwargs: Any) -> SSCMonitor:
+    options = {"probe_size": 30, "heatmap": False, "embedding": False, "neighbours": 0, "background": True}
+    return SSCMonitor(**{**options, **kwargs})
+
+
+def fit(root: Path, *callbacks: Any, resume: Path | None = None, **kwargs: Any) -> tuple[Classifier, pl.Trainer]:
+    pl.seed_everything(0, verbose=False)
+    model = Classifier()
+    kept = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    run = trainer(root, *callbacks, enable_checkpointing=kept, **kwargs)
+    run.fit(model, ckpt_path=resume, weights_only=True)
+    return model, run
+
+
+class At(pl.Callback):
+    """Does something at the end of one batch of one epoch."""
+
+    def __init__(self, epoch: int, action: Callable[[], Any], batch: int = 1) -> None:
+        self.epoch, self.action, self.batch = epoch, action, batch
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if (trainer.current_epoch, args[-1]) == (self.epoch, self.batch):
+            self.action()
+
+
+class Gate:
+    """Holds the worker up, once it has done what it had, until it is opened."""
+
+    def __init__(self) -> None:
+        self.open = Event()
+        self.open.set()
+        self.calls: list[str] = []
+        self.fails_on = 0  # the first is 1; three are a snapshot
+
+    def __call__(self, gram: GramOfLayer, *args: Any) -> Any:
+        assert self.open.wait(30)
+        self.calls.append(gram.layer.label)
+        if len(self.calls) == self.fails_on:
+            raise ValueError(f"Layer {gram.layer.label!r}: no solution")
+        return self.original(gram, *args)
+
+    def shut(self, watching: SSCMonitor) -> None:
+        settle(watching)
+        self.open.clear()
+
+    original = staticmethod(pipeline.graph_of)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate()
+    monkeypatch.setattr(pipeline, "graph_of", gate)
+    yield gate
+    gate.open.set()
+
+
+def logged(root: Path) -> dict[str, list[tuple[int, float]]]:
+    """All scalars of the monitor but the seconds."""
+    (folder,) = {path.parent for path in root.rglob("events.out.tfevents*")}
+    found = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in found.Tags()["scalars"] if "ssc" in tag or "linear_cka" in tag]
+    return {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in tags if "/seconds/" not in tag}
+
+
+def test_the_same_as_in_the_foreground(tmp_path: Path) -> None:
+    stores, weights, scalars = [], [], []
+    for background in (False, True):
+        root, watching = tmp_path / str(background), monitor(background=background, layers="**")
+        model, finished = fit(root, watching, max_epochs=3, logger=TensorBoardLogger(root))
+        stores.append(watching.store)
+        weights.append([*model.state_dict().values(), *(s["momentum_buffer"] for s in momentum(finished))])
+        scalars.append(logged(root))
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    assert scalars[0] == scalars[1]
+    assert len(scalars[0]) > 40
+    for one, other in zip(*stores, strict=True):
+        assert (one.epoch, one.step, one.learning_rate) == (other.epoch, other.step, other.learning_rate)
+        assert set(one.seconds) == set(other.seconds) == {"forward", "gram", "solve", "total"}
+        assert torch.equal(one.predictions, other.predictions)
+        for name, layer in one.layers.items():
+            for part in ("coef", "gap"):
+                a, b = (getattr(of, part).to_dense() for of in (layer, other.layers[name]))
+                assert torch.equal(a, b)
+            assert torch.equal(layer.linear.pairs, other.layers[name].linear.pairs)
+
+
+def momentum(run: pl.Trainer) -> Any:
+    return run.optimizers[0].state.values()
+
+
+def test_training_goes_on_and_results_come_in_order(tmp_path: Path, gate: Gate) -> None:
+    seen: list[tuple[int, int, list[int]]] = []  # epoch, batch, epochs logged by then
+
+    class Looks(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+            seen.append((trainer.current_epoch, args[-1], list(watching._steps)))
+
+    watching = monitor(verbose=True)
+    shut, opened = (
+        At(0, lambda: gate.shut(watching), batch=2),
+        At(1, lambda: (gate.open.set(), settle(watching)), batch=1),
+    )
+    fit(tmp_path, shut, opened, watching, Looks(), max_epochs=2, logger=TensorBoardLogger(tmp_path))
+    assert seen[3:] == [(1, 0, [0]), (1, 1, [0, 1]), (1, 2, [0, 1])]  # epoch 1 was begun, and came at the next batch
+    assert [step for step, _ in logged(tmp_path)["ssc/modularity/model.0"]] == [0, 2, 5]
+    assert gate.calls == ["model.0", "model.4", "model.9"] * 3
+
+
+def settle(watching: SSCMonitor) -> None:
+    """Wait for the worker, as a long batch would."""
+    end = time.monotonic() + 30
+    while watching._begun is not None and not watching._begun.done() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def test_a_slow_worker_holds_one_snapshot(tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next snapshot waits for the one before, and the end of fit for the last."""
+    solved_when_begun: list[int] = []
+    original = SSCMonitor._begin
+
+    def begin(self: SSCMonitor, *args: Any, **kwargs: Any) -> Any:
+        solved_when_begun.append(len(gate.calls))
+        return original(self, *args, **kwargs)
+
+    def solve_later() -> None:
+        gate.shut(watching)
+        Thread(target=lambda: (time.sleep(0.5), gate.open.set())).start()
+
+    monkeypatch.setattr(SSCMonitor, "_begin", begin)
+    watching = monitor()
+    fit(tmp_path, At(0, solve_later, batch=2), watching, max_epochs=2)
+    assert solved_when_begun == [0, 3, 6]
+    assert len(gate.calls) == 9
+    assert watching.store.epochs == [0, 1, 2]  # type: ignore[union-attr]
+    assert watching._worker is None
+
+
+@pytest.mark.parametrize("on_error", ["raise", "warn"])
+def test_a_failure_is_reported_as_in_the_foreground(
+    tmp_path: Path, gate: Gate, on_error: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate.fails_on = 5
+    watching = monitor(on_error=on_error)
+    callbacks = At(1, lambda: settle(watching), batch=0), watching
+    if on_error == "raise":
+        with pytest.raises(ValueError, match=r"Layer 'model\.4': no solution"):
+            fit(tmp_path, *callbacks, max_epochs=3)
+        assert watching.store.epochs == [0]  # type: ignore[union-attr]
+    else:
+        fit(tmp_path, *callbacks, max_epochs=3)
+        assert "SSCMonitor goes on after an error: ValueError: Layer 'model.4': no solution" in caplog.text
+        assert watching.store.epochs == [0, 2, 3]  # type: ignore[union-attr]
+
+
+def test_activations_that_are_not_finite(tmp_path: Path) -> None:
+    def break_down(model: pl.LightningModule) -> None:
+        model.model[4].weight.data.fill_(float("nan"))  # type: ignore[index, union-attr]
+
+    class Breaks(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            break_down(pl_module)
+
+    with pytest.raises(ValueError, match=r"Layer 'model\.4' puts out NaN or infinity"):
+        fit(tmp_path, Breaks(), monitor(), max_epochs=2)
+
+
+def test_a_failing_snapshot_does_not_take_the_next_with_it(
+    tmp_path: Path, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The failure of epoch 1 comes to light only when epoch 2 is due."""
+
+    class Opens(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+            if trainer.current_epoch == 1:
+                gate.open.set()
+
+    gate.fails_on = 4
+    watching = monitor(on_error="warn")
+    fit(tmp_path, At(0, lambda: gate.shut(watching), batch=2), Opens(), watching, max_epochs=2)
+    assert watching.store.epochs == [0, 2]  # type: ignore[union-attr]
+    assert "no solution" in caplog.text
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_control_c_waits_for_the_worker_once(
+    tmp_path: Path, gate: Gate, again: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> None:
+        if again:
+            monkeypatch.setattr(pipeline.Pending, "result", interrupted)
+        else:
+            Thread(target=lambda: (time.sleep(0.2), gate.open.set())).start()
+        raise KeyboardInterrupt
+
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    watching = monitor()
+    with pytest.raises(KeyboardInterrupt if again else SystemExit):
+        fit(tmp_path, At(0, lambda: gate.shut(watching), batch=2), At(1, interrupt), watching, max_epochs=3)
+    assert "SSCMonitor finishes the snapshot of epoch 1; Ctrl-C leaves it out." in caplog.text
+    assert watching.store.epochs == ([0] if again else [0, 1])  # type: ignore[union-attr]
+    assert watching._worker is None
+
+
+def test_the_last_checkpoint_has_nothing_pending(tmp_path: Path) -> None:
+    """Lightning does not go on with a finished run, so that nothing could be taken again."""
+    stored: list[list[int]] = []
+
+    class Looks(ModelCheckpoint):
+        def on_train_epoch_end(self, *args: Any) -> None:
+            stored.append(list(watching._steps))
+
+    watching = monitor()
+    fit(tmp_path, watching, Looks(tmp_path), max_epochs=2)
+    assert stored[-1] == [0, 1, 2]
+
+
+def test_resuming_with_work_pending(tmp_path: Path, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    """The process dies while epoch 1 is being solved: the checkpoint of epoch 1 takes it again."""
+    kept = ModelCheckpoint(tmp_path / "kept", filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+
+    class Dies(BaseException):
+        pass
+
+    def die() -> None:
+        monitors[0]._begun = None  # what the worker does from here on does not reach the disk
+        raise Dies
+
+    monitors = [monitor(store=tmp_path / "ssc")]
+    with pytest.raises(Dies):
+        fit(tmp_path, At(0, lambda: gate.shut(monitors[0]), batch=2), At(1, die), *monitors, kept, max_epochs=3)
+    gate.open.set()
+    state = torch.load(tmp_path / "kept" / "epoch=0.ckpt", weights_only=True)["callbacks"][monitors[0].state_key]
+    assert state["epochs"] == [0, 1]  # one of them pending
+    assert monitors[0].store.epochs == [0]  # type: ignore[union-attr]
+    resumed = monitor(store=tmp_path / "ssc")
+    again = ModelCheckpoint(tmp_path / "kept")
+    fit(tmp_path, resumed, again, max_epochs=3, resume=tmp_path / "kept" / "epoch=0.ckpt")
+    assert "The snapshots of epochs [1] are gone" in caplog.text
+    assert resumed._steps == {0: 0, 1: 2, 2: 5, 3: 8}
+    straight = monitor(store=tmp_path / "straight")
+    fit(tmp_path, straight, max_epochs=1)
+    one, other = (of.store.load_layer(1, "model.4").coef.to_dense() for of in (resumed, straight))  # type: ignore[union-attr]
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["early stopping", "checkpoint", "scheduler"])
+def test_training_is_not_steered_by_what_comes_late(tmp_path: Path, how: str) -> None:
+    class Scheduled(Classifier):
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+            return [optimizer], [{"scheduler": plateau, "monitor": tag}]
+
+    tag = "ssc/modularity/model.0"
+    steering: dict[str, Any] = {
+        "early stopping": [EarlyStopping(tag)],
+        "checkpoint": [ModelCheckpoint(tmp_path, monitor=tag)],
+        "scheduler": [],
+    }
+    run = trainer(tmp_path, monitor(), *steering[how], enable_checkpointing=how == "checkpoint")
+    with pytest.raises(Exception, match=r"'ssc/modularity/model\.0' steers the training, and background=True"):
+        run.fit(Scheduled() if how == "scheduler" else Classifier())
+
+
+def test_advice_names_the_layer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A warning raised in a thread would change the filters of all others, so the solver's is collected and logged."""
+    with caplog.at_level(logging.WARNING, "lightning_ssc"):
+        fit(tmp_path, monitor(tau=1.0, layers=["model.0"]), max_epochs=1)
+    assert "Layer 'model.0': tau = 1 is too small for any edge" in caplog.text
+
+
+def gram(label: str, n: int = 8) -> GramOfLayer:
+    layer = WatchedLayer(Layer(label), 0, label, 4)
+    return GramOfLayer(layer, torch.eye(n), torch.zeros(n, dtype=torch.float64), 0.0)
+
+
+def test_grams_wait_within_a_limit() -> None:
+    size, opened, order = gram("").centred.nbytes, Event(), []
+
+    def solve(of: GramOfLayer) -> Any:
+        assert opened.wait(30)
+        order.append(of.layer.label)
+        return of.layer.label
+
+    worker, futures = Beside(limit=2 * size + 1), []
+
+    def bring() -> None:
+        futures.extend(worker.submit(solve, gram(label)) for label in "abcd")
+
+    bringer = Thread(target=bring)
+    bringer.start()
+    bringer.join(0.3)
+    assert bringer.is_alive()  # the third has no room
+    assert worker._held == 2 * size
+    opened.set()
+    bringer.join(30)
+    assert [future.result(30) for future in futures] == order == ["a", "b", "c", "d"]
+    worker.close()
+    while worker._held:  # released just after the result is there
+        time.sleep(0.001)
+
+
+def test_a_gram_larger_than_the_limit_is_taken_alone() -> None:
+    worker = Beside(limit=1)
+    assert [worker.submit(lambda of: of.layer.label, gram(label)).result(30) for label in "ab"] == ["a", "b"]
+    worker.close()
+
+
+def test_closing_gives_up_what_has_not_begun() -> None:
+    begun, opened = Event(), Event()
+
+    def solve(of: GramOfLayer) -> Any:
+        begun.set()
+        assert opened.wait(30)
+
+    worker = Beside(limit=10**9)
+    first, second = worker.submit(solve, gram("a")), worker.submit(solve, gram("b"))
+    assert begun.wait(30)
+    worker.close()
+    assert second.cancelled()
+    opened.set()
+    assert first.exception(30) is None
+
+
+def test_half_of_the_budget_is_for_grams_that_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    budgets: list[Any] = []
+    original = pipeline.capture
+
+    def capture(*args: Any, **kwargs: Any) -> Any:
+        budgets.append(kwargs["memory"])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline, "capture", capture)
+    for background in (False, True):
+        watching = monitor(memory=1_000_000, background=background, schedule=[1])
+        fit(tmp_path, At(0, lambda: None), watching, max_epochs=1)
+    assert budgets == [1_000_000, 500_000]
+
+
+def test_results_are_logged_from_the_main_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    threads: dict[str, set[Any]] = {"log": set(), "solve": set()}
+    original = pipeline.graph_of
+
+    class Logs(TensorBoardLogger):
+        def log_metrics(self, metrics: Any, step: Any = None) -> None:
+            threads["log"].add(threading.current_thread())
+            super().log_metrics(metrics, step)
+
+    def solve(*args: Any) -> Any:
+        threads["solve"].add(threading.current_thread())
+        return original(*args)
+
+    monkeypatch.setattr(pipeline, "graph_of", solve)
+    fit(tmp_path, monitor(), max_epochs=1, logger=Logs(tmp_path))
+    assert threads["log"] == {main_thread()}
+    assert len(threads["solve"]) == 1
+    assert threads["solve"] != {main_thread()}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_worker_waits_for_the_gram() -> None:
+    def solve(of: GramOfLayer) -> Any:
+        assert torch.cuda.current_stream() != torch.cuda.default_stream()
+        return of.centred.sum().cpu()
+
+    x: Tensor = torch.ones(4000, 4000, device="cuda")
+    worker = Beside(limit=10**9)
+    layer = WatchedLayer(Layer("fc"), 0, "fc", 4)
+    product = x @ x / 4000  # still being computed when it is handed over
+    future: Any = worker.submit(solve, GramOfLayer(layer, product, product[0].double(), 0.0))
+    assert float(future.result(60)) == pytest.approx(16e6)
+    worker.close()
