@@ -3,14 +3,15 @@
 Hooks live for the length of one pass over the probe. Each copies what its layer puts out at once (an in-place
 activation may overwrite it a moment later) into a buffer of shape (N, d); when the pass is over each buffer is reduced
 to its N x N Gram and freed. Where the buffers of all layers do not fit the budget, the layers are shared out over
-several passes, and a layer that does not fit alone is taken in slices of its features, whose Grams add up.
+several passes, and a layer that does not fit alone is taken in slices of its features, whose Grams add up. Every pass
+but the last ends with its deepest layer, so that shallow layers, whose activations are the largest, cost little of it.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -32,6 +33,10 @@ _TRACED = 7  # samples of a trial run: a number that no other dimension of an ou
 _BLOCK = (
     256  # rows of a Gram formed at once, large enough to run at full speed; what lies below the diagonal is mirrored
 )
+
+
+class _EnoughError(BaseException):
+    """Ends a forward pass whose layers have all run; not an Exception, which a network's own code might catch."""
 
 
 @dataclass(frozen=True)
@@ -205,18 +210,20 @@ def capture(
         home = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # others lack float64
         buffers = {s.layer: torch.empty(n, s.stop - s.start, device=home, dtype=layers[s.layer].dtype) for s in group}
         wanted = {(layers[s.layer].layer, layers[s.layer].call): (s, buffers[s.layer]) for s in group}
+        whole = number == len(passes) - 1
         with watch("forward"), without_trace(model):
             for start in range(0, n, chunk):
                 rows = slice(start, min(n, start + chunk))
-                keep = partial(_keep, wanted, rows, pooling)
-                with _hooks(model, [layer for layer, _ in wanted], keep) as seen, context():
+                keep = partial(_keep, wanted, set() if whole else set(wanted), rows, pooling)
+                output = None
+                with suppress(_EnoughError), _hooks(model, [layer for layer, _ in wanted], keep) as seen, context():
                     output = run(model, _to_device(take(inputs, rows), device), forward)
                 if missing := [layer.label for layer, call in wanted if seen[layer] <= call]:
                     raise ValueError(
                         f"Layer {missing[0]!r} ran for the first samples of the probe but not for samples {start} to "
                         f"{rows.stop - 1}. Watch only layers that run for every input."
                     )
-                if outputs is not None and number == 0 and isinstance(output, Tensor) and output.dim() == 2:
+                if outputs is not None and whole and isinstance(output, Tensor) and output.dim() == 2:
                     outputs.append(output.detach().cpu())
         wanted.clear()  # each buffer goes when its Gram is there
         for s in group:
@@ -234,16 +241,21 @@ def capture(
 
 def _keep(
     wanted: dict[tuple[Layer, int], tuple[FeatureSlice, Tensor]],
+    missing: set[tuple[Layer, int]],
     rows: slice,
     pooling: Pooling,
     layer: Layer,
     call: int,
     output: Any,
 ) -> None:
-    """Copy what a layer has just put out into its buffer."""
+    """Copy what a layer has just put out into its buffer, and end the pass if it was the last one missing."""
     if (layer, call) in wanted:
         part, buffer = wanted[layer, call]
         buffer[rows] = features(output, layer, rows.stop - rows.start, pooling)[:, part.start : part.stop]
+    if missing:
+        missing.discard((layer, call))
+        if not missing:
+            raise _EnoughError
 
 
 @dataclass(frozen=True)

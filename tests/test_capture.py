@@ -1,3 +1,4 @@
+import copy
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -186,8 +187,9 @@ def test_inputs_of_several_tensors() -> None:
 
 
 def test_a_small_budget_gives_the_same_in_more_passes(x: Tensor) -> None:
-    net, forwards = convnet(), []
-    net.register_forward_hook(lambda *_: forwards.append(1))
+    net, forwards, ends = convnet(), [], []
+    net[0].register_forward_hook(lambda *_: forwards.append(1))
+    net.register_forward_hook(lambda *_: ends.append(1))
     whole = grams(net, "**", x, memory=1 << 30)
     one = len(forwards)
     tight = grams(net, "**", x, memory=2 * 300 * 300 * 4 + 300 * 4 * 100)  # a hundred features at a time
@@ -195,9 +197,43 @@ def test_a_small_budget_gives_the_same_in_more_passes(x: Tensor) -> None:
     assert (
         len(forwards) - one == 1 + 2 * 19
     )  # four layers of 384 features in 4 slices each, then 72, 72, and 72 + 8 + 8 + 3
+    assert len(ends) == 1 + 2 + 1 + 2  # all passes but the last end with the layers they want
     assert list(whole) == list(tight)
     for name, gram in whole.items():
         torch.testing.assert_close(tight[name], gram, rtol=1e-5, atol=1e-4)
+
+
+def test_outputs_and_buffers_are_as_from_one_pass(x: Tensor) -> None:
+    """A pass that ends early leaves no trace either, and what the network returns comes from one that does not."""
+    net = convnet().train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    outputs: list[Tensor] = []
+    watched = trace(net, select_layers(net, "**"), x)
+    tight = list(capture(net, watched, x, memory=2 * 300 * 300 * 4 + 300 * 4 * 100, outputs=outputs))
+    assert len(tight) == len(watched)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.cat(outputs), copy.deepcopy(net).eval()(x))
+    assert net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_a_network_that_catches_exceptions_does_not_see_the_end_of_a_pass(x: Tensor) -> None:
+    class Careful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.caught = convnet(), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                return self.inner(x)
+            except Exception:
+                self.caught += 1
+                raise
+
+    net = Careful()
+    grams(net, "**", x, memory=2 * 300 * 300 * 4 + 300 * 4 * 100)
+    assert net.caught == 0
 
 
 def test_plans() -> None:
