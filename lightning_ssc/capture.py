@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import psutil
 import torch
@@ -30,9 +30,8 @@ Pooling = Literal["flatten", "mean", "cls"]
 Forward = Callable[[nn.Module, Any], Any]
 
 _TRACED = 7  # samples of a trial run: a number that no other dimension of an output is likely to have
-_BLOCK = (
-    256  # rows of a Gram formed at once, large enough to run at full speed; what lies below the diagonal is mirrored
-)
+_BLOCK = 256  # rows of a Gram formed at once at least, to run at full speed; what is below the diagonal is mirrored
+_BLOCKS = 16  # and about so many blocks at most: each is a product with all rows to its right
 
 
 class _EnoughError(BaseException):
@@ -50,6 +49,8 @@ class WatchedLayer:
         features: Number of features a sample after pooling, d.
         dtype: What its features are kept in until their Gram is there: float64 if the layer computes in it, else
             float32.
+        channels_last: Whether the layer puts out images in channels-last memory format. Their features are kept in
+            that order: a Gram does not depend on it, and a copy that turns it takes longer than the layer.
     """
 
     layer: Layer
@@ -57,6 +58,7 @@ class WatchedLayer:
     label: str
     features: int
     dtype: torch.dtype = torch.float32
+    channels_last: bool = False
 
     @property
     def bytes_a_sample(self) -> int:
@@ -125,19 +127,20 @@ def trace(
     Raises:
         ValueError: A layer that the user named does not run, no layer runs, or an output cannot be used.
     """
-    calls: list[tuple[Layer, Tensor]] = []
+    calls: list[tuple[Layer, Tensor, bool]] = []
     count = min(_TRACED, batch_size(inputs))
     sample = _to_device(take(inputs, slice(0, count)), device or device_of(model))
 
     def record(layer: Layer, call: int, output: Any) -> None:
-        calls.append((layer, features(output, layer, count, pooling)[:1]))
+        tensor = _part(output, layer, count)
+        calls.append((layer, features(output, layer, count, pooling)[:1], _is_channels_last(tensor)))
         if layer.part is None and not isinstance(output, Tensor):
             log.info("Layer %s puts out %s; its first tensor is watched. Name a part as in '%s:0' for another one.",
                      layer.label, _describe(output), layer.name)  # fmt: skip
 
     with without_trace(model), _hooks(model, layers, record), context():
         run(model, sample, forward)
-    ran = {layer for layer, _ in calls}
+    ran = {layer for layer, *_ in calls}
     never = [layer.label for layer in layers if layer not in ran]
     if missing := [layer.label for layer in layers if layer.named and layer not in ran]:
         raise ValueError(
@@ -149,11 +152,11 @@ def trace(
     if never:
         log.warning("Not watched, because they never run in a forward pass over the probe: %s.", ", ".join(never))
     watched, seen = [], dict.fromkeys(ran, 0)
-    times = {layer: sum(other == layer for other, _ in calls) for layer in ran}
-    for layer, first in calls:
+    times = {layer: sum(other == layer for other, *_ in calls) for layer in ran}
+    for layer, first, channels_last in calls:
         label = layer.label if times[layer] == 1 else f"{layer.label}.call{seen[layer] + 1}"
         dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-        watched.append(WatchedLayer(layer, seen[layer], label, first.shape[1], dtype))
+        watched.append(WatchedLayer(layer, seen[layer], label, first.shape[1], dtype, channels_last))
         seen[layer] += 1
     return watched
 
@@ -209,7 +212,10 @@ def capture(
     for number, group in enumerate(passes):
         home = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # others lack float64
         buffers = {s.layer: torch.empty(n, s.stop - s.start, device=home, dtype=layers[s.layer].dtype) for s in group}
-        wanted = {(layers[s.layer].layer, layers[s.layer].call): (s, buffers[s.layer]) for s in group}
+        wanted = {
+            (layers[s.layer].layer, layers[s.layer].call): _Wanted(s, buffers[s.layer], layers[s.layer].channels_last)
+            for s in group
+        }
         whole = number == len(passes) - 1
         with watch("forward"), without_trace(model):
             for start in range(0, n, chunk):
@@ -240,7 +246,7 @@ def capture(
 
 
 def _keep(
-    wanted: dict[tuple[Layer, int], tuple[FeatureSlice, Tensor]],
+    wanted: dict[tuple[Layer, int], _Wanted],
     missing: set[tuple[Layer, int]],
     rows: slice,
     pooling: Pooling,
@@ -250,8 +256,9 @@ def _keep(
 ) -> None:
     """Copy what a layer has just put out into its buffer, and end the pass if it was the last one missing."""
     if (layer, call) in wanted:
-        part, buffer = wanted[layer, call]
-        buffer[rows] = features(output, layer, rows.stop - rows.start, pooling)[:, part.start : part.stop]
+        part, buffer, channels_last = wanted[layer, call]
+        found = features(output, layer, rows.stop - rows.start, pooling, channels_last)
+        buffer[rows] = found[:, part.start : part.stop]
     if missing:
         missing.discard((layer, call))
         if not missing:
@@ -265,6 +272,14 @@ class FeatureSlice:
     layer: int
     start: int
     stop: int
+
+
+class _Wanted(NamedTuple):
+    """Where the features of a layer go during a pass."""
+
+    part: FeatureSlice
+    buffer: Tensor
+    channels_last: bool
 
 
 def plan_passes(layers: Sequence[WatchedLayer], samples: int, memory: int) -> list[list[FeatureSlice]]:
@@ -336,7 +351,11 @@ def centred_gram(x: Tensor, layer: WatchedLayer) -> GramOfLayer:
     Raises:
         ValueError: A feature is NaN or infinite; names the layer and the sample.
     """
-    mean = x.mean(0, dtype=torch.float64)
+    mean = x.mean(0)  # rounded: what matters is that the same is taken off here and given back by raw_()
+    if not torch.isfinite(mean).all():
+        mean = x.mean(0, dtype=torch.float64).to(
+            x.dtype
+        )  # of finite values it may have been the sum that was too large
     if not torch.isfinite(mean).all():
         bad = (~torch.isfinite(x)).any(1).nonzero().squeeze(1)
         raise ValueError(
@@ -344,19 +363,19 @@ def centred_gram(x: Tensor, layer: WatchedLayer) -> GramOfLayer:
             f"sample {int(bad[0])}. Its graph is not defined: look at the learning rate, the precision or the inputs, "
             f"or leave the layer out."
         )
-    rounded = mean.to(x.dtype)
-    x -= rounded
+    x -= mean
     with _full_precision(x.device):
         gram = torch.empty(len(x), len(x), device=x.device, dtype=x.dtype)
-        for start in range(0, len(x), _BLOCK):
-            stop = min(len(x), start + _BLOCK)
+        size = max(_BLOCK, len(x) // _BLOCKS)
+        for start in range(0, len(x), size):
+            stop = min(len(x), start + size)
             block = x[start:stop] @ x[start:].T
             own, rest = block[:, : stop - start], block[:, stop - start :]
             gram[start:stop, start:stop] = own.tril() + own.tril(-1).T  # a product with itself rounds unsymmetrically
             gram[start:stop, stop:] = rest
             gram[stop:, start:stop] = rest.T
-        offset = (x @ rounded).double()
-    return GramOfLayer(layer, gram, offset, float(rounded.double().square().sum()))
+        offset = (x @ mean).double()
+    return GramOfLayer(layer, gram, offset, float(mean.double().square().sum()))
 
 
 @contextmanager
@@ -382,7 +401,9 @@ def _full_precision(device: torch.device) -> Iterator[None]:
             torch.set_float32_matmul_precision(before)
 
 
-def features(output: Any, layer: Layer, samples: int, pooling: Pooling = "flatten") -> Tensor:
+def features(
+    output: Any, layer: Layer, samples: int, pooling: Pooling = "flatten", channels_last: bool = False
+) -> Tensor:
     """What a layer put out, as one row of features a sample.
 
     Args:
@@ -393,6 +414,7 @@ def features(output: Any, layer: Layer, samples: int, pooling: Pooling = "flatte
         pooling: ``"flatten"`` keeps every number; ``"mean"`` averages over space, ``(N, C, H, W)`` to ``(N, C)``, or
             over tokens, ``(N, T, C)`` to ``(N, C)``; ``"cls"`` takes the first token of ``(N, T, C)``. Activations of
             two dimensions are taken as they are.
+        channels_last: Order the features of ``(N, C, H, W)`` by place and then by channel, whatever they are in memory.
 
     Returns:
         ``(N, d)`` real tensor.
@@ -420,7 +442,16 @@ def features(output: Any, layer: Layer, samples: int, pooling: Pooling = "flatte
             f"Layer {layer.label!r} puts out shape {tuple(tensor.shape)}, which has no class token. Use pooling='mean' "
             f"or 'flatten', or watch only layers that put out tokens."
         )
+    if channels_last and tensor.dim() > 3:
+        tensor = tensor.movedim(1, -1)
     return tensor.detach().reshape(samples, -1)
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if tensor.dim() not in formats or tensor.is_contiguous():
+        return False
+    return tensor.is_contiguous(memory_format=formats[tensor.dim()])
 
 
 def _part(output: Any, layer: Layer, samples: int) -> Tensor:

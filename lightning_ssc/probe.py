@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +19,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
+
+log = logging.getLogger(__name__)
 
 ProbeSource = Dataset[Any] | DataLoader[Any] | tuple[Any, ...] | Tensor
 
@@ -125,7 +128,7 @@ def make_probe(source: ProbeSource, size: int = 1000, seed: int = 0) -> Probe:
 
     Args:
         source: A map-style or iterable data set, a ``DataLoader`` over one, ``(inputs, labels)``, or inputs alone.
-        size: How many samples to draw; fewer where the data set is smaller.
+        size: How many samples to draw. Where there are fewer all are taken, and a warning says so.
         seed: Seed of the draw.
 
     Returns:
@@ -147,8 +150,15 @@ def make_probe(source: ProbeSource, size: int = 1000, seed: int = 0) -> Probe:
         collate = source.collate_fn if isinstance(source, DataLoader) else default_collate
         in_batches = isinstance(source, DataLoader) and source.batch_size is None and source.batch_sampler is None
         if in_batches or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
-            return _from_stream(source, collate, size)
-        return _from_dataset(dataset, collate, size, torch.Generator().manual_seed(seed))
+            probe = _from_stream(source, collate, size)
+        else:
+            probe = _from_dataset(dataset, collate, size, torch.Generator().manual_seed(seed))
+    if len(probe) < size:
+        log.warning(
+            "The probe is all of the %d samples that there are, fewer than the %d asked for. Lower probe_size, or name "
+            "a larger data set for the probe.", len(probe), size,
+        )  # fmt: skip
+    return probe
 
 
 def _from_dataset(dataset: Any, collate: Callable[..., Any], size: int, generator: torch.Generator) -> Probe:

@@ -321,6 +321,32 @@ def test_channels_last_and_half_precision(x: Tensor) -> None:
         torch.testing.assert_close(gram, expected[name], rtol=0.1, atol=0.1 * float(expected[name].diagonal().max()))
 
 
+def test_features_keep_their_places_where_the_memory_format_changes_between_chunks() -> None:
+    class Changes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.contiguous(memory_format=torch.channels_last if len(x) > 5 else torch.contiguous_format)
+
+    x = torch.rand(8 + 8 + 4, 3, 5, 5)
+    net = nn.Sequential(Changes())
+    (layer,) = trace(net, select_layers(net, ["0"]), x)
+    assert layer.channels_last
+    (whole,) = (gram.raw_() for gram in capture(net, [layer], x, chunk=8))
+    torch.testing.assert_close(whole.double(), reference(x), rtol=1e-5, atol=1e-5)
+    in_slices = 2 * 20 * 20 * 4 + 20 * 4 * 10
+    (sliced,) = (gram.raw_() for gram in capture(net, [layer], x, chunk=8, memory=in_slices))
+    torch.testing.assert_close(sliced.double(), reference(x), rtol=1e-5, atol=1e-5)
+
+
+def test_large_finite_activations_are_not_taken_for_infinite() -> None:
+    x = torch.full((10, 4), 1e38)
+    x[:5] *= -1
+    x[:, 1:] = 1e38  # its sum is infinite in float32, its mean is not
+    net = nn.Sequential(nn.Identity())
+    watched = trace(net, select_layers(net, ["0"]), x * 1e-38)
+    (gram,) = capture(net, watched, x)
+    assert gram.centred.shape == (10, 10)
+
+
 def test_float64_networks_keep_their_precision() -> None:
     x = 1e9 + torch.randn(20, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     net = nn.Sequential(nn.Identity())

@@ -17,6 +17,7 @@ from lightning_ssc.probe import (
     split_batch,
     without_trace,
 )
+from tests.nets import data
 
 
 class Items(Dataset[Any]):
@@ -241,3 +242,14 @@ def test_pictures_of_strips() -> None:
     shown = pictures(torch.rand(4, 1, 1, 1000))
     assert shown is not None
     assert shown.shape == (4, 1, 64, 3)
+
+
+def test_a_probe_larger_than_the_set_is_all_of_it_and_said_to_be(caplog: pytest.LogCaptureFixture) -> None:
+    assert len(make_probe(data(30), 31)) == 30
+    assert (
+        "The probe is all of the 30 samples that there are, fewer than the 31 asked for. Lower probe_size, or name a "
+        "larger data set for the probe."
+    ) in caplog.text
+    caplog.clear()
+    assert len(make_probe(data(30), 30)) == len(make_probe(data(30).tensors, 31)) == 30  # tensors are taken whole
+    assert not caplog.text

@@ -14,6 +14,8 @@ from lightning_ssc import Snapshot, SnapshotStore, snapshot
 from lightning_ssc.store import MemoryStore, ProbeCard, SnapshotError
 from tests.nets import convnet, data
 
+PAIRS = 1 << 18  # Gram entries that a sketch for linear CKA keeps, two bytes each
+
 
 @pytest.fixture(scope="module")
 def taken() -> Snapshot:
@@ -102,17 +104,41 @@ def test_one_layer_is_read_without_the_others(store: SnapshotStore, monkeypatch:
     assert {key.split("/")[0] for key in read} == {"header", "1"}
 
 
+def size_of(layers: int, inputs: int, neighbours: float) -> float:
+    """Most bytes of a snapshot: a weight and an index a neighbour, a row and two numbers an input, and the sketch."""
+    return layers * (6 * neighbours * inputs + 12 * inputs + 2 * PAIRS) + 28 * inputs + 4096
+
+
+def test_the_size_of_a_store_is_known_beforehand(tmp_path: Path) -> None:
+    """A hundred epochs of forty layers on ten thousand inputs, from what real snapshots take."""
+    store = SnapshotStore(tmp_path)
+    for epoch, count in enumerate((800, 1600)):
+        x, y = data(count).tensors
+        taken = snapshot(convnet(), x, y, layers="conv", epoch=epoch)
+        store.save(taken)
+        expected = size_of(2, count, float(np.mean([layer.neighbours for layer in taken.layers.values()])))
+        assert 0.8 * expected < store.path(epoch).stat().st_size < expected
+        with zipfile.ZipFile(store.path(epoch)) as archive:
+            kinds = {entry.filename.split("/")[-1]: entry.compress_type for entry in archive.infolist()}
+        assert kinds["col.npy"] == zipfile.ZIP_DEFLATED
+        assert kinds["value.npy"] == kinds["pairs.npy"] == zipfile.ZIP_STORED  # it would not pay
+    planned = 100 * size_of(40, 10_000, 40)
+    assert 12e9 < planned < 12.5e9
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert f"{planned / 1e9:.0f} GB for 100 epochs of 40 layers on 10,000 inputs with 40 neighbours each" in readme
+
+
 def test_saving_again_replaces_and_a_failure_keeps_what_was_there(
     store: SnapshotStore, taken: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = store.path(3).read_bytes()
 
-    def full(file: Any, **arrays: Any) -> None:
+    def full(file: Any, array: Any, **kwargs: Any) -> None:
         file.write(b"half of it")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(np, "savez_compressed", full)
+        patch.setattr(np.lib.format, "write_array", full)
         with pytest.raises(OSError, match="No space left"):
             store.save(taken)
     assert store.path(3).read_bytes() == before
