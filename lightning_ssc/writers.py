@@ -21,7 +21,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 _PROJECTED = 16  # dimensions that the projector gets
 _THUMBNAIL = 32  # pixels a side of a picture in the projector; its sheet of all pictures may have 8192
+_ENOUGH = 1e-3  # residual of the eigenvectors in a picture
 _FAMILIES = ("modularity", "cka_to_final", "cka_to_previous", "cka_to_reference", "gap", "nnz_per_input")
 
 
@@ -132,7 +135,11 @@ def takes_images(logger: Any) -> bool:
 
 def log_figure(loggers: Iterable[Any], tag: str, figure: Figure, step: int) -> None:
     """Write a figure as an image to the loggers that take images."""
-    image = plots.to_image(figure)
+    log_image(loggers, tag, plots.to_image(figure), step)
+
+
+def log_image(loggers: Iterable[Any], tag: str, image: NDArray[np.uint8], step: int) -> None:
+    """Write ``(H, W, 3)`` pixels to the loggers that take images."""
     for logger in filter(takes_images, loggers):
         experiment: Any = getattr(logger, "experiment", None)
         if hasattr(experiment, "add_image"):  # TensorBoard
@@ -178,12 +185,14 @@ def log_snapshot(
         matrix = pairwise_cka([layer.affinity for layer in taken.layers.values()])
         figure = plots.heatmap(matrix, names, title=f"SSC-CKA between layers, epoch {taken.epoch}")
         log_figure(loggers, f"{root}/pairwise_cka", figure, taken.step)
-    for name, layer in taken.layers.items() if embedding else ():
-        if int((layer.affinity.crow_indices().diff() > 0).sum()) >= 2:  # an empty graph has no eigenvectors to show
-            figure = plots.embedding(
-                spectral_embedding(layer.affinity), taken.labels, title=f"{name}, epoch {taken.epoch}"
-            )
-            log_figure(loggers, f"{root}/embedding/{name}", figure, taken.step)
+    if embedding:
+        points = {
+            name: spectral_embedding(layer.affinity, tol=_ENOUGH)
+            for name, layer in taken.layers.items()
+            if int((layer.affinity.crow_indices().diff() > 0).sum()) >= 2  # an empty graph has no eigenvectors to show
+        }
+        for name, image in plots.embedding_images(points, taken.labels, f", epoch {taken.epoch}"):
+            log_image(loggers, f"{root}/embedding/{name}", image, taken.step)
     if neighbours > 0:
         name, card = last_hidden_layer(taken), card or ProbeCard("")
         layer = taken.layers[name]

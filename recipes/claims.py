@@ -82,7 +82,8 @@ class Runs:
 def rank(values: Sequence[float] | Table, upwards: bool = True) -> tuple[str, bool]:
     """Spearman's correlation of values with depth, as text, and whether it is significant in that direction."""
     found = spearmanr(np.arange(len(values)), values, alternative="greater" if upwards else "less")
-    return f"rank correlation with depth {found.statistic:.2f} (p = {found.pvalue:.1g})", bool(found.pvalue < 0.05)
+    chance = f"p = {found.pvalue:.1g}" if found.pvalue >= 1e-9 else "p < 1e-9"
+    return f"rank correlation with depth {found.statistic:.2f} ({chance})", bool(found.pvalue < 0.05)
 
 
 def gains(table: Dynamics) -> list[tuple[str, bool]]:
@@ -141,6 +142,11 @@ def neighbours_alike(matrix: Table) -> float:
     return float(np.diagonal(matrix, 1).mean())
 
 
+def others_alike(matrix: Table) -> float:
+    """Mean similarity of a layer to all others."""
+    return float(matrix[~np.eye(len(matrix), dtype=bool)].mean())
+
+
 def claims_of_architecture(runs: Runs) -> list[Claim]:
     """Section 5: depth, epochs and quantity of data."""
     found = []
@@ -155,8 +161,8 @@ def claims_of_architecture(runs: Runs) -> list[Claim]:
     halves = [matrix[: len(matrix) // 2, : len(matrix) // 2] for matrix in matrices]
     contrast = [find_blocks(half).contrast for half in halves]
     measured = (
-        f"first half: contrast of its blocks {listed(contrast)}; largest block "
-        f"{listed([largest(half) for half in halves], '.0%')} of its layers"
+        f"first half: contrast of its blocks {listed(contrast)}; mean similarity of its layers "
+        f"{listed([others_alike(half) for half in halves])}"
     )
     found.append(
         Claim("blocks show in data-starved networks", ", ".join(DATA), measured, in_order(contrast, upwards=False))

@@ -178,3 +178,18 @@ def test_figures_are_saved_as_png_and_svg(tmp_path: Path) -> None:
     assert [path.name for path in paths] == ["one.png", "one.svg"]
     assert paths[0].read_bytes()[:4] == b"\x89PNG"
     assert b"<svg" in paths[1].read_bytes()[:1000]
+
+
+def test_images_of_many_embeddings_are_those_of_each() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.arange(40) % 3
+    points = {f"layer{i}": generator.normal(size=(40, 2)) * 10.0**i for i in range(3)}
+    points["layer1"][5] = np.nan  # an isolated input
+    drawn = dict(plots.embedding_images(points, labels, ", epoch 3"))
+    assert list(drawn) == list(points)
+    for name, xy in points.items():
+        alone = plots.to_image(plots.embedding(xy, labels, title=f"{name}, epoch 3"))
+        assert alone.shape == drawn[name].shape
+        assert np.abs(alone.astype(int) - drawn[name]).mean() < 1.0  # the plot may lie half a pixel off
+    (image,) = [image for _, image in plots.embedding_images({"x": np.full((2, 2), 0.5)})]  # one place, no labels
+    assert (image < 100).any()

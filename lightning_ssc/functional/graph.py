@@ -128,7 +128,9 @@ def class_affinity(affinity: Tensor, labels: Tensor | Sequence[int], num_classes
 
 
 @torch.no_grad()
-def spectral_embedding(affinity: Tensor, num_components: int = 2, *, normalized: bool = False) -> Tensor:
+def spectral_embedding(
+    affinity: Tensor, num_components: int = 2, *, normalized: bool = False, tol: float = 1e-8
+) -> Tensor:
     """Coordinates of the inputs by leading eigenvectors of the graph (section 6.1 of Saini et al. 2021, figure 8).
 
     The eigenvectors come from a block Krylov method that only multiplies by the sparse matrix, and are fully
@@ -140,6 +142,8 @@ def spectral_embedding(affinity: Tensor, num_components: int = 2, *, normalized:
         normalized: False takes the eigenvectors of the affinity with the largest eigenvalues, of unit length, as in the
             paper's figure. True takes the normalised Laplacian's with the smallest, the trivial first one left out
             and each entry divided by the root of the degree, as ``sklearn.manifold.spectral_embedding`` does.
+        tol: Residual of an eigenvector, relative to the largest eigenvalue, at which it is found. A picture needs no
+            more than 1e-3.
 
     Returns:
         (N, num_components) float64, by falling importance. Isolated inputs, having no affinity, have no place: NaN.
@@ -149,7 +153,7 @@ def spectral_embedding(affinity: Tensor, num_components: int = 2, *, normalized:
 
     Warns:
         UserWarning: The eigenvalues of a graph of more than 4096 inputs lie too close together to be told apart (as in
-            a long ring); residuals are then above 1e-8 of the largest one, and the warning says by how much.
+            a long ring); residuals are then above ``tol``, and the warning says by how much.
 
     Example:
         >>> path = torch.diag(torch.ones(2), 1) + torch.diag(torch.ones(2), -1)
@@ -172,7 +176,7 @@ def spectral_embedding(affinity: Tensor, num_components: int = 2, *, normalized:
     place = connected.cumsum(0) - 1
     indices = torch.stack([place[rows[edges]], place[columns[edges]]])
     matrix = torch.sparse_coo_tensor(indices, weights[edges], (size, size), is_coalesced=True).to_sparse_csr()
-    vectors = _leading_eigenvectors(matrix, wanted)
+    vectors = _leading_eigenvectors(matrix, wanted, tol)
     if normalized:
         vectors = vectors[:, 1:] / degree[connected].sqrt()[:, None]
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
@@ -271,11 +275,11 @@ def _classes(labels: Tensor | Sequence[int], affinity: Tensor) -> Tensor:
     return classes.long()
 
 
-def _leading_eigenvectors(matrix: Tensor, k: int) -> Tensor:
+def _leading_eigenvectors(matrix: Tensor, k: int, tol: float) -> Tensor:
     """The k eigenvectors of a symmetric sparse matrix with the largest eigenvalues, (N, k), the largest first.
 
     Rayleigh-Ritz on a basis that grows by the residuals of the leading Ritz vectors and is cut back to its better half
-    when it is full (a thick-restarted block Lanczos method), until residuals are 1e-8 of the largest eigenvalue. Where
+    when it is full (a thick-restarted block Lanczos method), until residuals are ``tol`` of the largest eigenvalue. If
     eigenvalues lie so close that this takes too long, small matrices are decomposed in full and others said so of. It
     was chosen over ``torch.lobpcg``, which stopped at 1e-5 where eigenvalues lie close together, and over ARPACK, which
     found two of five equal ones (a graph in five like parts) and runs on the CPU only.
@@ -295,7 +299,7 @@ def _leading_eigenvectors(matrix: Tensor, k: int) -> Tensor:
         leading: Tensor = basis @ vectors[:, -block:]
         fresh = image @ vectors[:, -block:] - leading * values[-block:]
         residual = float(fresh[:, -k:].norm(dim=0).max() / values.abs().max())
-        if residual <= 1e-8:
+        if residual <= tol:
             return leading[:, -k:].flip(1)
         if basis.shape[1] + block > full:
             better = vectors[:, -full // 2 :]

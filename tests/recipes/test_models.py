@@ -23,7 +23,7 @@ NETWORKS = [
     ("wide_resnet28", {}, 28, 1_467_610, "WRN-28-2"),
     ("wide_resnet64", {}, 64, 3_795_418, "ours"),
     ("densenet121", {}, 120, 6_956_298, "CIFAR DenseNet-121"),
-    ("densenet", {}, 27, 102_778, "ours"),
+    ("densenet", {}, 27, 102_730, "ours"),
     ("vgg11", {"width": 16}, 8, 579_786, "ours"),
     ("cifar_resnet", {"depth": 20}, 21, 272_474, "CIFAR ResNet-20, option B"),
     ("cifar_resnet", {"depth": 56}, 57, 855_770, "CIFAR ResNet-56, option B"),
