@@ -6,7 +6,9 @@ both, and from LightningCLI, when it derives from every ``Callback`` there is.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,12 +25,14 @@ if TYPE_CHECKING:
     from lightning_fabric.utilities.exceptions import MisconfigurationException as MisconfigurationError
     from pytorch_lightning import Callback, LightningModule
 
+    SIGTERM: tuple[type[BaseException], ...]
     Trainer = Any  # Lightning gives it attributes (datamodule, fast_dev_run) that its type does not show
 else:
     _ALL = [import_module(name) for name in _PACKAGES]
     Trainer = Any
     LightningModule = Any
     Callback = type("Callback", tuple(package.Callback for package in _ALL), {})
+    SIGTERM = tuple(import_module(f"{name}.utilities.exceptions").SIGTERMException for name in _PACKAGES)
     MisconfigurationError = type(
         "MisconfigurationError",
         tuple(import_module(f"{name}.utilities.exceptions").MisconfigurationException for name in _PACKAGES),
@@ -36,6 +40,7 @@ else:
     )
 
 __all__ = [
+    "SIGTERM",
     "Callback",
     "LightningModule",
     "MisconfigurationError",
@@ -43,6 +48,7 @@ __all__ = [
     "agree",
     "epoch_step",
     "first_loader",
+    "interruptible",
     "is_last_epoch",
     "learning_rate",
     "metrics_steering",
@@ -54,6 +60,19 @@ __all__ = [
 def epoch_step(trainer: Trainer) -> int:
     """The step under which Lightning logs an epoch's metrics, so that all curves of an epoch line up."""
     return max(0, int(trainer.fit_loop.epoch_loop._batches_that_stepped) - 1)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts what runs inside; Lightning ignores it while callbacks hear of the first one."""
+    if threading.current_thread() is not threading.main_thread():  # only the main one may say what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def is_last_epoch(trainer: Trainer, epoch: int) -> bool:
@@ -113,19 +132,19 @@ def agree(value: Any, error: Exception | None) -> list[Any]:
 
 
 @contextmanager
-def progress(trainer: Trainer, total: int, description: str, patience: float = 2.0) -> Iterator[Callable[[], None]]:
+def progress(trainer: Trainer, total: int, description: str, patience: float = 2.0) -> Iterator[Callable[[int], None]]:
     """A bar beneath the Trainer's own, of the same kind, for work that turns out to take long.
 
-    Yields a function to call after each of ``total`` parts. Nothing is shown in the first ``patience`` seconds, or
-    where the Trainer has no progress bar.
+    Yields a function to call with 1 after each of ``total`` parts, and with 0 to show that one takes long. Nothing is
+    shown in the first ``patience`` seconds, or where the Trainer has no progress bar.
     """
     owner = trainer.progress_bar_callback
     start, done, shown = time.monotonic(), 0, ExitStack()
     bar: Callable[[int], object] | None = None
 
-    def advance() -> None:
+    def advance(parts: int) -> None:
         nonlocal done, bar
-        done += 1
+        done += parts
         if (
             bar is None
             and time.monotonic() - start > patience

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from threading import Condition
 from typing import Protocol
 
@@ -41,7 +42,7 @@ class Beside:
     """Solves Grams in one thread, in the order in which they come.
 
     The solver leaves Python for nearly all of its time, so a training loop goes on meanwhile if there is a core to
-    spare. On a GPU it works in a stream of its own.
+    spare. Grams of a GPU wait in the memory of the host and are solved on the GPU, in a stream of the thread's own.
 
     Args:
         limit: Bytes of Grams to hold. Whoever brings one more waits; one is always taken, however large.
@@ -60,6 +61,7 @@ class Beside:
         self._limit, self._held = limit, 0
         self._room = Condition()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lightning_ssc")
+        self._stream: torch.cuda.Stream | None = None
 
     def submit(self, solve: Solve, gram: GramOfLayer) -> Future[LayerGraph]:
         """Take a Gram over as soon as there is room for it."""
@@ -67,11 +69,20 @@ class Beside:
         with self._room:
             self._room.wait_for(lambda: self._held == 0 or self._held + size <= self._limit)
             self._held += size
-        device = gram.centred.device
-        ready = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
-        future = self._thread.submit(_in_own_stream, solve, gram, ready)
+        try:
+            future = self._thread.submit(self._solve, solve, _moved(gram, torch.device("cpu")), gram.centred.device)
+        except BaseException:
+            self._release(size)
+            raise
         future.add_done_callback(lambda _: self._release(size))
         return future
+
+    def _solve(self, solve: Solve, gram: GramOfLayer, device: torch.device) -> LayerGraph:
+        if device.type != "cuda":
+            return solve(gram)
+        self._stream = self._stream or torch.cuda.Stream(device)
+        with torch.cuda.stream(self._stream):
+            return solve(_moved(gram, device))
 
     def _release(self, size: int) -> None:
         with self._room:
@@ -79,17 +90,9 @@ class Beside:
             self._room.notify()
 
     def close(self) -> None:
-        """Begin nothing more; what is being solved is not waited for."""
+        """Begin nothing more. A layer that is being solved goes on to its end, but is not waited for."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _in_own_stream(solve: Solve, gram: GramOfLayer, ready: torch.cuda.Event | None) -> LayerGraph:
-    """Solve beside what the training thread computes on the same GPU, once the Gram is there."""
-    if ready is None:
-        return solve(gram)
-    stream = torch.cuda.Stream(gram.centred.device)
-    with torch.cuda.stream(stream):
-        stream.wait_event(ready)
-        graph = solve(gram)
-    stream.synchronize()  # the Gram's memory goes back to the training thread's stream
-    return graph
+def _moved(gram: GramOfLayer, device: torch.device) -> GramOfLayer:
+    return replace(gram, centred=gram.centred.to(device), offset=gram.offset.to(device))

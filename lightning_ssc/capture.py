@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -216,20 +216,29 @@ def capture(
             (layers[s.layer].layer, layers[s.layer].call): _Wanted(s, buffers[s.layer], layers[s.layer].channels_last)
             for s in group
         }
-        whole = number == len(passes) - 1
+        whole = number == len(passes) - 1 or forward is not None  # nobody knows what a function of the user's keeps
         with watch("forward"), without_trace(model):
             for start in range(0, n, chunk):
                 rows = slice(start, min(n, start + chunk))
                 keep = partial(_keep, wanted, set() if whole else set(wanted), rows, pooling)
                 output = None
-                with suppress(_EnoughError), _hooks(model, [layer for layer, _ in wanted], keep) as seen, context():
+                with (
+                    nullcontext() if whole else _cut_short(model),
+                    _hooks(model, [layer for layer, _ in wanted], keep) as seen,
+                    context(),
+                ):
                     output = run(model, _to_device(take(inputs, rows), device), forward)
                 if missing := [layer.label for layer, call in wanted if seen[layer] <= call]:
                     raise ValueError(
                         f"Layer {missing[0]!r} ran for the first samples of the probe but not for samples {start} to "
                         f"{rows.stop - 1}. Watch only layers that run for every input."
                     )
-                if outputs is not None and whole and isinstance(output, Tensor) and output.dim() == 2:
+                if (
+                    outputs is not None
+                    and number == len(passes) - 1
+                    and isinstance(output, Tensor)
+                    and output.dim() == 2
+                ):
                     outputs.append(output.detach().cpu())
         wanted.clear()  # each buffer goes when its Gram is there
         for s in group:
@@ -243,6 +252,22 @@ def capture(
             else:
                 parts[s.layer] = gram
             del gram
+
+
+@contextmanager
+def _cut_short(model: nn.Module) -> Iterator[None]:
+    """A scope that ends with :class:`_EnoughError`, after which attributes are what they were.
+
+    A module may set one at the start of its forward and take it back at the end, which does not come.
+    """
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    except _EnoughError:
+        for module, attributes in before:
+            for name in vars(module).keys() - attributes.keys():
+                del vars(module)[name]
+            vars(module).update(attributes)
 
 
 def _keep(

@@ -16,6 +16,7 @@ from torch import nn
 
 from lightning_ssc import writers
 from lightning_ssc._lightning import (
+    SIGTERM,
     Callback,
     LightningModule,
     MisconfigurationError,
@@ -23,6 +24,7 @@ from lightning_ssc._lightning import (
     agree,
     epoch_step,
     first_loader,
+    interruptible,
     is_last_epoch,
     learning_rate,
     metrics_steering,
@@ -92,18 +94,19 @@ class SSCMonitor(Callback):
         reference: What to compare with live: a stored snapshot (``.npz``), a folder of them (its last is taken), or a
             checkpoint of the same network.
         store: Whether snapshots are kept on disk, in ``<log_dir>/<name>``; or the folder.
-        background: Solve in a thread beside training, which then waits only for the probe's forward pass and the Grams.
-            Results are the same. They are logged, under the step they belong to, at the first batch after they are
-            there (over several processes, at the end of an epoch). A snapshot that is due while the one before is
-            still being solved waits for it, and so does the end of fit. If the process is killed, the snapshot that
-            is being solved is lost; an exception or Ctrl-C waits for it, and a second Ctrl-C does not.
+        background: Solve in a thread beside training, which then waits only for the probe's forward pass, the Grams and
+            the writing of results. Results are the same. They are logged, under the step they belong to, at the first
+            batch after they are there (over several processes, at the end of an epoch). A snapshot that is due while
+            the one before is still being solved waits for it, and so does the end of fit. An exception or Ctrl-C waits
+            for it, too; a second Ctrl-C gives it up after the layer that is being solved. It is lost if the process is
+            killed or has to end (SIGTERM).
         name: First part of the tags; a second monitor in the same Trainer needs a name of its own.
         on_error: ``"raise"``, or ``"warn"`` to report a snapshot that failed and go on training. What is wrong at the
             start of fit (layers, probe, store) is always raised.
         forward: ``forward(module, inputs)`` runs the network, where ``module(inputs)`` would not do.
         chunk: Samples a forward pass of the probe.
         memory: Bytes that activations may take during a snapshot; by default half of what the device has free. With
-            ``background=True`` half of them are for the Grams that wait.
+            ``background=True`` the Grams that wait may take as many again (by default a quarter of what is free).
         verbose: Print one line a snapshot.
 
     Raises:
@@ -188,13 +191,14 @@ class SSCMonitor(Callback):
         """Where the snapshots lie and which they are; the graphs themselves stay on disk."""
         if self.store is None or self._probe is None:
             return dict(self._restored)
-        steps = dict(self._steps)
-        if self._begun is not None:  # it is stored by the time that anybody resumes, unless the process is killed
-            steps[self._begun.epoch] = self._begun.step
+        steps, begun = dict(self._steps), self._begun
+        if begun is not None:  # it is stored by the time that anybody resumes, unless the process is killed
+            steps[begun.epoch] = begun.step
         return {
             "root": str(self.store.root.absolute()),
             "epochs": list(steps),
             "steps": list(steps.values()),
+            "pending": None if begun is None else begun.epoch,
             "probe": self._probe.fingerprint,
             "learning_rate": self._learning_rate,
         }
@@ -298,17 +302,27 @@ class SSCMonitor(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Compare what there is with the last snapshot: an interrupted run keeps its curves."""
         try:
-            if self._begun is not None and trainer.world_size == 1:
-                log.warning("SSCMonitor finishes the snapshot of epoch %d; Ctrl-C leaves it out.", self._begun.epoch)
-                self._collect(trainer, pl_module)
-            elif self._begun is not None:  # the other processes may be gone
-                log.warning("The snapshot of epoch %d was still being solved and is lost.", self._begun.epoch)
+            self._end_background(trainer, pl_module, exception)
             if trainer.is_global_zero:
                 self._log_history(trainer)
         except Exception:  # the user has to see what went wrong first, not what went wrong after it
             log.warning("SSCMonitor could not compare the snapshots of the interrupted run.", exc_info=True)
         finally:
             self._close()
+
+    def _end_background(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Finish what is still being solved where there is time for that and all processes are still there."""
+        if self._begun is None:
+            return
+        if trainer.world_size > 1 or isinstance(exception, SIGTERM):
+            log.warning("The snapshot of epoch %d was still being solved and is lost.", self._begun.epoch)
+            return
+        log.warning("SSCMonitor finishes the snapshot of epoch %d; Ctrl-C leaves it out.", self._begun.epoch)
+        try:
+            with interruptible():
+                self._collect(trainer, pl_module)
+        except KeyboardInterrupt:
+            log.warning("It is left out.")
 
     # -- Probe, store and reference
 
@@ -391,7 +405,10 @@ class SSCMonitor(Callback):
         if later := [epoch for epoch in store.epochs if epoch not in steps]:
             store.set_aside(later)
             log.info("Snapshots of epochs %s, taken after the checkpoint, are in %s.", later, root / "superseded")
-        if lost := [epoch for epoch in steps if epoch not in store]:
+        pending = self._restored.get("pending")
+        if pending is not None and pending not in store:
+            log.warning("The snapshot of epoch %d was still being solved when the run ended, and is lost.", pending)
+        if lost := [epoch for epoch in steps if epoch not in store and epoch != pending]:
             log.warning("The snapshots of epochs %s are gone from %s; the run goes on without them.", lost, before.root)
         return root, {epoch: step for epoch, step in steps.items() if epoch in store}
 
@@ -411,7 +428,7 @@ class SSCMonitor(Callback):
         found = self._from_rank_zero(trainer, lambda: _read_reference(path))
         if isinstance(found, dict):
             with _weights(pl_module, found, path):
-                reference = self._joined(trainer, self._begin(trainer, pl_module, epoch=0, step=0, solver=None))
+                reference = self._joined(trainer, self._begin(trainer, pl_module, epoch=0, step=0, background=False))
         else:
             reference = found
         if reference.probe != self._probe.fingerprint:
@@ -430,30 +447,31 @@ class SSCMonitor(Callback):
         step = epoch_step(trainer)
         if self._steps.get(epoch) == step:
             return
-        self._begun = self._begin(trainer, pl_module, epoch, step, self._solver(trainer))
+        begun = self._begin(trainer, pl_module, epoch, step, self.background)
+        if self.background:
+            agree(None, begun.error)  # now, not when the next epoch is over
+        self._begun = begun
         # The end of fit would wait anyway, and a checkpoint of the last epoch saved before that is one of a run that
         # Lightning does not go on with: nobody could take the epoch again.
         if not self.background or is_last_epoch(trainer, epoch):
             self._collect(trainer, pl_module)
 
-    def _solver(self, trainer: Trainer) -> Solver | None:
-        if not self.background:
-            return None
+    def _solver(self, trainer: Trainer) -> Solver:
         if self._worker is None:
-            self._worker = Beside(self._budget(trainer))
+            memory = free_memory(trainer.strategy.root_device) // 4 if self._memory is None else self._memory
+            self._worker = Beside(memory)
         return self._worker
 
-    def _budget(self, trainer: Trainer) -> int:
-        """Bytes for activations; in the background as many again are for the Grams that wait."""
-        memory = free_memory(trainer.strategy.root_device) // 2 if self._memory is None else self._memory
-        return memory // 2 if self.background else memory
+    def _share(self, trainer: Trainer) -> list[WatchedLayer]:
+        """The layers of this rank: the widest ones dealt out first, since Grams take time by width."""
+        widest = sorted(self._watched, key=lambda layer: layer.features, reverse=True)
+        mine = widest[trainer.global_rank :: trainer.world_size]
+        return [layer for layer in self._watched if layer in mine]
 
-    def _begin(
-        self, trainer: Trainer, pl_module: LightningModule, epoch: int, step: int, solver: Solver | None
-    ) -> _Begun:
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, epoch: int, step: int, background: bool) -> _Begun:
         """Every rank begins with its share of the layers. What goes wrong is said by :meth:`_joined`, on all ranks."""
         assert self._probe is not None
-        share = self._watched[trainer.global_rank :: trainer.world_size]
+        share = self._share(trainer)
         begun = _Begun(epoch, step)
         try:
             with progress(trainer, len(share), f"SSC epoch {epoch}") as advance:
@@ -470,8 +488,8 @@ class SSCMonitor(Callback):
                     context=trainer.precision_plugin.forward_context,
                     chunk=self._chunk,
                     device=trainer.strategy.root_device,
-                    memory=self._budget(trainer),
-                    solver=solver,
+                    memory=self._memory,
+                    solver=self._solver(trainer) if background else None,
                     progress=advance,
                 )
         except Exception as caught:
@@ -488,10 +506,10 @@ class SSCMonitor(Callback):
                     mine = begun.share.result(advance)
             except Exception as caught:
                 error = caught
-        shares = agree(mine, error)
-        graphs = {label: graph for part in shares for label, graph in part.layers.items()}
-        first: Snapshot = shares[0]
-        return replace(first, layers={w.label: graphs[w.label] for w in self._watched})
+        shares = agree(mine and mine.layers, error)
+        assert mine is not None
+        graphs = {label: graph for layers in shares for label, graph in layers.items()}
+        return replace(mine, layers={w.label: graphs[w.label] for w in self._watched})
 
     def _collect_if_done(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self._guard():
@@ -502,8 +520,12 @@ class SSCMonitor(Callback):
         """Wait for the snapshot that was begun, store and log it."""
         if self._begun is None:
             return
-        begun, self._begun = self._begun, None
-        taken = self._joined(trainer, begun)
+        try:
+            taken = self._joined(trainer, self._begun)
+        except Exception:
+            self._begun = None
+            raise
+        self._begun = None  # not before: whoever is interrupted in this wait finds it again
         scalars = writers.snapshot_scalars(taken, self._last, self._reference, self.name)
         trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
         store = self.store

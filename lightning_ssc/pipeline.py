@@ -7,7 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -158,11 +158,11 @@ class Pending:
         """Whether :meth:`result` would return, or raise, at once."""
         return all(graph.done() for graph in self.graphs.values())
 
-    def result(self, progress: Callable[[], None] = lambda: None) -> Snapshot:
-        """Wait for all layers.
+    def result(self, progress: Callable[[int], None] = lambda done: None) -> Snapshot:
+        """Wait for all layers; an interrupted wait can be taken up again.
 
         Args:
-            progress: Called when a layer is done.
+            progress: Called with 1 when a layer is done, and with 0 now and then while one is not.
 
         Returns:
             The snapshot, on the CPU.
@@ -173,9 +173,11 @@ class Pending:
         layers = {}
         try:
             for label, graph in self.graphs.items():
+                while not wait([graph], timeout=0.5).done:
+                    progress(0)
                 layers[label] = graph.result()
-                progress()
-        except BaseException:
+                progress(1)
+        except Exception:
             for graph in self.graphs.values():
                 graph.cancel()
             raise
@@ -199,7 +201,7 @@ def begin_snapshot(
     device: torch.device | None = None,
     memory: int | None = None,
     solver: Solver | None = None,
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Pending:
     """Run the probe through the network and hand every watched layer's Gram to a solver.
 
@@ -218,7 +220,7 @@ def begin_snapshot(
         device: Where the network runs.
         memory: Bytes that activations and one Gram may take; by default half of what the device has free.
         solver: Where layers are solved; by default here, each as soon as its Gram is there.
-        progress: Called when a layer is handed over, or solved where that is done here.
+        progress: Called with 1 when a layer is handed over, or solved where that is done here.
 
     Returns:
         The snapshot to wait for.
@@ -256,7 +258,7 @@ def begin_snapshot(
         for gram in grams:
             graphs[gram.layer.label] = solver.submit(solve, gram)
             del gram  # or it would be held through the next pass
-            progress()
+            progress(1)
     except BaseException:
         for graph in graphs.values():
             graph.cancel()

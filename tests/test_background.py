@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Event, Thread, main_thread
+from threading import Event, Thread, Timer, current_thread, main_thread
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -207,26 +210,55 @@ def test_a_failing_snapshot_does_not_take_the_next_with_it(
     assert "no solution" in caplog.text
 
 
+@pytest.fixture
+def sigint() -> Iterator[Callable[[], None]]:
+    """Sends Ctrl-C to this process; Lightning ignores the signal from the first one on."""
+    before = signal.getsignal(signal.SIGINT)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("again", [False, True])
-def test_control_c_waits_for_the_worker_once(
-    tmp_path: Path, gate: Gate, again: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_control_c_waits_for_the_worker_and_a_second_one_does_not(
+    tmp_path: Path, gate: Gate, again: bool, sigint: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     def interrupt() -> None:
-        if again:
-            monkeypatch.setattr(pipeline.Pending, "result", interrupted)
-        else:
-            Thread(target=lambda: (time.sleep(0.2), gate.open.set())).start()
-        raise KeyboardInterrupt
-
-    def interrupted(*args: Any) -> None:
-        raise KeyboardInterrupt
+        Timer(0.3, sigint if again else gate.open.set).start()
+        sigint()
 
     watching = monitor()
-    with pytest.raises(KeyboardInterrupt if again else SystemExit):
+    with pytest.raises(SystemExit):
         fit(tmp_path, At(0, lambda: gate.shut(watching), batch=2), At(1, interrupt), watching, max_epochs=3)
     assert "SSCMonitor finishes the snapshot of epoch 1; Ctrl-C leaves it out." in caplog.text
+    assert ("It is left out." in caplog.text) == again
     assert watching.store.epochs == ([0] if again else [0, 1])  # type: ignore[union-attr]
     assert watching._worker is None
+
+
+def test_control_c_while_the_next_snapshot_waits_loses_nothing(
+    tmp_path: Path, gate: Gate, sigint: Callable[[], None]
+) -> None:
+    class Interrupts(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+            if trainer.current_epoch == 1:
+                Timer(0.3, sigint).start()
+                Timer(1.0, gate.open.set).start()
+
+    watching = monitor()
+    with pytest.raises(SystemExit):
+        fit(tmp_path, At(0, lambda: gate.shut(watching), batch=2), Interrupts(), watching, max_epochs=3)
+    assert watching.store.epochs == [0, 1]  # type: ignore[union-attr]
+
+
+def test_a_process_that_has_to_end_is_not_held_up(tmp_path: Path, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    def terminate() -> None:
+        raise SIGTERMException
+
+    watching = monitor()
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path, At(0, lambda: gate.shut(watching), batch=2), At(1, terminate), watching, max_epochs=3)
+    assert "The snapshot of epoch 1 was still being solved and is lost." in caplog.text
+    assert watching.store.epochs == [0]  # type: ignore[union-attr]
 
 
 def test_the_last_checkpoint_has_nothing_pending(tmp_path: Path) -> None:
@@ -258,12 +290,13 @@ def test_resuming_with_work_pending(tmp_path: Path, gate: Gate, caplog: pytest.L
         fit(tmp_path, At(0, lambda: gate.shut(monitors[0]), batch=2), At(1, die), *monitors, kept, max_epochs=3)
     gate.open.set()
     state = torch.load(tmp_path / "kept" / "epoch=0.ckpt", weights_only=True)["callbacks"][monitors[0].state_key]
-    assert state["epochs"] == [0, 1]  # one of them pending
+    assert (state["epochs"], state["pending"]) == ([0, 1], 1)
     assert monitors[0].store.epochs == [0]  # type: ignore[union-attr]
     resumed = monitor(store=tmp_path / "ssc")
     again = ModelCheckpoint(tmp_path / "kept")
     fit(tmp_path, resumed, again, max_epochs=3, resume=tmp_path / "kept" / "epoch=0.ckpt")
-    assert "The snapshots of epochs [1] are gone" in caplog.text
+    assert "The snapshot of epoch 1 was still being solved when the run ended, and is lost." in caplog.text
+    assert "are gone" not in caplog.text
     assert resumed._steps == {0: 0, 1: 2, 2: 5, 3: 8}
     straight = monitor(store=tmp_path / "straight")
     fit(tmp_path, straight, max_epochs=1)
@@ -334,6 +367,14 @@ def test_a_gram_larger_than_the_limit_is_taken_alone() -> None:
     worker.close()
 
 
+def test_room_is_given_back_where_a_gram_cannot_be_handed_over() -> None:
+    worker = Beside(limit=100)
+    worker.close()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        worker.submit(lambda of: None, gram("a"))  # type: ignore[arg-type, return-value]
+    assert worker._held == 0
+
+
 def test_closing_gives_up_what_has_not_begun() -> None:
     begun, opened = Event(), Event()
 
@@ -350,34 +391,38 @@ def test_closing_gives_up_what_has_not_begun() -> None:
     assert first.exception(30) is None
 
 
-def test_half_of_the_budget_is_for_grams_that_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    budgets: list[Any] = []
-    original = pipeline.capture
+def test_the_budget_is_that_of_the_foreground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or passes would be planned otherwise, and Grams rounded otherwise; those that wait may take as much again."""
+    budgets, limits = [], []
+    original, worker = pipeline.capture, Beside.__init__
 
     def capture(*args: Any, **kwargs: Any) -> Any:
         budgets.append(kwargs["memory"])
         return original(*args, **kwargs)
 
+    def init(self: Beside, limit: int) -> None:
+        limits.append(limit)
+        worker(self, limit)
+
     monkeypatch.setattr(pipeline, "capture", capture)
+    monkeypatch.setattr(Beside, "__init__", init)
     for background in (False, True):
-        watching = monitor(memory=1_000_000, background=background, schedule=[1])
-        fit(tmp_path, At(0, lambda: None), watching, max_epochs=1)
-    assert budgets == [1_000_000, 500_000]
+        fit(tmp_path, monitor(memory=40_000, background=background, schedule=[1]), max_epochs=1)
+    assert budgets == [40_000, 40_000]
+    assert limits == [40_000]
 
 
 def test_results_are_logged_from_the_main_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
     threads: dict[str, set[Any]] = {"log": set(), "solve": set()}
     original = pipeline.graph_of
 
     class Logs(TensorBoardLogger):
         def log_metrics(self, metrics: Any, step: Any = None) -> None:
-            threads["log"].add(threading.current_thread())
+            threads["log"].add(current_thread())
             super().log_metrics(metrics, step)
 
     def solve(*args: Any) -> Any:
-        threads["solve"].add(threading.current_thread())
+        threads["solve"].add(current_thread())
         return original(*args)
 
     monkeypatch.setattr(pipeline, "graph_of", solve)
@@ -388,8 +433,9 @@ def test_results_are_logged_from_the_main_thread(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_the_worker_waits_for_the_gram() -> None:
+def test_on_a_gpu_grams_wait_on_the_host_and_are_solved_in_a_stream_of_their_own() -> None:
     def solve(of: GramOfLayer) -> Any:
+        assert of.centred.is_cuda
         assert torch.cuda.current_stream() != torch.cuda.default_stream()
         return of.centred.sum().cpu()
 

@@ -236,6 +236,39 @@ def test_a_network_that_catches_exceptions_does_not_see_the_end_of_a_pass(x: Ten
     assert net.caught == 0
 
 
+def test_a_pass_that_ends_early_leaves_attributes_as_they_were(x: Tensor) -> None:
+    class Guarded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.inside, self.calls = convnet(), False, 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert not self.inside
+            self.inside, self.fresh = True, True
+            out: Tensor = self.inner(x)
+            self.inside = False
+            del self.fresh
+            return out
+
+    net = Guarded()
+    names = set(vars(net))
+    grams(net, "**", x, memory=2 * 300 * 300 * 4 + 300 * 4 * 100)
+    assert not net.inside
+    assert set(vars(net)) == names
+
+
+def test_a_forward_of_the_users_is_never_ended_early(x: Tensor) -> None:
+    net, ends = convnet(), []
+
+    def forward(model: Any, inputs: Tensor) -> Tensor:
+        out: Tensor = model(inputs)
+        ends.append(len(inputs))
+        return out
+
+    grams(net, "**", x, memory=2 * 300 * 300 * 4 + 300 * 4 * 100, forward=forward)
+    assert sum(ends) == 7 + 19 * 300 + 300
+
+
 def test_plans() -> None:
     room = 100 * 4 * 10  # ten samples, a hundred features
     grams_of_ten = 2 * 10 * 10 * 4

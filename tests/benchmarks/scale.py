@@ -132,7 +132,7 @@ def part_rank(args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     taken = take(model, chosen, x[:1000], y[:1000])
     told: list[Any] = [None] * args.world
-    dist.all_gather_object(told, taken)
+    dist.all_gather_object(told, taken.layers)
     seconds = time.perf_counter() - start
     dist.destroy_process_group()
     return {"seconds": seconds, "layers": len(chosen), "features": sum(g.features for g in taken.layers.values())}
