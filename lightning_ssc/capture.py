@@ -182,7 +182,8 @@ def capture(
         layers: What :func:`trace` returned, or some of it.
         inputs: The probe's inputs, on any device.
         pooling: How activations become features, see :func:`features`.
-        forward: How the network is run on inputs, see :func:`run`.
+        forward: How the network is run on inputs, see :func:`run`. Of several passes all but the last are ended early,
+            by an exception that it must let through.
         context: Opened around the forward pass (a precision plugin's autocast).
         chunk: Samples a forward pass.
         device: Where the network runs; inputs are moved there a chunk at a time. Grams are formed there.
@@ -216,7 +217,7 @@ def capture(
             (layers[s.layer].layer, layers[s.layer].call): _Wanted(s, buffers[s.layer], layers[s.layer].channels_last)
             for s in group
         }
-        whole = number == len(passes) - 1 or forward is not None  # nobody knows what a function of the user's keeps
+        whole = number == len(passes) - 1
         with watch("forward"), without_trace(model):
             for start in range(0, n, chunk):
                 rows = slice(start, min(n, start + chunk))
@@ -233,12 +234,7 @@ def capture(
                         f"Layer {missing[0]!r} ran for the first samples of the probe but not for samples {start} to "
                         f"{rows.stop - 1}. Watch only layers that run for every input."
                     )
-                if (
-                    outputs is not None
-                    and number == len(passes) - 1
-                    and isinstance(output, Tensor)
-                    and output.dim() == 2
-                ):
+                if outputs is not None and whole and isinstance(output, Tensor) and output.dim() == 2:
                     outputs.append(output.detach().cpu())
         wanted.clear()  # each buffer goes when its Gram is there
         for s in group:

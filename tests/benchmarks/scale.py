@@ -110,6 +110,9 @@ def ranks(args: argparse.Namespace) -> None:
             __file__,
             [{"data": args.data, "part": "rank", "world": world, "port": port, "rank": r} for r in range(world)],
         )
+        if any(part is None for part in found):
+            print(f"  {world} process(es) failed", flush=True)
+            continue
         seconds = max(part["seconds"] for part in found)
         one = seconds if one is None else one
         work = ", ".join(f"{part['layers']} ({part['features'] / 1000:.0f}k)" for part in found)
@@ -117,7 +120,7 @@ def ranks(args: argparse.Namespace) -> None:
 
 
 def part_rank(args: argparse.Namespace) -> dict[str, Any]:
-    """The share of one rank, taken and gathered as the callback does."""
+    """The share of one rank: its layers taken, and all graphs gathered, as the callback does it."""
     import torch.distributed as dist
 
     torch.set_num_threads(1)
@@ -126,7 +129,8 @@ def part_rank(args: argparse.Namespace) -> dict[str, Any]:
     model = recipes.models.cifar_resnet(depth=20).to(memory_format=torch.channels_last)
     x, y = images(args.data, train=False)
     x = x.contiguous(memory_format=torch.channels_last)
-    chosen = [layer.layer for layer in trace(model, convolutions(model), x[:8])[args.rank :: args.world]]
+    widest = sorted(trace(model, convolutions(model), x[:8]), key=lambda layer: layer.features, reverse=True)
+    chosen = [layer.layer for layer in widest[args.rank :: args.world]]  # as the callback deals them out
     take(model, chosen[:1], x[:64], y[:64])
     dist.barrier()
     start = time.perf_counter()
