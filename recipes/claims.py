@@ -80,8 +80,15 @@ class Runs:
 
 
 def rank(values: Sequence[float] | Table, upwards: bool = True) -> tuple[str, bool]:
-    """Spearman's correlation of values with depth, as text, and whether it is significant in that direction."""
-    found = spearmanr(np.arange(len(values)), values, alternative="greater" if upwards else "less")
+    """Spearman's correlation of values with depth, as text, and whether it is significant in that direction.
+
+    Layers without a value (NaN, such as those that never settle) are left out.
+    """
+    values = np.asarray(values, dtype=float)
+    depths = np.flatnonzero(~np.isnan(values))
+    if len(np.unique(values[depths])) < 2:
+        return "the same in all layers", False
+    found = spearmanr(depths, values[depths], alternative="greater" if upwards else "less")
     chance = f"p = {found.pvalue:.1g}" if found.pvalue >= 1e-9 else "p < 1e-9"
     return f"rank correlation with depth {found.statistic:.2f} ({chance})", bool(found.pvalue < 0.05)
 
@@ -168,8 +175,13 @@ def claims_of_architecture(runs: Runs) -> list[Claim]:
         Claim("blocks show in data-starved networks", ", ".join(DATA), measured, in_order(contrast, upwards=False))
     )
     store = runs.store(EPOCHS)
-    shares = [largest(runs.heatmap(EPOCHS, epoch)[0]) for epoch in store.epochs]
-    measured = f"largest block after epochs {listed(store.epochs, 'd')}: {listed(shares, '.0%')} of the layers"
+    matrices = [runs.heatmap(EPOCHS, epoch)[0] for epoch in store.epochs]
+    shares = [largest(matrix) for matrix in matrices]
+    shallow = [others_alike(matrix[: 2 * len(matrix) // 3, : 2 * len(matrix) // 3]) for matrix in matrices]
+    measured = (
+        f"largest block after epochs {listed(store.epochs, 'd')}: {listed(shares, '.0%')} of the layers; "
+        f"mean similarity in the first two thirds {listed(shallow)}"
+    )
     held = shares[0] >= 0.5 and shares[0] > shares[-1]
     found.append(Claim("one large block early, small ones later", EPOCHS, measured, held))
     boards = {}
@@ -177,8 +189,8 @@ def claims_of_architecture(runs: Runs) -> list[Claim]:
         matrix, _ = runs.heatmap(name)
         boards[name] = find_blocks(matrix).chessboard
     residual, plain = ([boards[name] for name in names] for names in ((*RESNETS, EPOCHS), VGGS[1:]))
-    measured = f"score {listed(residual)}; of the VGGs {listed(plain)} (0 is none, 1 a perfect board)"
-    held = min(residual) > max(0.02, *plain)
+    measured = f"score {listed(residual)} (0 is none, 1 a perfect board); of {', '.join(VGGS[1:])} {listed(plain)}"
+    held = min(residual) > max(0.02, *(score for score in plain if score == score))  # NaN: no block of four layers
     found.append(Claim("a chess-board in ResNets", ", ".join((*RESNETS, EPOCHS)), measured, held))
     return found
 
