@@ -1,6 +1,7 @@
 """The paper's training (section 3.2) as a LightningModule."""
 
 from difflib import get_close_matches
+from inspect import signature
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Classifier(LightningModule):
         compile: Run the network through ``torch.compile``.
 
     Raises:
-        ValueError: There is no such network.
+        ValueError: There is no such network, or it takes no such argument.
 
     Example:
         >>> Classifier("resnet")  # doctest: +ELLIPSIS
@@ -59,7 +60,13 @@ class Classifier(LightningModule):
             raise ValueError(f"no network {network!r} in recipes.models; the nearest are {', '.join(near)}")
         self.save_hyperparameters()
         self.num_classes = num_classes
-        self.network = getattr(models, network)(num_classes=num_classes, **(network_args or {}))
+        build = getattr(models, network)
+        known = [name for name in signature(build).parameters if name != "num_classes"]
+        if unknown := sorted(set(network_args or {}) - set(known)):
+            raise ValueError(
+                f"{network} takes no argument {unknown[0]!r} in network_args; it takes {', '.join(known) or 'none'}"
+            )
+        self.network = build(num_classes=num_classes, **(network_args or {}))
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network.to(memory_format=self.memory_format)
         if compile:

@@ -1,7 +1,7 @@
 """The networks of the paper for 32 x 32 images, each a function of the number of classes.
 
 Every network is an ``nn.Sequential`` of named parts, so the order of its modules is the order in which they run.
-Weights start as PyTorch's layers draw them.
+Weights start as the layers of PyTorch, and in DenseNets the blocks of torchvision, draw them.
 """
 
 from recipes.models.densenet import densenet, densenet121

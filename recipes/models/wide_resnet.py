@@ -1,7 +1,7 @@
 """Wide ResNets (Zagoruyko & Komodakis, "Wide Residual Networks", 2016): 6 n + 4 layers, k times as wide, with dropout.
 
 The number in a network's name is also its number of convolutions: three 1 x 1 shortcuts stand in for the classifier and
-the two layers that the usual count adds.
+the two layers that the usual count adds (two shortcuts at k = 1, whose first stage is as wide as its stem).
 """
 
 from collections import OrderedDict

@@ -1,7 +1,13 @@
 """The statistics behind the claims table, on runs whose answer is known."""
 
+import dataclasses
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_ssc.analysis import Dynamics
@@ -18,21 +24,63 @@ def table(cka, rate, modularity=None):
     return Dynamics(layers, epochs, epochs, np.asarray(rate, dtype=float), modularity, cka, nan, nan, nan)
 
 
-def test_rank_correlation_is_one_sided():
-    assert claims.rank([0.1, 0.2, 0.3, 0.4, 0.5])[1]
+def test_rank_correlation():
+    assert claims.rank([0.1, 0.2, 0.3, 0.4, 0.5]) == ("rank correlation with depth 1.00", True)
     assert not claims.rank([0.5, 0.4, 0.3, 0.2, 0.1])[1]
-    assert claims.rank([0.5, 0.4, 0.3, 0.2, 0.1], upwards=False)[1]
     assert not claims.rank([0.1, 0.9, 0.2, 0.8, 0.3])[1]
     assert claims.rank([3.0, 3.0, 3.0]) == ("the same in all layers", False)
-    assert claims.rank([1, 2, np.nan, 4, 5, 6]) == claims.rank([1, 2, 4, 5, 6])
+
+
+RATES = [0.1, 0.1, 0.1, 0.02, 0.02, 0.02]  # the drop shows in epoch 3
 
 
 def test_a_drop_is_a_jump_only_if_the_epochs_around_it_gain_less():
-    rates = [0.1, 0.1, 0.1, 0.02, 0.02, 0.02]
-    jumps = table([[0.1], [0.2], [0.25], [0.6], [0.65], [1.0]], rates)
-    assert claims.gains(jumps) == [("0.050, **0.350**, 0.050", True)]
-    glides = table([[0.1], [0.2], [0.3], [0.4], [0.6], [1.0]], rates)
-    assert claims.gains(glides) == [("0.100, **0.100**, 0.200", False)]
+    [(text, held)] = claims.jumps_at_drops(table([[0.1], [0.2], [0.25], [0.6], [0.65], [1.0]], RATES))
+    assert (text, held) == ("epoch 3: 1 of 1 layers, mean gain before, of and after 0.050, 0.350, 0.050", True)
+    [(_, held)] = claims.jumps_at_drops(table([[0.1], [0.2], [0.3], [0.4], [0.6], [1.0]], RATES))
+    assert not held
+    late = table([[0.1], [0.2], [0.25], [0.6], [1.0]], RATES[:5])  # the epoch after is the last: 1 whatever happens
+    assert claims.jumps_at_drops(late) == []
+
+
+SHALLOW_FIRST = np.array(
+    [
+        [0.30, 0.20, 0.10, 0.00],
+        [0.91, 0.50, 0.20, 0.10],
+        [0.92, 0.55, 0.25, 0.15],
+        [0.93, 0.91, 0.62, 0.55],
+        [0.94, 0.93, 0.92, 0.60],
+        [1.00, 1.00, 1.00, 1.00],
+    ]
+)
+
+
+def verdicts(reverse):
+    """Verdicts on a run that is as the paper says, or on one with its layers in reverse."""
+    order = slice(None, None, -1) if reverse else slice(None)
+    saturated = np.arange(6)[:, None] > np.arange(4)  # one layer after the other
+    rising = np.where(saturated, 1.0, 0.5) * [0.1, 0.3, 0.5, 0.7]
+    made = table(SHALLOW_FIRST[:, order], RATES, rising[:, order])
+    linear = np.minimum(1, SHALLOW_FIRST + 0.4)[:, order] if not reverse else 0.9 * SHALLOW_FIRST[:, order]
+    linear[-1] = 1
+    made = dataclasses.replace(made, linear_cka_to_final=linear)
+    return {claim.text: claim.held for claim in claims.claims_of_dynamics("made", made)}
+
+
+def test_verdicts_on_dynamics():
+    assert all(verdicts(reverse=False).values()), verdicts(reverse=False)
+    found = verdicts(reverse=True)
+    assert found.pop("a jump at each learning-rate drop")  # layers in another order jump as they did
+    assert not any(found.values()), found
+
+
+def test_without_a_drop_no_jump_holds():
+    flat = table(SHALLOW_FIRST, [0.1] * 6, SHALLOW_FIRST)
+    flat = dataclasses.replace(flat, linear_cka_to_final=SHALLOW_FIRST)
+    found = {claim.text: claim.held for claim in claims.claims_of_dynamics("flat", flat)}
+    assert not found["a jump at each learning-rate drop"]
+    assert "the jump is smaller in shallow layers" not in found
+    assert not found["linear CKA settles earlier"]  # at the same epochs
 
 
 def test_order_of_runs():
@@ -41,12 +89,65 @@ def test_order_of_runs():
     assert claims.in_order([3, 2, 1], upwards=False)
 
 
-def test_similarity_of_layers():
-    heatmap = np.kron(np.eye(2), np.full((3, 3), 0.8)) + 0.1
-    np.fill_diagonal(heatmap, 1.0)
-    assert claims.largest(heatmap) == 0.5
-    assert claims.neighbours_alike(heatmap) == pytest.approx((4 * 0.9 + 0.1) / 5)
-    assert claims.others_alike(heatmap) == pytest.approx((12 * 0.9 + 18 * 0.1) / 30)
+def blocks(*sizes, within=0.9, between=0.1):
+    matrix = np.full((sum(sizes),) * 2, between)
+    starts = np.cumsum([0, *sizes])
+    for a, b in pairwise(starts):
+        matrix[a:b, a:b] = within
+    np.fill_diagonal(matrix, 1.0)
+    return matrix
+
+
+def test_statistics_of_heatmaps():
+    matrix = blocks(3, 3)
+    assert claims.neighbours_alike(matrix) == pytest.approx((4 * 0.9 + 0.1) / 5)
+    assert claims.others_alike(matrix) == pytest.approx((12 * 0.9 + 18 * 0.1) / 30)
+    assert claims.two_blocks(matrix) == pytest.approx(0.8)
+    assert claims.two_blocks(blocks(6)) == pytest.approx(0)
+    assert claims.stands_out(blocks(4, 2)) == pytest.approx(0.8)
+    assert claims.stands_out(blocks(1, 1, 1, 1, 1, 1)) == pytest.approx(0)
+
+
+class Made:
+    """Runs whose heatmaps are given."""
+
+    def __init__(self, heatmaps):
+        self.heatmaps = heatmaps
+
+    def heatmap(self, name, epoch=None):
+        found = self.heatmaps[name] if epoch is None else self.heatmaps[name, epoch]
+        return found, [f"conv{i}" for i in range(len(found))]
+
+    def accuracy(self, name):
+        return 0.9, 1.0
+
+    def store(self, name):
+        return SimpleNamespace(epochs=[1, 4])
+
+
+def architecture(reverse):
+    order = slice(None, None, -1) if reverse else slice(None)
+    layer = np.arange(8)
+    board = np.where((layer[:, None] + layer) % 2 == 0, 1.0, 0.2)
+    heatmaps = {}
+    for family in (claims.VGGS, claims.RESNETS):
+        heatmaps |= {name: blocks(4, 4, within=w) for name, w in zip(family[order], (0.5, 0.7, 0.9), strict=True)}
+    two = (blocks(3, 3, 6, within=w) for w in (0.9, 0.7, 0.5))
+    heatmaps |= dict(zip(claims.DATA[order], two, strict=True)) if claims.DATA[2] not in claims.RESNETS else {}
+    early, late = blocks(6, 3), blocks(3, 3, 3)
+    heatmaps |= {(claims.EPOCHS, 1): late if reverse else early, (claims.EPOCHS, 4): early if reverse else late}
+    heatmaps[claims.EPOCHS] = late if reverse else board
+    heatmaps |= {name: blocks(3, 3, 6, within=w) for name, w in zip(claims.DATA[:2][order], (0.9, 0.8), strict=True)}
+    return {(c.text, c.run): c.held for c in claims.claims_of_architecture(Made(heatmaps))}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_verdicts_on_architecture(reverse):
+    found = architecture(reverse)
+    assert found["blocks show in deeper networks", ", ".join(claims.VGGS)] != reverse
+    assert found["blocks show in deeper networks", ", ".join(claims.RESNETS)] != reverse
+    assert found["one large block early, small ones later", claims.EPOCHS] != reverse
+    assert found["a chess-board in ResNets", claims.EPOCHS] != reverse
 
 
 @pytest.fixture
@@ -58,6 +159,7 @@ def runs(tmp_path):
             folder = tmp_path / name / f"version_{version}"
             layers = [f"net.conv{i}" for i in range(8)]
             made_run(folder / "ssc", epochs=tuple(epochs), layers=layers, seed=version)
+            (folder / "config.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": 4}}))
             with SummaryWriter(str(folder)) as writer:
                 writer.add_scalar("val/accuracy", version / 100, 0)
     return tmp_path
@@ -69,7 +171,6 @@ def test_the_tables_and_figures_come_from_the_latest_runs(runs, capsys, monkeypa
     printed = capsys.readouterr().out
     assert "| `small/vgg11.yaml` | 10.0% |" in printed  # of version 10, not 2
     assert printed.count("| modularity rises with depth |") == len(claims.DYNAMICS)
-    assert all(line.endswith(("| yes |", "| **no** |")) for line in printed.splitlines() if line.startswith("| blocks"))
     drawn = {path.name for path in (runs / "figures").iterdir()}
     assert drawn == {
         *(f"small_dynamics_{name}.png" for name in claims.DYNAMICS),
@@ -84,8 +185,12 @@ def test_a_missing_run_is_named_with_its_command(runs):
         claims.Runs(runs).store("vgg99")
 
 
-def test_every_run_of_the_claims_is_a_recipe():
-    from pathlib import Path
+def test_an_unfinished_run_is_named(runs):
+    (runs / "vgg11" / "version_10" / "config.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": 9}}))
+    with pytest.raises(FileNotFoundError, match=r"version_10 has not come to its end, epoch 9: wait for it, or go on"):
+        claims.Runs(runs).store("vgg11")
 
+
+def test_every_run_of_the_claims_is_a_recipe():
     recipes = {path.stem for path in (Path(claims.__file__).parent / "small").glob("*.yaml")}
     assert recipes == {*claims.DYNAMICS, claims.EPOCHS, *claims.DATA, *claims.VGGS, *claims.RESNETS}

@@ -16,6 +16,7 @@ README = (FOLDER / "README.md").read_text()
 RECIPES = sorted(p for p in FOLDER.rglob("*.yaml") if p.parent.name != "overlays")
 OVERLAYS = sorted((FOLDER / "overlays").glob("*.yaml"))
 SMALL = ["cifar10/vgg11.yaml", "cifar10/resnet18.yaml", "cifar10/wide_resnet28_k2.yaml", "cifar10/densenet121.yaml"]
+SMALL += ["small/densenet.yaml", "small/wide_resnet28_k1.yaml", "small/vgg24.yaml"]
 
 
 @pytest.fixture(autouse=True)
