@@ -105,7 +105,8 @@ class SSCMonitor(Callback):
             start of fit (layers, probe, store) is always raised.
         forward: ``forward(module, inputs)`` runs the network, where ``module(inputs)`` would not do.
         chunk: Samples a forward pass of the probe.
-        memory: Bytes that activations may take during a snapshot; by default half of what the device has free. With
+        memory: Bytes that activations and Grams may take during a snapshot, beside what the network needs to run a
+            chunk; by default half of what the device has free. With
             ``background=True`` the Grams that wait may take as many again (by default a quarter of what is free).
         verbose: Print one line a snapshot.
 

@@ -6,7 +6,7 @@ tell apart (Petroff, "Accessible Color Sequences for Data Visualization", 2021).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -231,14 +231,14 @@ def embedding(
 
 
 def embedding_images(
-    points: Mapping[str, ArrayLike], labels: ArrayLike | None = None, suffix: str = ""
+    points: Iterable[tuple[str, ArrayLike]], labels: ArrayLike | None = None, suffix: str = ""
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Images of many embeddings of the same inputs, as :func:`embedding` draws them.
 
     One figure is drawn again and again, which takes a fraction of the time of making one for every image.
 
     Args:
-        points: ``(N, 2)`` coordinates of each layer, by its name; NaN (isolated inputs) is left out.
+        points: The name of each layer with its ``(N, 2)`` coordinates; NaN (isolated inputs) is left out.
         labels: ``(N,)`` integer classes.
         suffix: What follows the name in the title.
 
@@ -246,13 +246,13 @@ def embedding_images(
         Names with ``(H, W, 3)`` pixels.
 
     Example:
-        >>> [image.shape for _, image in embedding_images({"conv1": [[0.0, 0.1]], "conv2": [[0.2, 0.3]]})]
+        >>> [image.shape for _, image in embedding_images([("conv1", [[0.0, 0.1]]), ("conv2", [[0.2, 0.3]])])]
         [(374, 396, 3), (374, 396, 3)]
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = None
-    for name, coordinates in points.items():
+    for name, coordinates in points:
         xy = np.asarray(coordinates, dtype=float)
         if canvas is None:
             canvas = FigureCanvasAgg(embedding(xy, labels, title=f"{name}{suffix}"))

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -186,13 +187,7 @@ def log_snapshot(
         figure = plots.heatmap(matrix, names, title=f"SSC-CKA between layers, epoch {taken.epoch}")
         log_figure(loggers, f"{root}/pairwise_cka", figure, taken.step)
     if embedding:
-        points = {
-            name: spectral_embedding(layer.affinity, tol=_ENOUGH)
-            for name, layer in taken.layers.items()
-            if int((layer.affinity.crow_indices().diff() > 0).sum()) >= 2  # an empty graph has no eigenvectors to show
-        }
-        for name, image in plots.embedding_images(points, taken.labels, f", epoch {taken.epoch}"):
-            log_image(loggers, f"{root}/embedding/{name}", image, taken.step)
+        _log_embeddings(loggers, taken, root)
     if neighbours > 0:
         name, card = last_hidden_layer(taken), card or ProbeCard("")
         layer = taken.layers[name]
@@ -205,6 +200,18 @@ def log_snapshot(
             title=f"nearest inputs in {name}, epoch {taken.epoch}",
         )
         log_figure(loggers, f"{root}/neighbours/{name}", figure, taken.step)
+
+
+def _log_embeddings(loggers: Iterable[Any], taken: Snapshot, root: str) -> None:
+    """Draw every layer's spectral embedding, each while the next one is computed."""
+    graphs = {name: layer.affinity for name, layer in taken.layers.items()}
+    # An empty graph has no eigenvectors to show.
+    graphs = {name: graph for name, graph in graphs.items() if int((graph.crow_indices().diff() > 0).sum()) >= 2}
+    with ThreadPoolExecutor(1) as beside:
+        points = beside.map(lambda graph: spectral_embedding(graph, tol=_ENOUGH), graphs.values())
+        named = zip(graphs, points, strict=True)
+        for name, image in plots.embedding_images(named, taken.labels, f", epoch {taken.epoch}"):
+            log_image(loggers, f"{root}/embedding/{name}", image, taken.step)
 
 
 def log_history(loggers: Iterable[Any], table: Dynamics, root: str = "ssc") -> None:

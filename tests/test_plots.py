@@ -185,11 +185,11 @@ def test_images_of_many_embeddings_are_those_of_each() -> None:
     labels = np.arange(40) % 3
     points = {f"layer{i}": generator.normal(size=(40, 2)) * 10.0**i for i in range(3)}
     points["layer1"][5] = np.nan  # an isolated input
-    drawn = dict(plots.embedding_images(points, labels, ", epoch 3"))
+    drawn = dict(plots.embedding_images(points.items(), labels, ", epoch 3"))
     assert list(drawn) == list(points)
     for name, xy in points.items():
         alone = plots.to_image(plots.embedding(xy, labels, title=f"{name}, epoch 3"))
         assert alone.shape == drawn[name].shape
         assert np.abs(alone.astype(int) - drawn[name]).mean() < 1.0  # the plot may lie half a pixel off
-    (image,) = [image for _, image in plots.embedding_images({"x": np.full((2, 2), 0.5)})]  # one place, no labels
+    (image,) = [image for _, image in plots.embedding_images([("x", np.full((2, 2), 0.5))])]  # one place, no labels
     assert (image < 100).any()

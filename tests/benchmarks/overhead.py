@@ -239,7 +239,7 @@ def main() -> None:
         "--epochs", type=int, default=4, help="epochs of the Trainer's runs; the first and last do not count"
     )
     parser.add_argument(
-        "--tight", type=int, default=200_000_000, help="memory= of the snapshot that is to take a tenth"
+        "--tight", type=int, default=120_000_000, help="memory= of the snapshot that is to take a tenth"
     )
     for name, kind in (
         ("part", str),
