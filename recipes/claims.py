@@ -97,7 +97,7 @@ def rank(values: Sequence[float] | Table) -> tuple[str, bool]:
     if len(np.unique(values)) < 2:
         return "the same in all layers", False
     found = float(spearmanr(np.arange(len(values)), values).statistic)
-    return f"rank correlation with depth {found:.2f}", found >= _STRONG
+    return f"rank correlation with depth {found:.2f}", found > _STRONG - 1e-9
 
 
 def settled(table: Dynamics, near: NDArray[np.bool_]) -> NDArray[np.int64]:

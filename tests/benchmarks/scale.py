@@ -3,8 +3,8 @@
     python tests/benchmarks/scale.py --data ROOT     (ROOT as torchvision.datasets.CIFAR10 wants it)
 
 Every line is a process of its own; memory is the most that a snapshot took beyond what the process held before it: what
-``memory=`` allows, and what the network itself needs for a chunk. The
-networks are untrained, which changes their graphs and not the work of forward passes and Grams.
+``memory=`` allows, and what the network itself needs for a chunk. The networks are untrained, which changes their
+graphs and not the work of forward passes and Grams.
 """
 
 import argparse
