@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _PROJECTED = 16  # dimensions that the projector gets
 _THUMBNAIL = 32  # pixels a side of a picture in the projector; its sheet of all pictures may have 8192
+_EMBEDDED = 32  # layers whose embeddings are drawn: more would take seconds and hundreds of megabytes in a run
 _ENOUGH = 1e-3  # residual of the eigenvectors in a picture
 _FAMILIES = ("modularity", "cka_to_final", "cka_to_previous", "cka_to_reference", "gap", "nnz_per_input")
 
@@ -171,7 +172,7 @@ def log_snapshot(
         taken: The snapshot.
         scalars: From :func:`snapshot_scalars`.
         heatmap: Draw SSC-CKA between all layers.
-        embedding: Draw every layer's spectral embedding.
+        embedding: Draw the spectral embedding of every layer, or of 32 spread over the depth where there are more.
         neighbours: For how many inputs to draw the inputs nearest to them in the last hidden layer.
         card: Pictures of the inputs and names of the classes.
         root: First part of the tags.
@@ -203,8 +204,10 @@ def log_snapshot(
 
 
 def _log_embeddings(loggers: Iterable[Any], taken: Snapshot, root: str) -> None:
-    """Draw every layer's spectral embedding, each while the next one is computed."""
-    graphs = {name: layer.affinity for name, layer in taken.layers.items()}
+    """Draw the layers' spectral embeddings, each while the next one is computed."""
+    names = list(taken.layers)
+    drawn = [names[round(i * (len(names) - 1) / (_EMBEDDED - 1))] for i in range(_EMBEDDED)]
+    graphs = {name: taken.layers[name].affinity for name in (drawn if len(names) > _EMBEDDED else names)}
     # An empty graph has no eigenvectors to show.
     graphs = {name: graph for name, graph in graphs.items() if int((graph.crow_indices().diff() > 0).sum()) >= 2}
     with ThreadPoolExecutor(1) as beside:

@@ -528,3 +528,21 @@ def test_a_resumed_run_does_not_mix_with_another(tmp_path: Path) -> None:
 
 def test_a_monitor_can_be_sent_to_another_process() -> None:
     assert pickle.loads(pickle.dumps(monitor(schedule=3))).schedule(6)
+
+
+def test_of_very_many_layers_some_embeddings_are_drawn() -> None:
+    class Logger:
+        def __init__(self) -> None:
+            self.experiment = SimpleNamespace(add_image=lambda tag, *_, **__: tags.append(tag))
+
+        def log_metrics(self, *_: Any, **__: Any) -> None: ...
+
+    tags: list[str] = []
+    ring = np.roll(np.eye(12), 1, 1)
+    for count, expected in ((32, 32), (104, 32)):
+        tags.clear()
+        made = taken({f"layer{i}": ring for i in range(count)})
+        writers.log_snapshot([Logger()], made, {}, heatmap=False)
+        assert len(set(tags)) == len(tags) == expected
+        assert tags[0] == "ssc/embedding/layer0"
+        assert tags[-1] == f"ssc/embedding/layer{count - 1}"

@@ -56,11 +56,12 @@ def part_forward(args: argparse.Namespace) -> dict[str, Any]:
 
 def part_ours(args: argparse.Namespace) -> dict[str, Any]:
     model, (x, y) = network(args.network), data(args)
-    take(model, convolutions(model)[:1], x[:64], y[:64])  # imports and compilation
+    warm = take(model, convolutions(model)[:1], x[:64], y[:64])  # imports and compilation
     layers = convolutions(model, args.layers)
     with PeakMemory() as memory:
         taken = take(model, layers, x[: args.n], y[: args.n], memory=args.memory, chunk=args.chunk)
     with tempfile.TemporaryDirectory() as folder:
+        log_seconds(warm, Path(folder))
         log = log_seconds(taken, Path(folder))
     gap = max(float(layer.gap.max()) for layer in taken.layers.values())
     return {**taken.seconds, "log": log, "extra": memory.extra, "gap": gap}

@@ -31,13 +31,14 @@ def part_snapshot(args: argparse.Namespace) -> dict[str, Any]:
     model = getattr(recipes.models, args.network)().to(memory_format=torch.channels_last)
     x, y = images(args.data, train=False)
     x = x.contiguous(memory_format=torch.channels_last)
-    take(model, convolutions(model)[:1], x[:64], y[:64])  # imports and compilation
+    warm = take(model, convolutions(model)[:1], x[:64], y[:64])  # imports and compilation
     layers = convolutions(model, args.layers)
     watched = trace(model, layers, x[:8])
     passes = len(plan_passes(watched, args.n, args.memory))
     with PeakMemory() as memory:
         taken = take(model, layers, x[: args.n], y[: args.n], memory=args.memory)
     with tempfile.TemporaryDirectory() as folder:
+        log_seconds(warm, Path(folder))
         log = log_seconds(taken, Path(folder)) if args.n <= 1000 else float("nan")
     features = sum(layer.features for layer in watched)
     return {
