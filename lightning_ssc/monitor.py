@@ -85,7 +85,7 @@ class SSCMonitor(Callback):
         linear_cka: Linear CKA beside SSC-CKA.
         heatmap: The image of SSC-CKA between all layers with every snapshot.
         embedding: An image of the spectral embedding with every snapshot, of every layer or, where there are more, of
-            32 spread over the depth.
+            24 spread over the depth.
         neighbours: For how many inputs, the same throughout and one a class as far as that goes, an image of their
             nearest inputs in the last hidden layer comes with every snapshot; 0 for none.
         projector: Every layer's embedding of the final state, with classes and pictures, for TensorBoard's projector

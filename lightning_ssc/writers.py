@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _PROJECTED = 16  # dimensions that the projector gets
 _THUMBNAIL = 32  # pixels a side of a picture in the projector; its sheet of all pictures may have 8192
-_EMBEDDED = 32  # layers whose embeddings are drawn: more would take seconds and hundreds of megabytes in a run
+_EMBEDDED = 24  # layers whose embeddings are drawn: more would take seconds and hundreds of megabytes in a run
 _ENOUGH = 1e-3  # residual of the eigenvectors in a picture
 _FAMILIES = ("modularity", "cka_to_final", "cka_to_previous", "cka_to_reference", "gap", "nnz_per_input")
 
@@ -108,16 +108,23 @@ def snapshot_scalars(
 'ssc/seconds/total']
     """
     scalars = {f"{root}/seconds/{stage}": seconds for stage, seconds in sorted(taken.seconds.items())}
-    for name, layer in taken.layers.items():
+
+    def of_layer(name: str) -> dict[str, float]:
+        layer, found = taken.layers[name], {}
         if taken.labels is not None or layer.communities is not None:
-            scalars[f"{root}/modularity/{name}"] = layer.modularity(taken.labels)
-        scalars[f"{root}/gap/{name}"] = float(layer.gap.max())
-        scalars[f"{root}/nnz_per_input/{name}"] = layer.neighbours
+            found[f"{root}/modularity/{name}"] = layer.modularity(taken.labels)
+        found[f"{root}/gap/{name}"] = float(layer.gap.max())
+        found[f"{root}/nnz_per_input/{name}"] = layer.neighbours
         for other, family in ((previous, "cka_to_previous"), (reference, "cka_to_reference")):
             if other is not None and name in other.layers:
-                scalars[f"{root}/{family}/{name}"] = ssc_cka(layer, other.layers[name])
+                found[f"{root}/{family}/{name}"] = ssc_cka(layer, other.layers[name])
                 if layer.linear is not None and other.layers[name].linear is not None:
-                    scalars[f"{linear_root(root)}/{family}/{name}"] = linear_cka(layer, other.layers[name])
+                    found[f"{linear_root(root)}/{family}/{name}"] = linear_cka(layer, other.layers[name])
+        return found
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for found in threads.map(of_layer, taken.layers):
+            scalars |= found
     return scalars
 
 
@@ -172,7 +179,7 @@ def log_snapshot(
         taken: The snapshot.
         scalars: From :func:`snapshot_scalars`.
         heatmap: Draw SSC-CKA between all layers.
-        embedding: Draw the spectral embedding of every layer, or of 32 spread over the depth where there are more.
+        embedding: Draw the spectral embedding of every layer, or of 24 spread over the depth where there are more.
         neighbours: For how many inputs to draw the inputs nearest to them in the last hidden layer.
         card: Pictures of the inputs and names of the classes.
         root: First part of the tags.

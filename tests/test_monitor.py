@@ -539,7 +539,7 @@ def test_of_very_many_layers_some_embeddings_are_drawn() -> None:
 
     tags: list[str] = []
     ring = np.roll(np.eye(12), 1, 1)
-    for count, expected in ((32, 32), (104, 32)):
+    for count, expected in ((24, 24), (104, 24)):
         tags.clear()
         made = taken({f"layer{i}": ring for i in range(count)})
         writers.log_snapshot([Logger()], made, {}, heatmap=False)

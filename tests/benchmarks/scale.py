@@ -150,7 +150,7 @@ def main() -> None:
     tables = {"layers": layers, "inputs": inputs, "ranks": ranks}
     parser.add_argument("--data", type=Path, required=True, help="root of torchvision's CIFAR10")
     parser.add_argument("--only", nargs="+", choices=list(tables), default=list(tables), help="some of the tables")
-    parser.add_argument("--memory", type=int, default=3_500_000_000, help="memory= of the snapshots")
+    parser.add_argument("--memory", type=int, default=3_300_000_000, help="memory= of the snapshots")
     parser.add_argument("--n-list", type=int, nargs="+", default=[1000, 2000, 5000, 10_000], help="inputs")
     hidden = ("part", str), ("network", str), ("layers", int), ("n", int), ("world", int), ("rank", int), ("port", int)
     for name, kind in hidden:
