@@ -4,7 +4,7 @@
 
 Every line of the first three tables is a process of its own. Memory is what a call takes beyond what the process held
 before. Peers (pytorch-cka 1.1, torch-cka 0.21 with seaborn and pandas) are optional and skipped where absent; they
-compute linear CKA between the layers and no graphs. The last table trains a ResNet-20 with a Trainer, with the callback
+compute linear CKA between the layers and no graphs. The last table trains a network with a Trainer, with the callback
 and without; its seconds are scaled to an epoch of 50,000 images.
 """
 
@@ -116,12 +116,14 @@ class Clock(pl.Callback):
 
 
 def part_trainer(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of the epochs of a ResNet-20 on some images, with the callback or without."""
+    """Seconds of the epochs of a network on some images, with the callback or without."""
     torch.set_num_threads(args.threads)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     (x, y), (probe_x, probe_y) = data(args, train=True), data(args)
     pl.seed_everything(0, verbose=False)
-    model = Classifier("cifar_resnet", network_args={"depth": 20}, lr=0.05, milestones=(9,), channels_last=True)
+    small = args.network == "resnet20"
+    network, depth = ("cifar_resnet", {"depth": 20}) if small else (args.network, None)
+    model = Classifier(network, network_args=depth, lr=0.05, milestones=(9,), channels_last=True)
     loader = DataLoader(TensorDataset(x[: args.images], y[: args.images]), batch_size=64, shuffle=True)
     clock = Clock()
     callbacks: list[pl.Callback] = []
@@ -242,9 +244,9 @@ def main() -> None:
     parser.add_argument(
         "--tight", type=int, default=120_000_000, help="memory= of the snapshot that is to take a tenth"
     )
+    parser.add_argument("--network", default="resnet20", choices=["resnet20", "resnet36"], help="of the Trainer's runs")
     for name, kind in (
         ("part", str),
-        ("network", str),
         ("mode", str),
         ("layers", int),
         ("memory", int),

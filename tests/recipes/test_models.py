@@ -7,6 +7,7 @@ from torch import nn
 from lightning_ssc.capture import trace
 from lightning_ssc.layers import select_layers
 from recipes import models
+from recipes.module import Classifier
 
 # name, arguments, convolutions (the paper's), parameters for 10 classes, where that number is from
 NETWORKS = [
@@ -82,3 +83,12 @@ def test_dropout_is_in_every_wide_block():
 def test_impossible_depth_is_named():
     with pytest.raises(ValueError, match=r"6 n \+ 2 layers .* not 18"):
         models.cifar_resnet(depth=18)
+
+
+def test_arguments_that_a_network_does_not_take_are_named():
+    with pytest.raises(ValueError, match=r"vgg11 takes no argument 'widen_factor' in network_args; it takes width"):
+        Classifier("vgg11", network_args={"widen_factor": 4})
+    with pytest.raises(ValueError, match=r"resnet18 takes no argument 'width' in network_args; it takes none"):
+        Classifier("resnet18", network_args={"width": 4})
+    with pytest.raises(ValueError, match="width must be at least 1, got 0"):
+        models.vgg11(width=0)
