@@ -212,8 +212,8 @@ def test_a_failing_snapshot_does_not_take_the_next_with_it(
 
 @pytest.fixture
 def sigint() -> Iterator[Callable[[], None]]:
-    """Sends Ctrl-C to this process; Lightning ignores the signal from the first one on."""
-    before = signal.getsignal(signal.SIGINT)
+    """Sends Ctrl-C to this process, which heeds it even where a shell has started it in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield lambda: os.kill(os.getpid(), signal.SIGINT)
     signal.signal(signal.SIGINT, before)
 
