@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_ssc import snapshot
 from lightning_ssc.capture import FeatureSlice, WatchedLayer, capture, plan_passes, trace
 from lightning_ssc.layers import Layer, select_layers
 from tests.nets import convnet
@@ -356,6 +357,25 @@ def test_features_keep_their_places_where_the_memory_format_changes_between_chun
     in_slices = 2 * 20 * 20 * 4 + 20 * 4 * 10
     (sliced,) = (gram.raw_() for gram in capture(net, [layer], x, chunk=8, memory=in_slices))
     torch.testing.assert_close(sliced.double(), reference(x), rtol=1e-5, atol=1e-5)
+
+
+def test_samples_lost_beside_a_large_mean_are_zero_and_the_others_solved() -> None:
+    """As in an eval-mode network early in training: most activations huge and alike, some next to nothing."""
+    generator = torch.Generator().manual_seed(0)
+    x = 1e4 + 1e3 * torch.randn(40, 64, generator=generator)
+    x[[3, 17]] = 0
+    x[25] *= 1e-5
+    net = nn.Sequential(nn.Identity())
+    (gram,) = capture(net, trace(net, select_layers(net, ["0"]), x), x)
+    raw = gram.raw_()
+    assert raw.diagonal().argsort()[:3].sort().values.tolist() == [3, 17, 25]
+    assert not raw[[3, 17, 25]].any()
+    assert not raw[:, [3, 17, 25]].any()
+    kept = [i for i in range(40) if i not in (3, 17, 25)]
+    torch.testing.assert_close(raw[kept][:, kept].double(), reference(x[kept]), rtol=1e-4, atol=0)
+    taken = snapshot(net, x, layers=["0"]).layers["0"]
+    assert taken.converged
+    assert not taken.coef.to_dense()[[3, 17, 25]].any()
 
 
 def test_large_finite_activations_are_not_taken_for_infinite() -> None:
