@@ -31,8 +31,8 @@ Forward = Callable[[nn.Module, Any], Any]
 
 _TRACED = 7  # samples of a trial run: a number that no other dimension of an output is likely to have
 _BLOCK = 256  # rows of a Gram formed at once at least, to run at full speed; what is below the diagonal is mirrored
-_LOST = 64  # epsilons of the mean's squared length below which that of a sample is rounding
 _BLOCKS = 16  # and about so many blocks at most: each is a product with all rows to its right
+_LOST = 64  # epsilons of the mean's squared length below which that of a sample is rounding
 
 
 class _EnoughError(BaseException):
@@ -96,8 +96,8 @@ class GramOfLayer:
     def raw_(self) -> Tensor:
         """The raw Gram X Xᵀ, written over :attr:`centred`.
 
-        A sample so near to zero beside the mean that rounding is all that is left of it (less than half a percent of
-        the mean's length in float32) is taken for zero.
+        A sample so near to zero beside the mean that rounding is all that is left of it (less than 0.3 % of the mean's
+        length in float32) is taken for zero.
         """
         for rows in torch.arange(len(self.offset), device=self.offset.device).split(_BLOCK):
             block = self.offset[rows, None] + self.offset[None, :] + self.gain

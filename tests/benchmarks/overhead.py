@@ -211,7 +211,7 @@ def sizes(args: argparse.Namespace) -> None:
 def training(args: argparse.Namespace) -> None:
     """Epochs with a Trainer."""
     scale = EPOCH / args.images
-    print(f"ResNet-20 with a Trainer, {args.images} images an epoch, a snapshot of 21 convolutions, N = {args.n}, each")
+    print(f"{args.network} with a Trainer, {args.images} images an epoch, all convolutions, N = {args.n}, each")
     for threads, spare in ((1, "a core to spare"), (2, "no core to spare")):
         bare = None
         for mode in ("none", "foreground", "background"):
