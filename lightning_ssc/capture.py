@@ -30,8 +30,8 @@ Pooling = Literal["flatten", "mean", "cls"]
 Forward = Callable[[nn.Module, Any], Any]
 
 _TRACED = 7  # samples of a trial run: a number that no other dimension of an output is likely to have
-_BLOCK = 256  # rows of a Gram formed at once at least, to run at full speed; what is below the diagonal is mirrored
-_BLOCKS = 16  # and about so many blocks at most: each is a product with all rows to its right
+_BLOCK = 256  # rows of a Gram that are formed or mirrored at once
+_HALVED = 1536  # samples above which a Gram is split into halves, whose product runs at full speed
 _LOST = 64  # epsilons of the mean's squared length below which that of a sample is rounding
 
 
@@ -380,31 +380,42 @@ def centred_gram(x: Tensor, layer: WatchedLayer) -> GramOfLayer:
     Raises:
         ValueError: A feature is NaN or infinite; names the layer and the sample.
     """
+    n = len(x)
     mean = x.mean(0)  # rounded: what matters is that the same is taken off here and given back by raw_()
     if not torch.isfinite(mean).all():
-        mean = x.mean(0, dtype=torch.float64).to(
-            x.dtype
-        )  # of finite values it may have been the sum that was too large
+        mean = x.mean(0, dtype=torch.float64).to(x.dtype)  # of finite values their sum may have been too large
     if not torch.isfinite(mean).all():
         bad = (~torch.isfinite(x)).any(1).nonzero().squeeze(1)
         raise ValueError(
-            f"Layer {layer.label!r} puts out NaN or infinity for {len(bad)} of {len(x)} probe samples, first for "
+            f"Layer {layer.label!r} puts out NaN or infinity for {len(bad)} of {n} probe samples, first for "
             f"sample {int(bad[0])}. Its graph is not defined: look at the learning rate, the precision or the inputs, "
             f"or leave the layer out."
         )
     x -= mean
+    gram = torch.empty(n, n, device=x.device, dtype=x.dtype)
     with _full_precision(x.device):
-        gram = torch.empty(len(x), len(x), device=x.device, dtype=x.dtype)
-        size = max(_BLOCK, len(x) // _BLOCKS)
-        for start in range(0, len(x), size):
-            stop = min(len(x), start + size)
-            block = x[start:stop] @ x[start:].T
-            own, rest = block[:, : stop - start], block[:, stop - start :]
-            gram[start:stop, start:stop] = own.tril() + own.tril(-1).T  # a product with itself rounds unsymmetrically
-            gram[start:stop, stop:] = rest
-            gram[stop:, start:stop] = rest.T
+        _upper_product(x, gram)
         offset = (x @ mean).double()
+    for start in range(0, n, _BLOCK):
+        rows, stop = gram[start : start + _BLOCK], start + _BLOCK
+        own = rows[:, start:stop].triu()
+        rows[:, start:stop] = own + own.triu(1).T
+        gram[stop:, start:stop] = rows[:, stop:].T
     return GramOfLayer(layer, gram, offset, float(mean.double().square().sum()))
+
+
+def _upper_product(x: Tensor, out: Tensor) -> None:
+    """Write X Xᵀ to ``out`` on and above the diagonal; only blocks on the diagonal are formed twice."""
+    n = len(x)
+    if n > _HALVED:
+        half = n // 2
+        torch.mm(x[:half], x[half:].T, out=out[:half, half:])
+        _upper_product(x[:half], out[:half, :half])
+        _upper_product(x[half:], out[half:, half:])
+        return
+    for start in range(0, n, _BLOCK):
+        stop = start + _BLOCK
+        torch.mm(x[start:stop], x[start:].T, out=out[start:stop, start:])
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ssc import snapshot
-from lightning_ssc.capture import FeatureSlice, WatchedLayer, capture, plan_passes, trace
+from lightning_ssc.capture import FeatureSlice, WatchedLayer, capture, centred_gram, plan_passes, trace
 from lightning_ssc.layers import Layer, select_layers
 from tests.nets import convnet
 
@@ -53,6 +53,15 @@ def test_a_large_offset_costs_no_precision() -> None:
     naive = x - x.mean(0, keepdim=True)
     assert naive.dtype == torch.float32
     torch.testing.assert_close(gram.raw_().double(), reference(x), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("samples", [1, 256, 257, 1536, 1537, 3203])  # at the edges of blocks and of halves
+def test_grams_of_any_number_of_samples_are_whole_and_symmetric(samples: int) -> None:
+    x = torch.randn(samples, 7, generator=torch.Generator().manual_seed(2))
+    found = centred_gram(x.clone(), WatchedLayer(Layer("x"), 0, "x", 7)).centred
+    centred = x.double() - x.double().mean(0)
+    torch.testing.assert_close(found.double(), centred @ centred.T, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found, found.T)
 
 
 def test_layers_come_in_order_of_execution() -> None:
