@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -190,38 +191,38 @@ def log_snapshot(
     if not loggers:
         return  # nothing is drawn that nobody takes
     names = list(taken.layers)
-    if heatmap and len(names) > 1:
-        matrix = pairwise_cka([layer.affinity for layer in taken.layers.values()])
-        figure = plots.heatmap(matrix, names, title=f"SSC-CKA between layers, epoch {taken.epoch}")
-        log_figure(loggers, f"{root}/pairwise_cka", figure, taken.step)
-    if embedding:
-        _log_embeddings(loggers, taken, root)
-    if neighbours > 0:
-        name, card = last_hidden_layer(taken), card or ProbeCard("")
-        layer = taken.layers[name]
-        figure = plots.neighbours(
-            _spread(taken, neighbours),
-            nearest_inputs(layer)[0],
-            card.images,
-            taken.labels,
-            card.class_names,
-            title=f"nearest inputs in {name}, epoch {taken.epoch}",
-        )
-        log_figure(loggers, f"{root}/neighbours/{name}", figure, taken.step)
+    with ThreadPoolExecutor(torch.get_num_threads()) as beside:  # computes what later pictures show
+        matrix = None
+        if heatmap and len(names) > 1:
+            matrix = beside.submit(pairwise_cka, [layer.affinity for layer in taken.layers.values()])
+        embeddings = _embeddings(taken, beside) if embedding else ()
+        if neighbours > 0:
+            name, card = last_hidden_layer(taken), card or ProbeCard("")
+            layer = taken.layers[name]
+            figure = plots.neighbours(
+                _spread(taken, neighbours),
+                nearest_inputs(layer)[0],
+                card.images,
+                taken.labels,
+                card.class_names,
+                title=f"nearest inputs in {name}, epoch {taken.epoch}",
+            )
+            log_figure(loggers, f"{root}/neighbours/{name}", figure, taken.step)
+        if matrix is not None:
+            figure = plots.heatmap(matrix.result(), names, title=f"SSC-CKA between layers, epoch {taken.epoch}")
+            log_figure(loggers, f"{root}/pairwise_cka", figure, taken.step)
+        for name, image in plots.embedding_images(embeddings, taken.labels, f", epoch {taken.epoch}"):
+            log_image(loggers, f"{root}/embedding/{name}", image, taken.step)
 
 
-def _log_embeddings(loggers: Iterable[Any], taken: Snapshot, root: str) -> None:
-    """Draw the layers' spectral embeddings, each while the next one is computed."""
+def _embeddings(taken: Snapshot, beside: ThreadPoolExecutor) -> Iterable[tuple[str, Tensor]]:
+    """The spectral embeddings that are drawn, each with its layer's name; computed by other threads."""
     names = list(taken.layers)
     drawn = [names[round(i * (len(names) - 1) / (_EMBEDDED - 1))] for i in range(_EMBEDDED)]
     graphs = {name: taken.layers[name].affinity for name in (drawn if len(names) > _EMBEDDED else names)}
     # An empty graph has no eigenvectors to show.
     graphs = {name: graph for name, graph in graphs.items() if int((graph.crow_indices().diff() > 0).sum()) >= 2}
-    with ThreadPoolExecutor(1) as beside:
-        points = beside.map(lambda graph: spectral_embedding(graph, tol=_ENOUGH), graphs.values())
-        named = zip(graphs, points, strict=True)
-        for name, image in plots.embedding_images(named, taken.labels, f", epoch {taken.epoch}"):
-            log_image(loggers, f"{root}/embedding/{name}", image, taken.step)
+    return zip(graphs, beside.map(partial(spectral_embedding, tol=_ENOUGH), graphs.values()), strict=True)
 
 
 def log_history(loggers: Iterable[Any], table: Dynamics, root: str = "ssc") -> None:
