@@ -78,7 +78,8 @@ def interruptible() -> Iterator[None]:
 def is_last_epoch(trainer: Trainer, epoch: int) -> bool:
     """Whether training stops when ``epoch`` epochs are finished; ``fit_loop.done`` would say so to the user, too."""
     limits = (epoch, trainer.max_epochs), (trainer.global_step, trainer.max_steps)
-    return trainer.should_stop or any(limit not in (None, -1) and reached >= limit for reached, limit in limits)
+    stopped = trainer.should_stop and trainer.fit_loop._can_stop_early  # not before min_epochs
+    return stopped or any(limit not in (None, -1) and reached >= limit for reached, limit in limits)
 
 
 def learning_rate(trainer: Trainer) -> float | None:

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import psutil
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from lightning_ssc._memory import free_memory
 from lightning_ssc.layers import Layer, named_layers
 from lightning_ssc.probe import batch_size, take, without_trace
 
@@ -106,6 +106,29 @@ class GramOfLayer:
         self.centred[lost] = 0
         self.centred[:, lost] = 0
         return self.centred
+
+
+def check_sizes(chunk: int, memory: int | None) -> None:
+    """Raise ValueError where a chunk or a memory budget is not a positive whole number.
+
+    Example:
+        >>> check_sizes(256, 4_000_000_000)
+    """
+    for name, value, unit in (("chunk", chunk, "samples, such as 256"), ("memory", memory, "bytes, such as 4 * 10**9")):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a positive whole number of {unit}; got {value!r}.")
+
+
+def share_layers(layers: Sequence[WatchedLayer], rank: int, ranks: int) -> list[WatchedLayer]:
+    """The layers of one of several processes: the widest ones dealt out first, since Grams take time by width.
+
+    Example:
+        >>> layers = [WatchedLayer(Layer(name), 0, name, size) for name, size in (("a", 9), ("b", 1), ("c", 5))]
+        >>> [[layer.label for layer in share_layers(layers, rank, 2)] for rank in (0, 1)]
+        [['a', 'b'], ['c']]
+    """
+    mine = sorted(layers, key=lambda layer: layer.features, reverse=True)[rank::ranks]
+    return [layer for layer in layers if layer in mine]
 
 
 def trace(
@@ -195,7 +218,7 @@ def capture(
         context: Opened around the forward pass (a precision plugin's autocast).
         chunk: Samples a forward pass.
         device: Where the network runs; inputs are moved there a chunk at a time. Grams are formed there.
-        memory: Bytes that buffers and one Gram may take; by default half of what the device has free.
+        memory: Bytes that buffers and Grams may take; by default half of what the device has free.
         watch: ``watch("forward")`` and ``watch("gram")`` are opened around the two stages.
         outputs: Gains what the network returned, a chunk at a time and on the CPU, if that is one row of numbers a
             sample.
@@ -207,15 +230,19 @@ def capture(
         ValueError: Activations hold NaN or infinity (names layer and sample), or the budget is too small for one
             feature.
     """
+    check_sizes(chunk, memory)
     n = batch_size(inputs)
     if not layers:
         return  # the share of a process where there are more processes than layers
     device = device or device_of(model)
     memory = free_memory(device) // 2 if memory is None else memory
     passes = plan_passes(layers, n, memory)
+    cut = [layers[s.layer].label for group in passes for s in group if s.start > 0]
     log.debug(
-        "%d layers of %d samples and %.0f MB of activations in %d passes of a budget of %.0f MB",
+        "%d layers of %d samples: %.1f MB of activations in %d passes, for memory=%.1f MB leaves %.1f MB beside two "
+        "Gram matrices. Too large for one pass: %s",
         len(layers), n, n * sum(layer.bytes_a_sample for layer in layers) / 1e6, len(passes), memory / 1e6,
+        _room(layers, n, memory) / 1e6, ", ".join(dict.fromkeys(cut)) or "none",
     )  # fmt: skip
     parts: dict[int, GramOfLayer] = {}
     for number, group in enumerate(passes):
@@ -244,6 +271,7 @@ def capture(
                     )
                 if outputs is not None and whole and isinstance(output, Tensor) and output.dim() == 2:
                     outputs.append(output.detach().cpu())
+                del output  # it may be larger than any layer
         wanted.clear()  # each buffer goes when its Gram is there
         for s in group:
             layer = layers[s.layer]
@@ -312,9 +340,10 @@ class _Wanted(NamedTuple):
 
 
 def plan_passes(layers: Sequence[WatchedLayer], samples: int, memory: int) -> list[list[FeatureSlice]]:
-    """Share layers out over as few passes as fit a memory budget, in their order.
+    """Share layers out over as few passes as fit a memory budget, in their order and each as far as possible whole.
 
-    Each pass needs its buffers and, at its end, one Gram (and the running Gram of a layer in slices).
+    Each pass needs its buffers and, at its end, one Gram (and the running Gram of a layer in slices). Only a layer that
+    no pass could hold is cut: it begins in what is left of a pass.
 
     Args:
         layers: The layers.
@@ -330,31 +359,36 @@ def plan_passes(layers: Sequence[WatchedLayer], samples: int, memory: int) -> li
     Example:
         >>> layers = [WatchedLayer(Layer(name), 0, name, size) for name, size in (("a", 50), ("b", 30), ("c", 250))]
         >>> [[(s.layer, s.start, s.stop) for s in p] for p in plan_passes(layers, 10, 2 * 400 + 4000)]
-        [[(0, 0, 50), (1, 0, 30)], [(2, 0, 100)], [(2, 100, 200)], [(2, 200, 250)]]
+        [[(0, 0, 50), (1, 0, 30), (2, 0, 20)], [(2, 20, 120)], [(2, 120, 220)], [(2, 220, 250)]]
     """
     widest = max(layer.dtype.itemsize for layer in layers)
-    grams = 2 * samples * samples * widest
-    room = memory - grams
-    if room < samples * widest:
+    room = _room(layers, samples, memory)
+    if (missing := samples * widest - room) > 0:
         raise ValueError(
             f"A memory budget of {memory / 1e6:.1f} MB does not hold the Gram matrices of {samples} samples; it takes "
-            f"at least {(grams + samples * widest) / 1e6:.1f} MB. Raise memory= or use a smaller probe."
+            f"at least {(memory + missing) / 1e6:.1f} MB. Raise memory= or use a smaller probe."
         )
     passes: list[list[FeatureSlice]] = []
     left = 0
     for number, layer in enumerate(layers):
         column = samples * layer.dtype.itemsize
-        if layer.features * column > left or not passes:
-            passes.append([])
-            left = room
-        for start in range(0, layer.features, room // column):
-            stop = min(layer.features, start + room // column)
-            if start:
+        if left < layer.features * column <= room:
+            left = 0
+        start = 0
+        while start < layer.features:
+            if left < column:
                 passes.append([])
                 left = room
+            stop = min(layer.features, start + left // column)
             passes[-1].append(FeatureSlice(number, start, stop))
             left -= (stop - start) * column
+            start = stop
     return passes
+
+
+def _room(layers: Sequence[WatchedLayer], samples: int, memory: int) -> int:
+    """Bytes that a budget leaves for activations beside two Grams."""
+    return memory - 2 * samples * samples * max(layer.dtype.itemsize for layer in layers)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -364,14 +398,6 @@ def device_of(model: nn.Module) -> torch.device:
 
 def _to_device(inputs: Any, device: torch.device) -> Any:
     return apply_to_collection(inputs, Tensor, lambda t: t.to(device))
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that a device has free, what PyTorch's allocator holds in reserve included."""
-    if device.type == "cuda":
-        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserve
-    return int(psutil.virtual_memory().available)
 
 
 def centred_gram(x: Tensor, layer: WatchedLayer) -> GramOfLayer:

@@ -272,6 +272,8 @@ def analyze(
     model_arguments: Mapping[str, Any] | None = None,
     device: torch.device | None = None,
     forward: Forward | None = None,
+    chunk: int = 256,
+    memory: int | None = None,
     progress: Progress = iter,
 ) -> None:
     """Take a snapshot of every checkpoint: the numbers that :class:`lightning_ssc.SSCMonitor` would have stored.
@@ -290,6 +292,8 @@ def analyze(
         model_arguments: Arguments of the factory.
         device: Where the networks run; the CPU by default.
         forward: How a network is run, see :func:`lightning_ssc.capture.run`.
+        chunk: Samples a forward pass.
+        memory: Bytes that activations and Grams may take; by default half of what the device has free.
         progress: Wrapped around the checkpoints, such as ``tqdm.tqdm``.
 
     Raises:
@@ -334,7 +338,9 @@ def analyze(
             learning_rate=checkpoint.learning_rate,
             previous=previous,
             forward=forward,
+            chunk=chunk,
             device=device,
+            memory=memory,
         ).result()
         store.save(previous)
 

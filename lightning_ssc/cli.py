@@ -148,6 +148,8 @@ def _analyze(options: argparse.Namespace) -> None:
         settings=settings,
         model_arguments=dict(options.model_arg),
         device=device,
+        chunk=options.chunk,
+        memory=options.memory,
         progress=_progress("epochs"),
     )
     print(f"Snapshots of epochs {', '.join(str(epoch) for epoch in store.epochs)}: {store.root}")
@@ -273,6 +275,11 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("--no-linear-cka", action="store_true", help="do not keep what linear CKA needs")
     sub.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
+    sub.add_argument("--chunk", type=int, default=256, metavar="N", help="inputs a forward pass (default: 256)")
+    sub.add_argument(
+        "--memory", type=int, metavar="BYTES",
+        help="what activations and Gram matrices may take (default: half of what the device has free)",
+    )  # fmt: skip
 
     sub = command(
         "compare",

@@ -31,12 +31,30 @@ from lightning_ssc._lightning import (
     progress,
     validation_loader,
 )
+from lightning_ssc._memory import free_memory
 from lightning_ssc.analysis.dynamics import dynamics
 from lightning_ssc.background import Beside, Solver
-from lightning_ssc.capture import Forward, Pooling, WatchedLayer, free_memory, run, trace
+from lightning_ssc.capture import (
+    Forward,
+    Pooling,
+    WatchedLayer,
+    check_sizes,
+    plan_passes,
+    run,
+    share_layers,
+    trace,
+)
 from lightning_ssc.layers import LayerPattern, select_layers
 from lightning_ssc.pipeline import Pending, Settings, Stopwatch, begin_snapshot
-from lightning_ssc.probe import Probe, ProbeSource, class_names, isolated_random_state, make_probe, pictures
+from lightning_ssc.probe import (
+    Probe,
+    ProbeSource,
+    batch_size,
+    class_names,
+    isolated_random_state,
+    make_probe,
+    pictures,
+)
 from lightning_ssc.schedule import Schedule, as_schedule
 from lightning_ssc.store import MemoryStore, ProbeCard, Snapshot, SnapshotError, SnapshotStore
 
@@ -99,16 +117,19 @@ class SSCMonitor(Callback):
             the writing of results. Results are the same. They are logged, under the step they belong to, at the first
             batch after they are there (over several processes, at the end of an epoch). A snapshot that is due while
             the one before is still being solved waits for it, and so does the end of fit. An exception or Ctrl-C waits
-            for it, too; a second Ctrl-C gives it up after the layer that is being solved. It is lost if the process is
-            killed or has to end (SIGTERM).
+            for it, too; a second Ctrl-C gives it up. It is lost if the process is killed or has to end (SIGTERM). A
+            layer that is being solved then still goes on to its end, and the process with it. On a GPU layers are
+            solved there while it has memory to spare for some N x N matrices, else on the host. Finding
+            ``labels="communities"`` is work of Python, which training waits for.
         name: First part of the tags; a second monitor in the same Trainer needs a name of its own.
         on_error: ``"raise"``, or ``"warn"`` to report a snapshot that failed and go on training. What is wrong at the
             start of fit (layers, probe, store) is always raised.
         forward: ``forward(module, inputs)`` runs the network, where ``module(inputs)`` would not do.
         chunk: Samples a forward pass of the probe.
         memory: Bytes that activations and Grams may take during a snapshot, beside what the network needs to run a
-            chunk; by default half of what the device has free. With
-            ``background=True`` the Grams that wait may take as many again (by default a quarter of what is free).
+            chunk and the solver to solve a layer (one Gram, eight in float64 for ``"admm"``); by default half of what
+            the device has free. With ``background=True`` the Grams that wait may take as many again on the host (by
+            default a quarter of what it has free).
         verbose: Print one line a snapshot.
 
     Raises:
@@ -155,6 +176,7 @@ class SSCMonitor(Callback):
             raise ValueError(f"probe_size must be at least 3, got {probe_size}; 500 to 2000 make readable curves.")
         if on_error not in ("raise", "warn"):
             raise ValueError(f"on_error must be 'raise' or 'warn', got {on_error!r}.")
+        check_sizes(chunk, memory)
         self.layers = layers
         self.name = name
         self.settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, labels)
@@ -244,6 +266,8 @@ class SSCMonitor(Callback):
             context=trainer.precision_plugin.forward_context,
             device=trainer.strategy.root_device,
         )
+        if self._memory is not None:
+            plan_passes(self._watched, batch_size(self._probe.inputs), self._memory)
         store = self.store = self._open_store(trainer)
         if trainer.is_global_zero:
             names = class_names(trainer.datamodule, *self._sources)
@@ -324,7 +348,8 @@ class SSCMonitor(Callback):
             with interruptible():
                 self._collect(trainer, pl_module)
         except KeyboardInterrupt:
-            log.warning("It is left out.")
+            if self._begun is not None:
+                log.warning("It is left out.")
 
     # -- Probe, store and reference
 
@@ -409,7 +434,11 @@ class SSCMonitor(Callback):
             log.info("Snapshots of epochs %s, taken after the checkpoint, are in %s.", later, root / "superseded")
         pending = self._restored.get("pending")
         if pending is not None and pending not in store:
-            log.warning("The snapshot of epoch %d was still being solved when the run ended, and is lost.", pending)
+            log.warning(
+                "The snapshot of epoch %d was still being solved when the run ended. It is taken again if the "
+                "checkpoint is that of the end of this epoch.",
+                pending,
+            )
         if lost := [epoch for epoch in steps if epoch not in store and epoch != pending]:
             log.warning("The snapshots of epochs %s are gone from %s; the run goes on without them.", lost, before.root)
         return root, {epoch: step for epoch, step in steps.items() if epoch in store}
@@ -451,7 +480,12 @@ class SSCMonitor(Callback):
             return
         begun = self._begin(trainer, pl_module, epoch, step, self.background)
         if self.background:
-            agree(None, begun.error)  # now, not when the next epoch is over
+            try:
+                agree(None, begun.error)  # now, not when the next epoch is over
+            except Exception:
+                if begun.share is not None:  # what failed is another rank's share
+                    begun.share.cancel()
+                raise
         self._begun = begun
         # The end of fit would wait anyway, and a checkpoint of the last epoch saved before that is one of a run that
         # Lightning does not go on with: nobody could take the epoch again.
@@ -459,21 +493,16 @@ class SSCMonitor(Callback):
             self._collect(trainer, pl_module)
 
     def _solver(self, trainer: Trainer) -> Solver:
-        if self._worker is None:
-            memory = free_memory(trainer.strategy.root_device) // 4 if self._memory is None else self._memory
-            self._worker = Beside(memory)
+        if self._worker is None:  # Grams wait on the host, wherever they are formed
+            free = _free_memory(trainer, torch.device("cpu"))
+            self._worker = Beside(free // 4 if self._memory is None else self._memory)
         return self._worker
-
-    def _share(self, trainer: Trainer) -> list[WatchedLayer]:
-        """The layers of this rank: the widest ones dealt out first, since Grams take time by width."""
-        widest = sorted(self._watched, key=lambda layer: layer.features, reverse=True)
-        mine = widest[trainer.global_rank :: trainer.world_size]
-        return [layer for layer in self._watched if layer in mine]
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, epoch: int, step: int, background: bool) -> _Begun:
         """Every rank begins with its share of the layers. What goes wrong is said by :meth:`_joined`, on all ranks."""
         assert self._probe is not None
-        share = self._share(trainer)
+        share = share_layers(self._watched, trainer.global_rank, trainer.world_size)
+        device = trainer.strategy.root_device
         begun = _Begun(epoch, step)
         try:
             with progress(trainer, len(share), f"SSC epoch {epoch}") as advance:
@@ -489,8 +518,8 @@ class SSCMonitor(Callback):
                     forward=self._run(trainer),
                     context=trainer.precision_plugin.forward_context,
                     chunk=self._chunk,
-                    device=trainer.strategy.root_device,
-                    memory=self._memory,
+                    device=device,
+                    memory=_free_memory(trainer, device) // 2 if self._memory is None else self._memory,
                     solver=self._solver(trainer) if background else None,
                     progress=advance,
                 )
@@ -522,20 +551,22 @@ class SSCMonitor(Callback):
         """Wait for the snapshot that was begun, store and log it."""
         if self._begun is None:
             return
+        store, watch = self.store, Stopwatch()
+        assert store is not None
         try:
             taken = self._joined(trainer, self._begun)
+            with watch("cka"):
+                scalars = writers.snapshot_scalars(taken, self._last, self._reference, self.name)
+            trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
+            with watch("store"):
+                self._from_rank_zero(trainer, lambda: store.save(taken))
         except Exception:
             self._begun = None
             raise
-        self._begun = None  # not before: whoever is interrupted in this wait finds it again
-        scalars = writers.snapshot_scalars(taken, self._last, self._reference, self.name)
-        trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
-        store = self.store
-        assert store is not None
-        self._from_rank_zero(trainer, lambda: store.save(taken))
         self._steps[taken.epoch] = taken.step
         self._last = taken
-        self._from_rank_zero(trainer, lambda: self._log(trainer, taken, scalars))
+        self._begun = None  # not before it is stored: whoever is interrupted until then finds it again
+        self._from_rank_zero(trainer, lambda: self._log(trainer, taken, scalars, watch))
         if self._verbose:
             pl_module.print(summary(taken))
 
@@ -546,8 +577,7 @@ class SSCMonitor(Callback):
             self._worker.close()
             self._worker = None
 
-    def _log(self, trainer: Trainer, taken: Snapshot, scalars: dict[str, float]) -> None:
-        watch = Stopwatch()
+    def _log(self, trainer: Trainer, taken: Snapshot, scalars: dict[str, float], watch: Stopwatch) -> None:
         with watch("log"):
             writers.log_snapshot(
                 trainer.loggers,
@@ -559,7 +589,8 @@ class SSCMonitor(Callback):
                 card=self._card,
                 root=self.name,
             )
-        writers.log_scalars(trainer.loggers, {f"{self.name}/seconds/log": watch.seconds["log"]}, taken.step)
+        seconds = {f"{self.name}/seconds/{stage}": spent for stage, spent in watch.seconds.items()}
+        writers.log_scalars(trainer.loggers, seconds, taken.step)
         writers.flush(trainer.loggers)
 
     def _log_history(self, trainer: Trainer) -> None:
@@ -627,6 +658,11 @@ class SSCMonitor(Callback):
             if self.on_error == "raise":
                 raise
             log.warning("SSCMonitor goes on after an error: %s: %s", type(error).__name__, error)
+
+
+def _free_memory(trainer: Trainer, device: torch.device) -> int:
+    """What this process may count as its own of what a device has free: the host is shared by its ranks."""
+    return free_memory(device) // (1 if device.type == "cuda" else trainer.num_devices)
 
 
 def summary(taken: Snapshot) -> str:

@@ -95,8 +95,8 @@ def graph_of(gram: GramOfLayer, settings: Settings, init: Tensor | None = None) 
     Raises:
         ValueError: The Gram cannot be solved; the message names the layer.
     """
-    linear = gram_sketch(gram.centred).cpu() if settings.linear_cka else None
     try:
+        linear = gram_sketch(gram.centred).cpu() if settings.linear_cka else None
         with collected() as advice:
             solved = self_expression(
                 gram=gram.raw_(),
@@ -158,6 +158,11 @@ class Pending:
         """Whether :meth:`result` would return, or raise, at once."""
         return all(graph.done() for graph in self.graphs.values())
 
+    def cancel(self) -> None:
+        """Solve no more layers than the one that is being solved."""
+        for graph in self.graphs.values():
+            graph.cancel()
+
     def result(self, progress: Callable[[int], None] = lambda done: None) -> Snapshot:
         """Wait for all layers; an interrupted wait can be taken up again.
 
@@ -178,8 +183,7 @@ class Pending:
                 layers[label] = graph.result()
                 progress(1)
         except Exception:
-            for graph in self.graphs.values():
-                graph.cancel()
+            self.cancel()
             raise
         total = max(self.ended, default=self.started) - self.started
         return replace(self.taken, layers=layers, seconds={**self.watch.seconds, "total": total})
@@ -218,7 +222,7 @@ def begin_snapshot(
         context: Opened around the forward pass (a precision plugin's autocast).
         chunk: Samples a forward pass.
         device: Where the network runs.
-        memory: Bytes that activations and one Gram may take; by default half of what the device has free.
+        memory: Bytes that activations and Grams may take; by default half of what the device has free.
         solver: Where layers are solved; by default here, each as soon as its Gram is there.
         progress: Called with 1 when a layer is handed over, or solved where that is done here.
 
@@ -345,7 +349,7 @@ def snapshot(
             dropped.
         forward: ``forward(model, inputs)`` runs the network, where ``model(inputs)`` would not do.
         chunk: Samples a forward pass.
-        memory: Bytes that activations and one Gram may take; by default half of what the device has free.
+        memory: Bytes that activations and Grams may take; by default half of what the device has free.
 
     Returns:
         The snapshot, on the CPU; a :class:`lightning_ssc.SnapshotStore` saves it.

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 _PROJECTED = 16  # dimensions that the projector gets
 _THUMBNAIL = 32  # pixels a side of a picture in the projector; its sheet of all pictures may have 8192
 _EMBEDDED = 24  # layers whose embeddings are drawn: more would take seconds and hundreds of megabytes in a run
+_THREADS = 8  # that compute beside the one that draws: each may start as many again for its products
 _ENOUGH = 1e-3  # residual of the eigenvectors in a picture
 _FAMILIES = ("modularity", "cka_to_final", "cka_to_previous", "cka_to_reference", "gap", "nnz_per_input")
 
@@ -123,7 +124,7 @@ def snapshot_scalars(
                     found[f"{linear_root(root)}/{family}/{name}"] = linear_cka(layer, other.layers[name])
         return found
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+    with ThreadPoolExecutor(min(_THREADS, torch.get_num_threads())) as threads:
         for found in threads.map(of_layer, taken.layers):
             scalars |= found
     return scalars
@@ -191,7 +192,7 @@ def log_snapshot(
     if not loggers:
         return  # nothing is drawn that nobody takes
     names = list(taken.layers)
-    with ThreadPoolExecutor(torch.get_num_threads()) as beside:  # computes what later pictures show
+    with ThreadPoolExecutor(min(_THREADS, torch.get_num_threads())) as beside:  # computes what later pictures show
         matrix = None
         if heatmap and len(names) > 1:
             matrix = beside.submit(pairwise_cka, [layer.affinity for layer in taken.layers.values()])

@@ -7,6 +7,7 @@ import os
 import socket
 import warnings
 from collections.abc import Callable
+from concurrent.futures import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
-from lightning_ssc import SSCMonitor
+from lightning_ssc import SSCMonitor, pipeline
 from tests.nets import Classifier, data, trainer
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -83,6 +84,46 @@ class BreaksOnRankOne(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_rank == 1:
             nn.init.constant_(pl_module.model[4].bias, float("nan"))
+
+
+class Looks(pl.Callback):
+    """Lets the worker finish within an epoch, and notes which snapshots are stored by its end."""
+
+    def __init__(self, monitor: SSCMonitor) -> None:
+        self.monitor = monitor
+        self.stored: list[list[int]] = []
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        if self.monitor._begun is not None and self.monitor._begun.share is not None:
+            wait(self.monitor._begun.share.graphs.values())  # so that all ranks have solved by the end of the epoch
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.stored.append(list(self.monitor._steps))
+
+
+def collect_between_snapshots(world: int, root: Path) -> None:
+    """Epochs without a snapshot of their own, at the end of which the one before is collected."""
+    monitor = SSCMonitor(
+        schedule=[0, 3], probe_size=30, heatmap=False, embedding=False, store=root / "ssc", background=True
+    )
+    looks = Looks(monitor)
+    run = trainer(root, monitor, looks, max_epochs=3, strategy="ddp", devices=world)
+    run.fit(Classifier())
+    torch.save(looks.stored, root / f"stored-{run.global_rank}.pt")
+
+
+def fail_in_the_worker_of_one_rank(world: int, root: Path) -> None:
+    """A layer of one rank's share cannot be solved, which comes to light when the next snapshot is due."""
+    original = pipeline.graph_of
+
+    def solve(gram: Any, *args: Any) -> Any:
+        if os.environ["LOCAL_RANK"] == "1":
+            raise ValueError(f"Layer {gram.layer.label!r}: no solution")
+        return original(gram, *args)
+
+    pipeline.graph_of = solve
+    monitor = SSCMonitor(probe_size=30, heatmap=False, embedding=False, store=root / "ssc", background=True)
+    _told(trainer(root, monitor, max_epochs=2, strategy="ddp", devices=world), root)
 
 
 def fail_on_one_rank(world: int, root: Path, background: bool) -> None:

@@ -7,24 +7,29 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread, Timer, current_thread, main_thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from lightning_ssc import SSCMonitor, pipeline
+import lightning_ssc.monitor as monitor_module
+from lightning_ssc import Snapshot, SnapshotStore, SSCMonitor, pipeline, writers
+from lightning_ssc._lightning import is_last_epoch
 from lightning_ssc.background import Beside
 from lightning_ssc.capture import GramOfLayer, WatchedLayer
 from lightning_ssc.layers import Layer
-from tests.nets import Classifier, trainer
+from tests.nets import Classifier, data, trainer
 
 
 def monitor(**kwargs: Any) -> SSCMonitor:
@@ -220,10 +225,25 @@ def sigint() -> Iterator[Callable[[], None]]:
 
 @pytest.mark.parametrize("again", [False, True])
 def test_control_c_waits_for_the_worker_and_a_second_one_does_not(
-    tmp_path: Path, gate: Gate, again: bool, sigint: Callable[[], None], caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    gate: Gate,
+    again: bool,
+    sigint: Callable[[], None],
+    caplog: pytest.LogCaptureFixture,
+    request: pytest.FixtureRequest,
 ) -> None:
+    class Waits(logging.Handler):
+        """Acts a moment after the monitor has said that it waits."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            if "finishes the snapshot" in record.getMessage():
+                Timer(0.3, sigint if again else gate.open.set).start()
+
     def interrupt() -> None:
-        Timer(0.3, sigint if again else gate.open.set).start()
+        waits = Waits()
+        log = logging.getLogger("lightning_ssc.monitor")
+        log.addHandler(waits)
+        request.addfinalizer(lambda: log.removeHandler(waits))
         sigint()
 
     watching = monitor()
@@ -250,6 +270,73 @@ def test_control_c_while_the_next_snapshot_waits_loses_nothing(
     assert watching.store.epochs == [0, 1]  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("when", ["save", "log"])
+def test_control_c_while_a_snapshot_is_written_loses_nothing(
+    tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before it is stored it is found again, and afterwards nobody says that it was left out."""
+    interrupted: list[int] = []
+    owner, name = (SnapshotStore, "save") if when == "save" else (writers, "log_snapshot")
+    original = getattr(owner, name)
+
+    def interrupt(*args: Any, **kwargs: Any) -> Any:
+        if next(a for a in args if isinstance(a, Snapshot)).epoch == 1 and not interrupted:
+            interrupted.append(1)
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, interrupt)
+    watching = monitor()
+    with pytest.raises(SystemExit):
+        fit(tmp_path, watching, max_epochs=3)
+    assert interrupted
+    assert watching.store.epochs == [0, 1]  # type: ignore[union-attr]
+    assert "left out." not in caplog.text
+
+
+@pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
+def test_the_end_of_fit_shows_what_it_waits_for(
+    tmp_path: Path, gate: Gate, bar: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Ends(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+            gate.shut(watching)
+            Timer(1.5, gate.open.set).start()
+
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars only where it believes in a terminal
+    monkeypatch.setattr(monitor_module, "progress", partial(monitor_module.progress, patience=0.4))
+    watching = monitor(schedule=[0])
+    fit(tmp_path, Ends(), watching, bar(), max_epochs=1, enable_progress_bar=True)
+    assert gate.calls == ["model.0", "model.4", "model.9"] * 2
+    out = capsys.readouterr()
+    assert "SSC epoch 1" in out.out + out.err  # handing the Grams over was quick: it is the wait that is shown
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of Python 3.12, wherever a thread lives
+def test_two_monitors_and_loaders_that_fork_while_layers_are_solved(tmp_path: Path, gate: Gate) -> None:
+    class Forks(Classifier):
+        def train_dataloader(self) -> Any:
+            if gate.calls:
+                assert not gate.open.is_set()
+            return DataLoader(data(seed=1), batch_size=20, num_workers=1)
+
+    pl.seed_everything(0, verbose=False)
+    first, second = monitor(layers=["model.0"]), monitor(layers=["model.4"], name="deep")
+    shut, opened = At(0, lambda: (settle(first), gate.shut(second)), batch=2), At(1, gate.open.set)
+    run = trainer(tmp_path, shut, first, second, opened, max_epochs=2, reload_dataloaders_every_n_epochs=1)
+    run.fit(Forks())
+    assert [of.store.epochs for of in (first, second)] == [[0, 1, 2]] * 2  # type: ignore[union-attr]
+
+
+def test_communities_are_those_of_the_foreground(tmp_path: Path) -> None:
+    found = []
+    for background in (False, True):
+        watching = monitor(labels="communities", background=background)
+        fit(tmp_path / str(background), watching, max_epochs=1)
+        found.append(watching.store.load_layer(1, "model.4").communities)  # type: ignore[union-attr]
+    assert torch.equal(*found)
+
+
 def test_a_process_that_has_to_end_is_not_held_up(tmp_path: Path, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
     def terminate() -> None:
         raise SIGTERMException
@@ -274,6 +361,18 @@ def test_the_last_checkpoint_has_nothing_pending(tmp_path: Path) -> None:
     assert stored[-1] == [0, 1, 2]
 
 
+def test_a_stop_that_waits_for_min_epochs_is_not_the_end(tmp_path: Path) -> None:
+    last: list[bool] = []
+
+    class Stops(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+            trainer.should_stop = True
+            last.append(is_last_epoch(trainer, trainer.current_epoch + 1))
+
+    fit(tmp_path, Stops(), min_epochs=3, max_epochs=5)
+    assert last == [False, False, True]
+
+
 def test_resuming_with_work_pending(tmp_path: Path, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
     """The process dies while epoch 1 is being solved: the checkpoint of epoch 1 takes it again."""
     kept = ModelCheckpoint(tmp_path / "kept", filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
@@ -295,7 +394,7 @@ def test_resuming_with_work_pending(tmp_path: Path, gate: Gate, caplog: pytest.L
     resumed = monitor(store=tmp_path / "ssc")
     again = ModelCheckpoint(tmp_path / "kept")
     fit(tmp_path, resumed, again, max_epochs=3, resume=tmp_path / "kept" / "epoch=0.ckpt")
-    assert "The snapshot of epoch 1 was still being solved when the run ended, and is lost." in caplog.text
+    assert "The snapshot of epoch 1 was still being solved when the run ended. It is taken again" in caplog.text
     assert "are gone" not in caplog.text
     assert resumed._steps == {0: 0, 1: 2, 2: 5, 3: 8}
     straight = monitor(store=tmp_path / "straight")
@@ -412,6 +511,15 @@ def test_the_budget_is_that_of_the_foreground(tmp_path: Path, monkeypatch: pytes
     assert limits == [40_000]
 
 
+def test_ranks_share_the_memory_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"cpu": 8000, "cuda": 500}
+    monkeypatch.setattr(monitor_module, "free_memory", lambda device: free[device.type])
+    run: Any = SimpleNamespace(num_devices=4, strategy=SimpleNamespace(root_device=torch.device("cuda", 3)))
+    assert monitor_module._free_memory(run, torch.device("cuda", 3)) == 500
+    assert monitor_module._free_memory(run, torch.device("cpu")) == 2000
+    assert monitor()._solver(run)._limit == 500  # type: ignore[attr-defined]  # Grams wait on the host, not on the GPU
+
+
 def test_results_are_logged_from_the_main_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: dict[str, set[Any]] = {"log": set(), "solve": set()}
     original = pipeline.graph_of
@@ -430,6 +538,21 @@ def test_results_are_logged_from_the_main_thread(tmp_path: Path, monkeypatch: py
     assert threads["log"] == {main_thread()}
     assert len(threads["solve"]) == 1
     assert threads["solve"] != {main_thread()}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gram_for_which_the_gpu_has_no_room_is_solved_on_the_host() -> None:
+    def solve(of: GramOfLayer) -> Any:
+        if of.centred.is_cuda:
+            raise torch.OutOfMemoryError
+        return float(of.centred.sum())
+
+    worker = Beside(limit=10**9)
+    ones = torch.ones(3, 3, device="cuda")
+    layer = WatchedLayer(Layer("fc"), 0, "fc", 4)
+    future: Any = worker.submit(solve, GramOfLayer(layer, ones, ones[0].double(), 0.0))
+    assert future.result(60) == 9
+    worker.close()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -279,10 +279,28 @@ def test_plans() -> None:
     assert plan([40, 61]) == [[FeatureSlice(0, 0, 40)], [FeatureSlice(1, 0, 61)]]
     assert plan([201]) == [[FeatureSlice(0, 0, 100)], [FeatureSlice(0, 100, 200)], [FeatureSlice(0, 200, 201)]]
     assert plan([150, 50]) == [[FeatureSlice(0, 0, 100)], [FeatureSlice(0, 100, 150), FeatureSlice(1, 0, 50)]]
+    assert plan([40, 150]) == [[FeatureSlice(0, 0, 40), FeatureSlice(1, 0, 60)], [FeatureSlice(1, 60, 150)]]
+    assert plan([100, 150]) == [[FeatureSlice(0, 0, 100)], [FeatureSlice(1, 0, 100)], [FeatureSlice(1, 100, 150)]]
     double = WatchedLayer(Layer("a"), 0, "a", 100, torch.float64)
     assert len(plan_passes([double], 10, 2 * grams_of_ten + room)) == 2  # twice the bytes a feature
     with pytest.raises(ValueError, match=r"budget of 0\.0 MB does not hold .* 1000 samples; it takes at least 8\.0 MB"):
         plan_passes([WatchedLayer(Layer("a"), 0, "a", 10)], 1000, 1000)
+
+
+def test_the_plan_is_told(x: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "lightning_ssc"):
+        grams(convnet(), "conv", x, memory=2 * 300 * 300 * 4 + 300 * 4 * 300)
+    assert (
+        "2 layers of 300 samples: 0.5 MB of activations in 2 passes, for memory=1.1 MB leaves 0.4 MB beside two Gram "
+        "matrices. Too large for one pass: 0"
+    ) in caplog.text
+
+
+@pytest.mark.parametrize("sizes", [{"memory": 3.5e9}, {"memory": 0}, {"chunk": 0}, {"chunk": 1.5}])
+def test_sizes_that_are_none(x: Tensor, sizes: dict[str, Any]) -> None:
+    (name, value), net = *sizes.items(), convnet()
+    with pytest.raises(ValueError, match=rf"{name} must be a positive whole number of .*; got {value!r}\."):
+        snapshot(net, x, **sizes)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -395,6 +413,8 @@ def test_large_finite_activations_are_not_taken_for_infinite() -> None:
     watched = trace(net, select_layers(net, ["0"]), x * 1e-38)
     (gram,) = capture(net, watched, x)
     assert gram.centred.shape == (10, 10)
+    with pytest.raises(ValueError, match=r"Layer '0': gram holds NaN or infinity"):  # their squares are infinite
+        snapshot(net, x, layers="0")
 
 
 def test_float64_networks_keep_their_precision() -> None:

@@ -119,6 +119,11 @@ def analyze(root: Path, out: Path, *more: str, model: str = "Configured", probe:
     return main(["analyze", *arguments, "--out", str(out), "--layers", "Linear", "--probe-size", "30", *more])
 
 
+def test_a_memory_budget_for_checkpoints(live: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert analyze(live, tmp_path / "ssc", "--memory", "1000", "--chunk", "8") != 0
+    assert "A memory budget of 0.0 MB does not hold the Gram matrices of 30 samples" in capsys.readouterr().err
+
+
 def test_checkpoints_give_the_numbers_that_were_logged_live(live: Path, tmp_path: Path) -> None:
     root = live
     assert analyze(root, tmp_path / "ssc") == 0

@@ -24,6 +24,7 @@ import pytorch_lightning as pl
 import torch
 from activations import images
 from measure import PeakMemory, convolutions, log_seconds, own_process, plain_forward, take, timed
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -32,6 +33,7 @@ from recipes.models import cifar_resnet, resnet36
 from recipes.module import Classifier
 
 EPOCH = 50_000
+STAGES = ("forward", "gram", "solve", "cka", "store", "log")
 PEERS = ("pytorch-cka", "torch-cka")
 
 
@@ -61,10 +63,10 @@ def part_ours(args: argparse.Namespace) -> dict[str, Any]:
     with PeakMemory() as memory:
         taken = take(model, layers, x[: args.n], y[: args.n], memory=args.memory, chunk=args.chunk)
     with tempfile.TemporaryDirectory() as folder:
-        log_seconds(warm, Path(folder))
-        log = log_seconds(taken, Path(folder))
+        log_seconds(warm, x, Path(folder))
+        log = log_seconds(taken, x, Path(folder))
     gap = max(float(layer.gap.max()) for layer in taken.layers.values())
-    return {**taken.seconds, "log": log, "extra": memory.extra, "gap": gap}
+    return {**taken.seconds, **log, "extra": memory.extra, "gap": gap}
 
 
 def part_peer(args: argparse.Namespace) -> dict[str, Any]:
@@ -130,7 +132,8 @@ def part_trainer(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         if args.mode != "none":
             probe = (probe_x[: args.n], probe_y[: args.n])
-            callbacks = [SSCMonitor(layers="conv", probe=probe, background=args.mode == "background")]
+            chosen = [layer.name for layer in convolutions(model, args.layers)]
+            callbacks = [SSCMonitor(layers=chosen, probe=probe, background=args.mode == "background")]
         trainer = pl.Trainer(
             max_epochs=args.epochs,
             accelerator="cpu",
@@ -140,10 +143,16 @@ def part_trainer(args: argparse.Namespace) -> dict[str, Any]:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(model, loader)
+        with PeakMemory() as memory:
+            trainer.fit(model, loader)
+        events = EventAccumulator(trainer.log_dir).Reload()
+        told = {stage: f"ssc/seconds/{stage}" for stage in STAGES if args.mode != "none"}
+        stages = {stage: [event.value for event in events.Scalars(tag)][2:-1] for stage, tag in told.items()}
     weights = float(sum(p.double().abs().sum() for p in model.parameters()))
     # Between the first and the last epoch: what the worker has left over is part of the next one.
-    return {"total": sum(clock.seconds[1:-1]) / (args.epochs - 2), "extra": 0, "weights": weights}
+    total = sum(clock.seconds[1:-1]) / (args.epochs - 2)
+    means = {stage: sum(seconds) / len(seconds) for stage, seconds in stages.items()}
+    return {"total": total, "extra": memory.extra, "weights": weights, **means}
 
 
 def child(args: argparse.Namespace, part: str, **over: Any) -> dict[str, Any] | None:
@@ -155,7 +164,7 @@ def line(label: str, found: dict[str, Any] | None, floor: float) -> None:
     if found is None:
         print(f"  {label:42} not run")
         return
-    stages = " ".join(f"{key} {found[key]:.1f}" for key in ("forward", "gram", "solve", "log") if key in found)
+    stages = " ".join(f"{key} {found[key]:.1f}" for key in STAGES if key in found)
     ratio = found["total"] / floor
     print(f"  {label:42} {found['total']:8.1f} s {ratio:7.2f} x {found['extra'] / 1e6:8.0f} MB  {stages}", flush=True)
 
@@ -172,10 +181,8 @@ def snapshots(args: argparse.Namespace) -> None:
     if ours and steps:
         epoch = steps["total"] * EPOCH / 128
         print(f"  a step of 128 images takes {steps['total']:.2f} s (mean of {args.steps}), so an epoch {epoch:.0f} s")
-        print(
-            f"  the snapshot with its logging is {(ours['total'] + ours['log']) / epoch:.1%} of it (target 3 %)",
-            flush=True,
-        )
+        share = (ours["total"] + ours["cka"] + ours["log"]) / epoch
+        print(f"  the snapshot with its logging is {share:.1%} of it (target 3 %)", flush=True)
 
 
 def peers(args: argparse.Namespace) -> None:
@@ -209,24 +216,30 @@ def sizes(args: argparse.Namespace) -> None:
 
 
 def training(args: argparse.Namespace) -> None:
-    """Epochs with a Trainer."""
-    scale = EPOCH / args.images
-    print(f"{args.network} with a Trainer, {args.images} images an epoch, all convolutions, N = {args.n}, each")
-    for threads, spare in ((1, "a core to spare"), (2, "no core to spare")):
-        bare = None
-        for mode in ("none", "foreground", "background"):
-            found = child(args, "trainer", mode=mode, threads=threads)
-            if found is None:
-                continue
-            bare = found if bare is None else bare
-            added = found["total"] - bare["total"]
-            share = added / (bare["total"] * scale)
-            same = "" if found["weights"] == bare["weights"] else "  OTHER WEIGHTS"
-            print(
-                f"  {threads} thread(s), {spare:17} {mode:11} {found['total']:7.1f} s an epoch"
-                f" {added:6.1f} s added, {share:6.1%} of an epoch of 50,000{same}",
-                flush=True,
-            )
+    """Epochs with a Trainer, without the callback and with it, by layers and inputs."""
+    n, many = args.n, EPOCH / args.images
+    print(f"{args.network} with a Trainer, {args.images} images an epoch; threads of training and solver, extra memory")
+    grid = [(None, n)] if args.network == "resnet36" else [(5, n), (None, n // 2), (None, n)]
+    for threads, spare, sizes in ((1, "a core to spare", grid), (2, "no core to spare", grid[-1:])):
+        bare = child(args, "trainer", mode="none", threads=threads)
+        if bare is None:
+            continue
+        label = f"{threads} thread(s), {spare}, no callback"
+        print(f"  {label:52} {bare['total']:7.1f} s an epoch {bare['extra'] / 1e6:6.0f} MB", flush=True)
+        for layers, inputs in sizes:
+            for mode in ("foreground", "background"):
+                found = child(args, "trainer", mode=mode, threads=threads, layers=layers, n=inputs)
+                if found is None:
+                    continue
+                label = f"{'all' if layers is None else layers} convolutions, N = {inputs}, {mode}"
+                added = found["total"] - bare["total"]
+                stages = " ".join(f"{key} {found[key]:.1f}" for key in STAGES)
+                same = "" if found["weights"] == bare["weights"] else "  OTHER WEIGHTS"
+                print(
+                    f"    {label:50} {found['total']:7.1f} s an epoch {found['extra'] / 1e6:6.0f} MB, {added:5.1f} s"
+                    f" added, {added / (bare['total'] * many):5.1%} of an epoch of 50,000{same}\n{'':55}{stages}",
+                    flush=True,
+                )
 
 
 def main() -> None:

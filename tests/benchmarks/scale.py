@@ -22,13 +22,15 @@ from activations import images
 from measure import PeakMemory, convolutions, log_seconds, own_process, own_processes, take, timed
 
 import recipes.models
-from lightning_ssc.capture import plan_passes, trace
+from lightning_ssc.capture import plan_passes, share_layers, trace
+
+STAGES = ("forward", "gram", "solve", "cka", "log")
 
 
 def part_snapshot(args: argparse.Namespace) -> dict[str, Any]:
     """One snapshot, its stages and the most memory that it took."""
     torch.manual_seed(0)
-    model = getattr(recipes.models, args.network)().to(memory_format=torch.channels_last)
+    model = getattr(recipes.models, args.network)().to(args.device, memory_format=torch.channels_last)
     x, y = images(args.data, train=False)
     x = x.contiguous(memory_format=torch.channels_last)
     warm = take(model, convolutions(model)[:1], x[:64], y[:64])  # imports and compilation
@@ -38,13 +40,13 @@ def part_snapshot(args: argparse.Namespace) -> dict[str, Any]:
     with PeakMemory() as memory:
         taken = take(model, layers, x[: args.n], y[: args.n], memory=args.memory)
     with tempfile.TemporaryDirectory() as folder:
-        log_seconds(warm, Path(folder))
-        log = log_seconds(taken, Path(folder)) if args.n <= 1000 else float("nan")
+        log_seconds(warm, x, Path(folder))
+        log = log_seconds(taken, x, Path(folder))
     features = sum(layer.features for layer in watched)
     return {
         **taken.seconds,
-        "log": log,
-        "extra": memory.extra,
+        **log,
+        "extra": torch.cuda.max_memory_allocated() if args.device == "cuda" else memory.extra,
         "layers": len(layers),
         "passes": passes,
         "features": features,
@@ -66,7 +68,7 @@ def line(label: str, found: dict[str, Any] | None, product: float | None = None)
     if found is None:
         print(f"  {label:38} failed", flush=True)
         return
-    stages = " ".join(f"{key} {found[key]:.1f}" for key in ("forward", "gram", "solve", "log"))
+    stages = " ".join(f"{key} {found[key]:.1f}" for key in STAGES)
     print(
         f"  {label:38} {found['total']:8.1f} s {found['extra'] / 1e9:6.2f} GB  {found['passes']} passes  {stages}"
         f"  {found['solve'] / found['layers']:.2f} s a layer to solve, {found['neighbours']:.0f} neighbours,"
@@ -96,6 +98,17 @@ def layers(args: argparse.Namespace) -> None:
     print(f"N = 1000, memory={args.memory / 1e9:.1f} GB; seconds, extra memory")
     for network, count in (("resnet18", 5), ("resnet18", 20), ("resnet36", 36), ("resnet104", 104)):
         line(f"{network}, {count} convolutions", child(args, "snapshot", network=network, layers=count, n=1000))
+
+
+def gpu(args: argparse.Namespace) -> None:
+    """All convolutions of a ResNet-18 and ten thousand inputs on a GPU."""
+    if not torch.cuda.is_available():
+        print("ResNet-18 on a GPU: not run, there is no CUDA device")
+        return
+    print(f"{torch.cuda.get_device_name()}, N = 10000; seconds, memory on the card (target 60 s)")
+    memory = torch.cuda.mem_get_info()[0] // 2
+    found = child(args, "snapshot", network="resnet18", layers=20, n=10_000, memory=memory, device="cuda")
+    line("resnet18, 20 convolutions", found)
 
 
 def ranks(args: argparse.Namespace) -> None:
@@ -131,8 +144,7 @@ def part_rank(args: argparse.Namespace) -> dict[str, Any]:
     model = recipes.models.cifar_resnet(depth=20).to(memory_format=torch.channels_last)
     x, y = images(args.data, train=False)
     x = x.contiguous(memory_format=torch.channels_last)
-    widest = sorted(trace(model, convolutions(model), x[:8]), key=lambda layer: layer.features, reverse=True)
-    chosen = [layer.layer for layer in widest[args.rank :: args.world]]  # as the callback deals them out
+    chosen = [layer.layer for layer in share_layers(trace(model, convolutions(model), x[:8]), args.rank, args.world)]
     take(model, chosen[:1], x[:64], y[:64])
     dist.barrier()
     start = time.perf_counter()
@@ -147,7 +159,7 @@ def part_rank(args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tables = {"layers": layers, "inputs": inputs, "ranks": ranks}
+    tables = {"layers": layers, "inputs": inputs, "ranks": ranks, "gpu": gpu}
     parser.add_argument("--data", type=Path, required=True, help="root of torchvision's CIFAR10")
     parser.add_argument("--only", nargs="+", choices=list(tables), default=list(tables), help="some of the tables")
     parser.add_argument("--memory", type=int, default=3_300_000_000, help="memory= of the snapshots")
@@ -155,6 +167,7 @@ def main() -> None:
     hidden = ("part", str), ("network", str), ("layers", int), ("n", int), ("world", int), ("rank", int), ("port", int)
     for name, kind in hidden:
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part:
         warnings.simplefilter("ignore")

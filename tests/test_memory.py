@@ -1,0 +1,100 @@
+"""What counts as free memory, and that capture keeps to its budget."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_ssc import _memory
+from lightning_ssc._memory import free_memory, left_in_groups
+from lightning_ssc.capture import capture, trace
+from lightning_ssc.layers import select_layers
+
+
+def group(folder: Path, files: dict[str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(f"{text}\n")
+
+
+def test_a_container_may_have_less_than_its_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, mounted = tmp_path / "own", tmp_path / "mounted"
+    own.write_text("0::/job/step\n")
+    group(mounted, {})  # the root has no limit, and no file for one
+    group(
+        mounted / "job",
+        {"memory.max": "9000", "memory.current": "5000", "memory.stat": "anon 1\ninactive_file 2000"},
+    )
+    group(mounted / "job" / "step", {"memory.max": "max", "memory.current": "1", "memory.stat": "inactive_file 0"})
+    assert list(left_in_groups(own, mounted)) == [9000 - 5000 + 2000]
+    monkeypatch.setattr(_memory, "left_in_groups", lambda: left_in_groups(own, mounted))
+    assert free_memory(torch.device("cpu")) == 6000
+
+
+def test_version_one_of_control_groups(tmp_path: Path) -> None:
+    own, mounted = tmp_path / "own", tmp_path / "mounted"
+    own.write_text("5:devices:/\n4:cpu,memory:/of/the/host\n0::/\n")  # a path that the container does not see
+    files = {"memory.limit_in_bytes": "700", "memory.usage_in_bytes": "900", "memory.stat": "total_inactive_file 100"}
+    group(mounted / "memory", files)
+    assert list(left_in_groups(own, mounted)) == [0]  # and not less than nothing
+
+
+def test_without_control_groups_all_that_is_free_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(left_in_groups(tmp_path / "none", tmp_path)) == []
+    monkeypatch.setattr(_memory, "left_in_groups", lambda: iter(()))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 5}))
+    assert free_memory(torch.device("cpu")) == 5
+
+
+class Counts(TorchDispatchMode):
+    """Bytes of all tensors alive that were made inside, now and at most."""
+
+    def __init__(self, before: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.known = {tensor.untyped_storage()._cdata for tensor in before}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (list, tuple)) else [out]:
+            if isinstance(tensor, Tensor):
+                self.count(tensor.untyped_storage())
+        return out
+
+    def count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self.known:
+            return
+        self.known.add(key)
+        self.now += storage.nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self.gone, key, storage.nbytes())
+
+    def gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize("passes", [1, 5])
+def test_activations_and_grams_stay_within_the_budget(passes: int) -> None:
+    n, chunk, d = 256, 8, 2000
+    net = nn.Sequential(*(nn.Linear(d, d, bias=False) for _ in range(5)))
+    x = torch.randn(n, d)
+    watched = trace(net, select_layers(net, "Linear"), x)
+    grams = 2 * 4 * n * n
+    room = 4 * n * d * 5 // passes
+    with Counts([x, *net.parameters()]) as counts:
+        for gram in capture(net, watched, x, chunk=chunk, memory=grams + room):
+            del gram
+    assert counts.most > room  # it was counted
+    beside = 4 * (3 * chunk * d + 3 * n * n + d)  # a chunk in and out of a layer, a block being mirrored, the mean
+    assert counts.most <= room + grams + beside
+    assert beside < 4 * n * d  # less than a layer held twice would be
