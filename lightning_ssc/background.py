@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -13,8 +12,6 @@ import torch
 
 from lightning_ssc.capture import GramOfLayer
 from lightning_ssc.store import LayerGraph
-
-log = logging.getLogger(__name__)
 
 Solve = Callable[[GramOfLayer], LayerGraph]
 
@@ -45,8 +42,7 @@ class Beside:
     """Solves Grams in one thread, in the order in which they come.
 
     The solver leaves Python for nearly all of its time, so a training loop goes on meanwhile if there is a core to
-    spare. Grams of a GPU wait in the memory of the host and are solved on the GPU, in a stream of the thread's own, or
-    on the host where training leaves no memory for that.
+    spare. Grams of a GPU wait in the memory of the host and are solved on the GPU, in a stream of the thread's own.
 
     Args:
         limit: Bytes of Grams to hold. Whoever brings one more waits; one is always taken, however large.
@@ -85,12 +81,8 @@ class Beside:
         if device.type != "cuda":
             return solve(gram)
         self._stream = self._stream or torch.cuda.Stream(device)
-        try:
-            with torch.cuda.stream(self._stream):
-                return solve(_moved(gram, device))
-        except torch.OutOfMemoryError:
-            log.debug("Layer %s is solved on the host: there is no memory left on the GPU.", gram.layer.label)
-        return solve(gram)
+        with torch.cuda.stream(self._stream):
+            return solve(_moved(gram, device))
 
     def _release(self, size: int) -> None:
         with self._room:

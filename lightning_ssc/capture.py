@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -115,7 +116,7 @@ def check_sizes(chunk: int, memory: int | None) -> None:
         >>> check_sizes(256, 4_000_000_000)
     """
     for name, value, unit in (("chunk", chunk, "samples, such as 256"), ("memory", memory, "bytes, such as 4 * 10**9")):
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (not isinstance(value, Integral) or value < 1):
             raise ValueError(f"{name} must be a positive whole number of {unit}; got {value!r}.")
 
 
@@ -127,7 +128,7 @@ def share_layers(layers: Sequence[WatchedLayer], rank: int, ranks: int) -> list[
         >>> [[layer.label for layer in share_layers(layers, rank, 2)] for rank in (0, 1)]
         [['a', 'b'], ['c']]
     """
-    mine = sorted(layers, key=lambda layer: layer.features, reverse=True)[rank::ranks]
+    mine = set(sorted(layers, key=lambda layer: layer.features, reverse=True)[rank::ranks])
     return [layer for layer in layers if layer in mine]
 
 
@@ -237,12 +238,12 @@ def capture(
     device = device or device_of(model)
     memory = free_memory(device) // 2 if memory is None else memory
     passes = plan_passes(layers, n, memory)
-    cut = [layers[s.layer].label for group in passes for s in group if s.start > 0]
+    cut = dict.fromkeys(layers[s.layer].label for group in passes for s in group if s.start > 0)
     log.debug(
-        "%d layers of %d samples: %.1f MB of activations in %d passes, for memory=%.1f MB leaves %.1f MB beside two "
-        "Gram matrices. Too large for one pass: %s",
+        "%d layers of %d samples: %.1f MB of activations in %d passes, because memory=%.1f MB leaves %.1f MB beside "
+        "two Gram matrices; layers too large for one pass: %s",
         len(layers), n, n * sum(layer.bytes_a_sample for layer in layers) / 1e6, len(passes), memory / 1e6,
-        _room(layers, n, memory) / 1e6, ", ".join(dict.fromkeys(cut)) or "none",
+        _room(layers, n, memory) / 1e6, ", ".join(map(repr, cut)) or "none",
     )  # fmt: skip
     parts: dict[int, GramOfLayer] = {}
     for number, group in enumerate(passes):
@@ -271,7 +272,7 @@ def capture(
                     )
                 if outputs is not None and whole and isinstance(output, Tensor) and output.dim() == 2:
                     outputs.append(output.detach().cpu())
-                del output  # it may be larger than any layer
+                del output  # or it would be held while Grams are formed
         wanted.clear()  # each buffer goes when its Gram is there
         for s in group:
             layer = layers[s.layer]

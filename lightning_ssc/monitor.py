@@ -119,7 +119,7 @@ class SSCMonitor(Callback):
             the one before is still being solved waits for it, and so does the end of fit. An exception or Ctrl-C waits
             for it, too; a second Ctrl-C gives it up. It is lost if the process is killed or has to end (SIGTERM). A
             layer that is being solved then still goes on to its end, and the process with it. On a GPU layers are
-            solved there while it has memory to spare for some N x N matrices, else on the host. Finding
+            solved there beside training, which has to leave memory for some N x N matrices. Finding
             ``labels="communities"`` is work of Python, which training waits for.
         name: First part of the tags; a second monitor in the same Trainer needs a name of its own.
         on_error: ``"raise"``, or ``"warn"`` to report a snapshot that failed and go on training. What is wrong at the
@@ -266,8 +266,8 @@ class SSCMonitor(Callback):
             context=trainer.precision_plugin.forward_context,
             device=trainer.strategy.root_device,
         )
-        if self._memory is not None:
-            plan_passes(self._watched, batch_size(self._probe.inputs), self._memory)
+        if self._memory is not None:  # what is free may be enough on one rank and not on another
+            plan_passes(self._watched, batch_size(self._probe.inputs), self._memory)  # raises where it is too small
         store = self.store = self._open_store(trainer)
         if trainer.is_global_zero:
             names = class_names(trainer.datamodule, *self._sources)
@@ -341,7 +341,7 @@ class SSCMonitor(Callback):
         if self._begun is None:
             return
         if trainer.world_size > 1 or isinstance(exception, SIGTERM):
-            log.warning("The snapshot of epoch %d was still being solved and is lost.", self._begun.epoch)
+            log.warning("The snapshot of epoch %d was not finished and is left out.", self._begun.epoch)
             return
         log.warning("SSCMonitor finishes the snapshot of epoch %d; Ctrl-C leaves it out.", self._begun.epoch)
         try:
@@ -564,8 +564,8 @@ class SSCMonitor(Callback):
             self._begun = None
             raise
         self._steps[taken.epoch] = taken.step
-        self._last = taken
         self._begun = None  # not before it is stored: whoever is interrupted until then finds it again
+        self._last = taken
         self._from_rank_zero(trainer, lambda: self._log(trainer, taken, scalars, watch))
         if self._verbose:
             pl_module.print(summary(taken))

@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 _PROJECTED = 16  # dimensions that the projector gets
 _THUMBNAIL = 32  # pixels a side of a picture in the projector; its sheet of all pictures may have 8192
 _EMBEDDED = 24  # layers whose embeddings are drawn: more would take seconds and hundreds of megabytes in a run
-_THREADS = 8  # that compute beside the one that draws: each may start as many again for its products
+_THREADS = 8  # that compute scalars: each may start as many again for its products
+_BESIDE = 2  # that compute pictures beside the one that draws: each may solve a dense eigenproblem
 _ENOUGH = 1e-3  # residual of the eigenvectors in a picture
 _FAMILIES = ("modularity", "cka_to_final", "cka_to_previous", "cka_to_reference", "gap", "nnz_per_input")
 
@@ -192,7 +193,8 @@ def log_snapshot(
     if not loggers:
         return  # nothing is drawn that nobody takes
     names = list(taken.layers)
-    with ThreadPoolExecutor(min(_THREADS, torch.get_num_threads())) as beside:  # computes what later pictures show
+    beside = ThreadPoolExecutor(_BESIDE)  # computes what later pictures show
+    try:
         matrix = None
         if heatmap and len(names) > 1:
             matrix = beside.submit(pairwise_cka, [layer.affinity for layer in taken.layers.values()])
@@ -214,6 +216,8 @@ def log_snapshot(
             log_figure(loggers, f"{root}/pairwise_cka", figure, taken.step)
         for name, image in plots.embedding_images(embeddings, taken.labels, f", epoch {taken.epoch}"):
             log_image(loggers, f"{root}/embedding/{name}", image, taken.step)
+    finally:
+        beside.shutdown(wait=False, cancel_futures=True)  # nobody draws the rest after an error
 
 
 def _embeddings(taken: Snapshot, beside: ThreadPoolExecutor) -> Iterable[tuple[str, Tensor]]:

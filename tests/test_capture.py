@@ -291,8 +291,8 @@ def test_the_plan_is_told(x: Tensor, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "lightning_ssc"):
         grams(convnet(), "conv", x, memory=2 * 300 * 300 * 4 + 300 * 4 * 300)
     assert (
-        "2 layers of 300 samples: 0.5 MB of activations in 2 passes, for memory=1.1 MB leaves 0.4 MB beside two Gram "
-        "matrices. Too large for one pass: 0"
+        "2 layers of 300 samples: 0.5 MB of activations in 2 passes, because memory=1.1 MB leaves 0.4 MB beside two "
+        "Gram matrices; layers too large for one pass: '0'"
     ) in caplog.text
 
 

@@ -21,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # recipes are not installed, but run from a checkout
 
-from lightning_ssc import Snapshot, writers
+from lightning_ssc import Snapshot, SnapshotStore, writers
 from lightning_ssc.capture import trace
 from lightning_ssc.layers import Layer, select_layers
 from lightning_ssc.pipeline import Settings, Stopwatch, begin_snapshot
@@ -68,7 +68,7 @@ def take(
 
 
 def log_seconds(taken: Snapshot, x: Tensor, folder: Path) -> dict[str, float]:
-    """Seconds that a snapshot's scalars (``"cka"``) and their logging with all images (``"log"``) take."""
+    """Seconds of a snapshot's scalars (``"cka"``), of storing it, and of logging it with all images."""
 
     class Logger:
         experiment = SummaryWriter(str(folder))
@@ -80,6 +80,8 @@ def log_seconds(taken: Snapshot, x: Tensor, folder: Path) -> dict[str, float]:
     watch, logger, card = Stopwatch(), Logger(), ProbeCard("", pictures(x))
     with watch("cka"):
         scalars = writers.snapshot_scalars(taken, taken)
+    with watch("store"):
+        SnapshotStore(folder).save(taken)
     with watch("log"):
         writers.log_snapshot([logger], taken, scalars, neighbours=3, card=card)
         logger.experiment.flush()

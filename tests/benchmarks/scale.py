@@ -24,7 +24,7 @@ from measure import PeakMemory, convolutions, log_seconds, own_process, own_proc
 import recipes.models
 from lightning_ssc.capture import plan_passes, share_layers, trace
 
-STAGES = ("forward", "gram", "solve", "cka", "log")
+STAGES = ("forward", "gram", "solve", "cka", "store", "log")
 
 
 def part_snapshot(args: argparse.Namespace) -> dict[str, Any]:
@@ -37,6 +37,10 @@ def part_snapshot(args: argparse.Namespace) -> dict[str, Any]:
     layers = convolutions(model, args.layers)
     watched = trace(model, layers, x[:8])
     passes = len(plan_passes(watched, args.n, args.memory))
+    before = 0
+    if args.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
     with PeakMemory() as memory:
         taken = take(model, layers, x[: args.n], y[: args.n], memory=args.memory)
     with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +50,7 @@ def part_snapshot(args: argparse.Namespace) -> dict[str, Any]:
     return {
         **taken.seconds,
         **log,
-        "extra": torch.cuda.max_memory_allocated() if args.device == "cuda" else memory.extra,
+        "extra": torch.cuda.max_memory_allocated() - before if args.device == "cuda" else memory.extra,
         "layers": len(layers),
         "passes": passes,
         "features": features,
@@ -86,18 +90,21 @@ def child(args: argparse.Namespace, part: str, **over: Any) -> dict[str, Any] | 
 
 def inputs(args: argparse.Namespace) -> None:
     """Twelve convolutions of ResNet-36 from a thousand inputs to ten thousand."""
-    print(f"ResNet-36, 12 convolutions spread over its depth, memory={args.memory / 1e9:.1f} GB; seconds, extra memory")
+    memory = args.memory or 3_500_000_000  # holds the widest layer at ten thousand inputs whole
+    print(f"ResNet-36, 12 convolutions spread over its depth, memory={memory / 1e9:.1f} GB; seconds, extra memory")
     for n in args.n_list:
         product = child(args, "product", n=n)
-        found = child(args, "snapshot", network="resnet36", layers=12, n=n)
+        found = child(args, "snapshot", network="resnet36", layers=12, n=n, memory=memory)
         line(f"N = {n}", found, product and product["a_feature"])
 
 
 def layers(args: argparse.Namespace) -> None:
     """From 5 layers to 104, a thousand inputs."""
-    print(f"N = 1000, memory={args.memory / 1e9:.1f} GB; seconds, extra memory")
+    memory = args.memory or 3_300_000_000
+    print(f"N = 1000, memory={memory / 1e9:.1f} GB; seconds, extra memory")
     for network, count in (("resnet18", 5), ("resnet18", 20), ("resnet36", 36), ("resnet104", 104)):
-        line(f"{network}, {count} convolutions", child(args, "snapshot", network=network, layers=count, n=1000))
+        found = child(args, "snapshot", network=network, layers=count, n=1000, memory=memory)
+        line(f"{network}, {count} convolutions", found)
 
 
 def gpu(args: argparse.Namespace) -> None:
@@ -162,7 +169,7 @@ def main() -> None:
     tables = {"layers": layers, "inputs": inputs, "ranks": ranks, "gpu": gpu}
     parser.add_argument("--data", type=Path, required=True, help="root of torchvision's CIFAR10")
     parser.add_argument("--only", nargs="+", choices=list(tables), default=list(tables), help="some of the tables")
-    parser.add_argument("--memory", type=int, default=3_300_000_000, help="memory= of the snapshots")
+    parser.add_argument("--memory", type=int, help="memory= of the snapshots, in bytes")
     parser.add_argument("--n-list", type=int, nargs="+", default=[1000, 2000, 5000, 10_000], help="inputs")
     hidden = ("part", str), ("network", str), ("layers", int), ("n", int), ("world", int), ("rank", int), ("port", int)
     for name, kind in hidden:
