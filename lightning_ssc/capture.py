@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -116,7 +115,7 @@ def check_sizes(chunk: int, memory: int | None) -> None:
         >>> check_sizes(256, 4_000_000_000)
     """
     for name, value, unit in (("chunk", chunk, "samples, such as 256"), ("memory", memory, "bytes, such as 4 * 10**9")):
-        if value is not None and (not isinstance(value, Integral) or value < 1):
+        if value is not None and (not hasattr(value, "__index__") or value < 1):
             raise ValueError(f"{name} must be a positive whole number of {unit}; got {value!r}.")
 
 
