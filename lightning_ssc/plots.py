@@ -301,7 +301,7 @@ def embeddings(
     from matplotlib.figure import Figure
 
     layers = list(points)
-    chosen = sorted({round(i) for i in np.linspace(0, len(layers) - 1, min(most, len(layers)))})
+    chosen = evenly(len(layers), most)
     rows = -(-len(chosen) // 3)
     columns = -(-len(chosen) // rows)
     figure = Figure(figsize=(3.1 * columns + 1.2, 3.1 * rows), dpi=110, layout="constrained")
@@ -488,6 +488,16 @@ def layer_colours(count: int) -> NDArray[np.float64]:
     from matplotlib import colormaps
 
     return np.asarray(colormaps["viridis"](np.linspace(0, 0.8, count)))
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most ``most`` of ``count`` places, spread evenly from the first to the last.
+
+    Example:
+        >>> evenly(104, 4), evenly(2, 4)
+        ([0, 34, 69, 103], [0, 1])
+    """
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(most, count))})
 
 
 def short_names(layers: Sequence[str]) -> list[str]:

@@ -139,7 +139,7 @@ def write_figures(summary: Summary, folder: Path, progress: Progress = iter) -> 
     layers, epochs = summary.dynamics.layers, summary.dynamics.epochs
     labels = None if summary.inputs is None else summary.inputs.labels
     figures = plots.dynamics_figures(summary.dynamics)
-    for t in sorted({round(place) for place in np.linspace(0, len(epochs) - 1, 4)}):
+    for t in plots.evenly(len(epochs), 4):
         title = f"SSC-CKA between layers, epoch {epochs[t]}"
         blocks = summary.blocks[t].starts
         figures[f"heatmap_epoch_{epochs[t]:03d}"] = plots.heatmap(

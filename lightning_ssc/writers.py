@@ -223,8 +223,7 @@ def log_snapshot(
 def _embeddings(taken: Snapshot, beside: ThreadPoolExecutor) -> Iterable[tuple[str, Tensor]]:
     """The spectral embeddings that are drawn, each with its layer's name; computed by other threads."""
     names = list(taken.layers)
-    drawn = [names[round(i * (len(names) - 1) / (_EMBEDDED - 1))] for i in range(_EMBEDDED)]
-    graphs = {name: taken.layers[name].affinity for name in (drawn if len(names) > _EMBEDDED else names)}
+    graphs = {names[i]: taken.layers[names[i]].affinity for i in plots.evenly(len(names), _EMBEDDED)}
     # An empty graph has no eigenvectors to show.
     graphs = {name: graph for name, graph in graphs.items() if int((graph.crow_indices().diff() > 0).sum()) >= 2}
     return zip(graphs, beside.map(partial(spectral_embedding, tol=_ENOUGH), graphs.values()), strict=True)

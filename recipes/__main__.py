@@ -17,7 +17,7 @@ from rich.table import Table
 from lightning_ssc import SnapshotStore, SSCMonitor
 from lightning_ssc.analysis.dynamics import Dynamics, dynamics
 from lightning_ssc.functional import pairwise_cka
-from lightning_ssc.plots import dynamics_figures, heatmap, short_names
+from lightning_ssc.plots import dynamics_figures, evenly, heatmap, short_names
 from recipes.data import ImageData
 from recipes.module import Classifier
 
@@ -78,8 +78,7 @@ def write_figures(store: SnapshotStore, table: Dynamics, folder: Path, heatmaps:
     folder.mkdir(parents=True, exist_ok=True)
     for family, figure in dynamics_figures(table).items():
         figure.savefig(folder / f"{family}.png", dpi=150, bbox_inches="tight")
-    count = len(table.epochs)
-    for place in sorted({round(i * (count - 1) / (heatmaps - 1)) for i in range(heatmaps)}):
+    for place in evenly(len(table.epochs), heatmaps):
         epoch = int(table.epochs[place])
         matrix = pairwise_cka([store.load_layer(epoch, name).affinity for name in table.layers])
         figure = heatmap(matrix, table.layers, title=f"SSC-CKA between layers, epoch {epoch}")

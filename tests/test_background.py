@@ -377,6 +377,38 @@ def test_what_another_rank_has_failed_in_is_not_solved(
     assert watching.store.epochs == [1]  # type: ignore[union-attr]
 
 
+def test_a_second_control_c_while_images_are_drawn_leaves_nothing_out(
+    tmp_path: Path,
+    gate: Gate,
+    sigint: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    original = writers.log_snapshot
+
+    def interrupt(loggers: Any, taken: Snapshot, *args: Any, **kwargs: Any) -> None:
+        if taken.epoch == 1:
+            raise KeyboardInterrupt
+        original(loggers, taken, *args, **kwargs)
+
+    def stop() -> None:
+        Timer(0.3, gate.open.set).start()
+        sigint()
+
+    monkeypatch.setattr(writers, "log_snapshot", interrupt)
+    watching = monitor()
+    with pytest.raises(SystemExit):
+        fit(tmp_path, At(0, lambda: gate.shut(watching), batch=2), At(1, stop), watching, max_epochs=3)
+    assert "SSCMonitor finishes the snapshot of epoch 1" in caplog.text
+    assert "left out." not in caplog.text
+    assert watching.store.epochs == [0, 1]  # type: ignore[union-attr]
+
+
+def test_a_budget_that_is_too_small_is_told_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not hold the Gram matrices of 30 samples"):
+        fit(tmp_path, monitor(memory=1000, on_error="warn"), max_epochs=1)
+
+
 def test_communities_are_those_of_the_foreground(tmp_path: Path) -> None:
     found = []
     for background in (False, True):

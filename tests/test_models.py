@@ -124,7 +124,8 @@ def test_channels_last_and_configure_model(tmp_path: Path) -> None:
             if isinstance(self.model, nn.Identity):
                 self.model = convnet().to(memory_format=torch.channels_last)
 
-    watch(tmp_path, Late(), size=8, layers="conv")
+    monitor = watch(tmp_path, Late(), size=8, layers="conv")
+    assert [layer.channels_last for layer in monitor._watched] == [True, True]
 
 
 def test_a_forward_of_several_tensors(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pickle
 import sys
 import warnings
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -546,3 +547,25 @@ def test_of_very_many_layers_some_embeddings_are_drawn() -> None:
         assert len(set(tags)) == len(tags) == expected
         assert tags[0] == "ssc/embedding/layer0"
         assert tags[-1] == f"ssc/embedding/layer{count - 1}"
+
+
+def test_after_an_error_in_drawing_no_more_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Logger:
+        experiment = SimpleNamespace(add_image=lambda *_, **__: 1 / 0)
+
+        def log_metrics(self, *_: Any, **__: Any) -> None: ...
+
+    calls: list[int] = []
+    go_on, original = Event(), writers.spectral_embedding
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        assert len(calls) == 1 or go_on.wait(5)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(writers, "spectral_embedding", slow)
+    made = taken({f"layer{i}": np.roll(np.eye(12), 1, 1) for i in range(8)})
+    with pytest.raises(ZeroDivisionError):
+        writers.log_snapshot([Logger()], made, {}, heatmap=False)
+    go_on.set()
+    assert len(calls) <= 3  # the one that was drawn, and those of both threads

@@ -152,7 +152,7 @@ def test_a_class_has_its_colour_and_shape_whichever_others_are_there(axes: Axes)
 
 def test_control_characters_leave_an_svg_whole(tmp_path: Path) -> None:
     plots.save({"one": plots.heatmap(np.eye(2), ["a\nb", "c\x01d"])}, tmp_path)
-    ElementTree.parse(tmp_path / "one.svg")
+    assert ElementTree.parse(tmp_path / "one.svg").getroot().tag.endswith("svg")
 
 
 def test_the_deepest_layer_is_visible_on_white() -> None:
