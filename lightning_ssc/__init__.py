@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lightning_ssc.version import __version__
+
 if TYPE_CHECKING:
     from lightning_ssc.callback import SSCMonitor
     from lightning_ssc.pipeline import snapshot
@@ -9,8 +11,7 @@ if TYPE_CHECKING:
     from lightning_ssc.snapshots import Settings, Snapshot, SnapshotStore
     from lightning_ssc.writers import Images
 
-__version__ = "0.1.0"
-__all__ = ["Images", "Recorder", "SSCMonitor", "Settings", "Snapshot", "SnapshotStore", "snapshot"]
+__all__ = ["Images", "Recorder", "SSCMonitor", "Settings", "Snapshot", "SnapshotStore", "__version__", "snapshot"]
 
 _WHERE = {
     "Images": "writers",

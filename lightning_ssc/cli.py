@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_ssc import __version__
+from lightning_ssc.version import __version__
 
 OK, FAILED, USAGE = 0, 1, 2
 _SECONDS_BETWEEN_LINES = 5.0

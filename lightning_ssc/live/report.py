@@ -26,6 +26,7 @@ from lightning_ssc.analysis.summary import Summary, summarise
 from lightning_ssc.measures import CURVES
 from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import Moment
+from lightning_ssc.version import __version__
 
 _MISSING = -32768
 _WRONG = 12  # confidently wrong inputs on the page
@@ -354,8 +355,6 @@ def _label_text(summary: Summary, names: Sequence[str]) -> str:
 
 
 def _about_rows(summary: Summary) -> dict[str, Any]:
-    from lightning_ssc import __version__
-
     seconds = summary.header.seconds.get("total")
     entries = {
         "run": run_name(summary.root),

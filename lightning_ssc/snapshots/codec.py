@@ -25,9 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_ssc import __version__
 from lightning_ssc.functional.gram_sketch import GramSketch
 from lightning_ssc.snapshots.snapshot import LayerGraph, Moment, ProbeCard, Snapshot, SnapshotError, SnapshotHeader
+from lightning_ssc.version import __version__
 
 Arrays = Mapping[str, NDArray[Any]]
 
