@@ -32,12 +32,11 @@ def read_reference(path: Path) -> Snapshot | Mapping[str, Any]:
     for step in beside.steps:
         if path == beside.path(step):
             return beside.load(step=step)
-    try:
-        content = read_checkpoint(path)
-    except CheckpointError as error:
+    if not path.exists():
         raise CheckpointError(
-            f"reference={path} cannot be read ({error}). Name a run's folder of snapshots, one of its files, or a "
-            f"checkpoint that torch.load(weights_only=True) opens."
-        ) from error
+            f"reference={path} does not exist. Name a run's folder of snapshots, one of its files, or a checkpoint of "
+            f"this network."
+        )
+    content = read_checkpoint(path)
     weights: Mapping[str, Any] = content.get("state_dict", content)
     return weights

@@ -11,7 +11,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from tests.browser import chromium  # noqa: E402
+from tests.browser import chromium
 
 UNPACK = Path(__file__).parents[1] / "../shared/data/unpack.py"
 

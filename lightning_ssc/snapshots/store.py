@@ -75,40 +75,43 @@ class Store(ABC):
     @property
     def epochs(self) -> list[int]:
         """Epochs of the snapshots that lie between two epochs, ascending; those that cannot be read are left out."""
-        return sorted(self._by_epoch())
+        return sorted(self._by_epoch()[0])
 
-    def _by_epoch(self) -> dict[int, int]:
-        """The last step of every whole epoch."""
+    def _by_epoch(self) -> tuple[dict[int, int], list[SnapshotError]]:
+        """The last step of every whole epoch, and why snapshots could not be asked for theirs."""
         found: dict[int, int] = {}
+        unreadable = []
         for step in self.steps:
             try:
                 moment = self.header(step=step).moment
-            except SnapshotError:
+            except SnapshotError as error:
+                unreadable.append(error)
                 continue
             if moment.is_whole:
                 found[int(moment.epoch)] = step
-        return found
+        return found, unreadable
 
     def _step_of(self, epoch: int | None, step: int | None) -> int:
         """The step that is meant by an epoch or a step."""
         if (epoch is None) == (step is None):
             raise ValueError("Name a snapshot by its epoch, load(3), or by its step, load(step=391).")
         if step is not None:
-            if step not in self.steps:
-                raise SnapshotError(
-                    f"There is no snapshot of step {step} in {self}; it holds steps {self.steps}.", step
-                )
+            if step not in (steps := self.steps):
+                raise SnapshotError(f"There is no snapshot of step {step} in {self}; it holds steps {steps}.", step)
             return step
-        by_epoch = self._by_epoch()
+        by_epoch, unreadable = self._by_epoch()
         if epoch not in by_epoch:
-            raise SnapshotError(f"There is no snapshot of epoch {epoch} in {self}; it holds epochs {sorted(by_epoch)}.")
+            why = "".join(f" {error}" for error in unreadable)
+            raise SnapshotError(
+                f"There is no snapshot of epoch {epoch} in {self}; it holds epochs {sorted(by_epoch)}.{why}"
+            )
         return by_epoch[epoch]
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __contains__(self, epoch: int) -> bool:
-        return epoch in self._by_epoch()
+        return epoch in self.epochs
 
     def __iter__(self) -> Iterator[Snapshot]:
         return (self.load(step=step) for step in self.steps)
