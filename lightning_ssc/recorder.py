@@ -138,7 +138,7 @@ class Recorder:
         self._ranks, self._bar = ranks or Ranks(), bar
         self._layout = [name] if layout is None else list(layout)
         self._runner = network if isinstance(network, Runner) else _runner(network)
-        self._probe = probe if isinstance(probe, Probe) else make_probe(probe, probe_size)
+        self.probe = probe if isinstance(probe, Probe) else make_probe(probe, probe_size)
         self.watched = self._trace(layers)
         self._reference_source = reference if isinstance(reference, Snapshot) or reference is None else Path(reference)
         self._reference: Snapshot | None = None
@@ -148,22 +148,22 @@ class Recorder:
         self._last: Snapshot | None = None  # on rank zero
         self._finished_at: list[int] = []
         self.store = self._open(store, resume, beside)
-        self.card = ProbeCard(self._probe.fingerprint, pictures(self._probe.inputs), tuple(class_names))
+        self.card = ProbeCard(self.probe.fingerprint, pictures(self.probe.inputs), tuple(class_names))
         self._ranks.on_zero(lambda: self.store.save_card(self.card))
 
     # -- Before the first snapshot
 
     def _trace(self, layers: str | type[nn.Module] | Sequence[LayerPattern]) -> list[WatchedLayer]:
-        prints = self._ranks.everyones(self._probe.fingerprint)
+        prints = self._ranks.everyones(self.probe.fingerprint)
         if len(set(prints)) > 1:
             raise MismatchError(
                 "The processes draw different probes, as from a stream that shards itself by rank. Give probe= the "
                 "same tensors or a map-style data set on all of them."
             )
         chosen = select_layers(self._runner.model, layers)
-        watched = trace(self._runner, chosen, self._probe.inputs, self.settings.pooling)
+        watched = trace(self._runner, chosen, self.probe.inputs, self.settings.pooling)
         if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
-            plan_passes(watched, len(self._probe), self._runner.memory)  # raises where it is too small
+            plan_passes(watched, len(self.probe), self._runner.memory)  # raises where it is too small
         return watched
 
     def _open(self, folder: str | Path | None, resume: Mapping[str, Any] | None, beside: bool) -> Store:
@@ -174,7 +174,7 @@ class Recorder:
 
         def choose() -> tuple[Path, list[int]]:
             if resume and "root" in resume:
-                return continued_folder(root, resume, self._probe.fingerprint, named=not beside)
+                return continued_folder(root, resume, self.probe.fingerprint, named=not beside)
             return free_folder(root, named=not beside), []
 
         root, self._steps = self._ranks.from_zero(choose)
@@ -209,7 +209,7 @@ class Recorder:
             with with_weights(self._runner.model, found):
                 begun = self._begin(Moment(0, 0), None, background=False)
             taken = self._joined(begun)
-        if isinstance(taken, Snapshot) and taken.probe != self._probe.fingerprint:
+        if isinstance(taken, Snapshot) and taken.probe != self.probe.fingerprint:
             raise MismatchError(
                 f"reference={source} was taken on another probe, so its graphs cannot be compared. Use the same probe "
                 f"data, probe_size and transforms for both runs."
@@ -222,6 +222,10 @@ class Recorder:
     def steps(self) -> list[int]:
         """Steps of the snapshots that were taken, ascending."""
         return list(self._steps)
+
+    def holds(self, epoch: int) -> bool:
+        """Whether there is a snapshot of an epoch's end."""
+        return bool(self._ranks.from_zero(lambda: epoch in self.store))
 
     @property
     def pending(self) -> Moment | None:
@@ -312,7 +316,7 @@ class Recorder:
             with self._bar(len(share), f"SSC {moment}") as advance:
                 begun.share = begin_snapshot(
                     self._runner,
-                    self._probe,
+                    self.probe,
                     share,
                     self.settings,
                     moment,
@@ -431,7 +435,7 @@ class Recorder:
             steps.append(self._begun.moment.step)
         where = {"root": str(self.store.root.absolute())} if isinstance(self.store, SnapshotStore) else {}
         pending = None if self._begun is None else self._begun.moment.step
-        return {**where, "steps": steps, "pending": pending, "probe": self._probe.fingerprint}
+        return {**where, "steps": steps, "pending": pending, "probe": self.probe.fingerprint}
 
 
 def _runner(network: nn.Module) -> Runner:

@@ -158,6 +158,11 @@ class SSCMonitor(Callback):
         self._learning_rate: float | None = None
 
     @property
+    def recorder(self) -> Recorder | None:
+        """What takes the snapshots of the fit, from its start on."""
+        return self._recorder
+
+    @property
     def store(self) -> Store | None:
         """The snapshots of the fit, from its start on."""
         return None if self._recorder is None else self._recorder.store
@@ -224,8 +229,10 @@ class SSCMonitor(Callback):
         if training.is_new and self.schedule(0):
             self._take(training, 0)
         # A checkpoint saved with the last batch of an epoch resumes behind that epoch's end, whose hook is over.
-        elif training.is_behind_epoch and self._restored and self.schedule(training.epochs_done):
-            self._take(training, training.epochs_done)
+        elif training.is_behind_epoch and self._restored and self.schedule(done := training.epochs_done):
+            with self._guard(training) as recorder:
+                if not recorder.holds(done):
+                    self._take(training, done)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the learning rate: after an epoch's last batch schedulers move on to that of the next."""
