@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from lightning_ssc import writers
@@ -30,7 +29,6 @@ from lightning_ssc.capture import (
     trace,
     unwrapped,
 )
-from lightning_ssc.capture.memory import free_memory
 from lightning_ssc.pipeline import Pending, Stopwatch, begin_snapshot, compared
 from lightning_ssc.ranks import Ranks
 from lightning_ssc.reference import read_reference
@@ -146,6 +144,7 @@ class Recorder:
         self._begun: _Begun | None = None
         self._worker: Background | None = None
         self._last: Snapshot | None = None  # on rank zero
+        self._to_recall = False
         self._finished_at: list[int] = []
         self.store = self._open(store, resume, beside)
         self.card = ProbeCard(self.probe.fingerprint, pictures(self.probe.inputs), tuple(class_names))
@@ -178,6 +177,7 @@ class Recorder:
             return free_folder(root, named=not beside), []
 
         root, self._steps = self._ranks.from_zero(choose)
+        self._to_recall = bool(self._steps)
         return SnapshotStore(root)
 
     def prepare(self) -> None:
@@ -197,7 +197,8 @@ class Recorder:
         source, self._reference_source = self._reference_source, None
         if source is not None:
             self._reference = self._load_reference(source)
-        if self._steps and self._last is None:
+        recall, self._to_recall = self._to_recall, False  # on every rank, though only rank zero keeps the last one
+        if recall:
             self._last = self._ranks.on_zero(lambda: self.store.load(step=self._steps[-1]))
             self._tell(self._last)
 
@@ -228,8 +229,13 @@ class Recorder:
         return bool(self._ranks.from_zero(lambda: epoch in self.store))
 
     @property
+    def busy(self) -> bool:
+        """Whether a snapshot is being solved right now."""
+        return self._begun is not None and not self._begun.done()
+
+    @property
     def pending(self) -> Moment | None:
-        """Moment of the snapshot that is still being solved."""
+        """Moment of the snapshot that was begun and is not yet stored."""
         return None if self._begun is None else self._begun.moment
 
     def record(
@@ -330,8 +336,7 @@ class Recorder:
 
     def _solver(self) -> Background:
         if self._worker is None:  # Grams wait on the host, wherever they are formed
-            limit = self._runner.memory
-            self._worker = Background(free_memory(torch.device("cpu")) // 4 if limit is None else limit)
+            self._worker = Background(self._runner.budget_of_waiting())
         return self._worker
 
     def _raise_if_failed(self, begun: _Begun) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -94,11 +94,11 @@ class Looks(pl.Callback):
         self.stored: list[list[int]] = []
 
     def on_train_batch_end(self, *args: Any) -> None:
-        if self.monitor._begun is not None and self.monitor._begun.share is not None:
-            wait(self.monitor._begun.share.graphs.values())  # so that all ranks have solved by the end of the epoch
+        while self.monitor.recorder is not None and self.monitor.recorder.busy:  # all ranks have solved by its end
+            time.sleep(0.01)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.stored.append(list(self.monitor._steps))
+        self.stored.append(self.monitor.recorder.steps if self.monitor.recorder else [])
 
 
 def collect_between_snapshots(world: int, root: Path) -> None:
@@ -114,14 +114,14 @@ def collect_between_snapshots(world: int, root: Path) -> None:
 
 def fail_in_the_worker_of_one_rank(world: int, root: Path) -> None:
     """A layer of one rank's share cannot be solved, which comes to light when the next snapshot is due."""
-    original = pipeline.graph_of
+    original = pipeline.solve_layer
 
-    def solve(gram: Any, *args: Any) -> Any:
+    def solve(layer: Any, *args: Any) -> Any:
         if os.environ["LOCAL_RANK"] == "1":
-            raise ValueError(f"Layer {gram.layer.label!r}: no solution")
-        return original(gram, *args)
+            raise ValueError(f"Layer {layer.label!r}: no solution")
+        return original(layer, *args)
 
-    pipeline.graph_of = solve
+    pipeline.solve_layer = solve
     monitor = SSCMonitor(probe_size=30, heatmap=False, embedding=False, store=root / "ssc", background=True)
     _told(trainer(root, monitor, max_epochs=2, strategy="ddp", devices=world), root)
 
@@ -157,5 +157,5 @@ def resume_damaged(world: int, root: Path) -> None:
         run.fit(Classifier(), ckpt_path=checkpoint, weights_only=True)
         run.strategy.barrier()
         if run.is_global_zero:
-            (root / "ssc" / "epoch_000001.npz").write_bytes(b"noise")
+            (root / "ssc" / "step_000000002.npz").write_bytes(b"noise")
         run.strategy.barrier()

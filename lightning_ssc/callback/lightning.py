@@ -23,7 +23,6 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from lightning_ssc.capture import Forward, Runner, first_loader
-from lightning_ssc.capture.memory import free_memory
 from lightning_ssc.ranks import Ranks
 
 _PACKAGES = [name for name, top in (("lightning.pytorch", "lightning"), ("pytorch_lightning",) * 2) if find_spec(top)]
@@ -140,12 +139,8 @@ class Training:
         def converted(module: nn.Module, inputs: Any) -> Any:
             return plain(plugin.convert_input(inputs))
 
-        memory = self.free_memory(device) // 2 if memory is None else memory
-        return Runner(self._module, converted, plugin.forward_context, device, chunk, memory)
-
-    def free_memory(self, device: torch.device) -> int:
-        """What this process may count as its own of what a device has free: the host is shared by its ranks."""
-        return free_memory(device) // (1 if device.type == "cuda" else self._trainer.num_devices)
+        context, processes = plugin.forward_context, int(self._trainer.num_devices)
+        return Runner(self._module, converted, context, device, chunk, memory, processes)
 
     # -- Data
 

@@ -29,6 +29,7 @@ class Runner:
         device: Where it runs; by default where its first parameter is.
         chunk: Samples a forward pass.
         memory: Bytes that activations and Grams may take; by default half of what the device has free.
+        processes: How many processes share the memory of the host.
 
     Raises:
         ValueError: ``chunk`` or ``memory`` is no positive whole number.
@@ -44,6 +45,7 @@ class Runner:
     device: torch.device | None = None
     chunk: int = 256
     memory: int | None = None
+    processes: int = 1
 
     def __post_init__(self) -> None:
         """Refuse sizes that are none, and settle on a device."""
@@ -67,7 +69,15 @@ class Runner:
     def budget(self) -> int:
         """Bytes that activations and Grams may take."""
         assert self.device is not None
-        return free_memory(self.device) // 2 if self.memory is None else self.memory
+        return self._free(self.device) // 2 if self.memory is None else self.memory
+
+    def budget_of_waiting(self) -> int:
+        """Bytes that Grams which wait to be solved may take on the host."""
+        return self._free(torch.device("cpu")) // 4 if self.memory is None else self.memory
+
+    def _free(self, device: torch.device) -> int:
+        """What this process may count as its own of what a device has free."""
+        return free_memory(device) // (1 if device.type == "cuda" else self.processes)
 
 
 def check_sizes(chunk: int, memory: int | None) -> None:

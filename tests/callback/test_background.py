@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from multiprocessing import get_all_start_methods
 from pathlib import Path
 from threading import Event, Thread, Timer, current_thread, main_thread
+from threading import enumerate as enumerate_threads
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,12 +25,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import lightning_ssc.callback.monitor as monitor_module
-from lightning_ssc import Snapshot, SnapshotStore, SSCMonitor, pipeline, writers
-from lightning_ssc.background import Beside
-from lightning_ssc.callback.lightning import is_last_epoch
+import lightning_ssc.callback.lightning as lightning_module
+import lightning_ssc.capture.runner as runner_module
+from lightning_ssc import Recorder, Snapshot, SnapshotStore, SSCMonitor, pipeline, writers
+from lightning_ssc.background import Background
+from lightning_ssc.callback.lightning import Training
 from lightning_ssc.capture import WatchedLayer
 from lightning_ssc.functional.grams import CentredGram
+from lightning_ssc.ranks import Ranks
 from tests.nets import Classifier, data, trainer
 
 
@@ -78,13 +81,13 @@ class Gate:
         settle(watching)
         self.open.clear()
 
-    original = staticmethod(pipeline.graph_of)
+    original = staticmethod(pipeline.solve_layer)
 
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate = Gate()
-    monkeypatch.setattr(pipeline, "graph_of", gate)
+    monkeypatch.setattr(pipeline, "solve_layer", gate)
     yield gate
     gate.open.set()
 
@@ -128,7 +131,7 @@ def test_training_goes_on_and_results_come_in_order(tmp_path: Path, gate: Gate) 
 
     class Looks(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-            seen.append((trainer.current_epoch, args[-1], list(watching._steps)))
+            seen.append((trainer.current_epoch, args[-1], watching.recorder.steps))
 
     watching = monitor(verbose=True)
     shut, opened = (
@@ -136,24 +139,31 @@ def test_training_goes_on_and_results_come_in_order(tmp_path: Path, gate: Gate) 
         At(1, lambda: (gate.open.set(), settle(watching)), batch=1),
     )
     fit(tmp_path, shut, opened, watching, Looks(), max_epochs=2, logger=TensorBoardLogger(tmp_path))
-    assert seen[3:] == [(1, 0, [0]), (1, 1, [0, 1]), (1, 2, [0, 1])]  # epoch 1 was begun, and came at the next batch
+    assert seen[3:] == [(1, 0, [0]), (1, 1, [0, 3]), (1, 2, [0, 3])]  # epoch 1 was begun, and came at the next batch
     assert [step for step, _ in logged(tmp_path)["ssc/modularity/model.0"]] == [0, 2, 5]
     assert gate.calls == ["model.0", "model.4", "model.9"] * 3
+
+
+def assert_no_thread_is_left() -> None:
+    end = time.monotonic() + 30
+    while any(thread.name.startswith("lightning_ssc") for thread in enumerate_threads()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def settle(watching: SSCMonitor) -> None:
     """Wait for the worker, as a long batch would."""
     end = time.monotonic() + 30
-    while watching._begun is not None and not watching._begun.done() and time.monotonic() < end:
+    while watching.recorder is not None and watching.recorder.busy and time.monotonic() < end:
         time.sleep(0.01)
 
 
 def test_a_slow_worker_holds_one_snapshot(tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next snapshot waits for the one before, and the end of fit for the last."""
     solved_when_begun: list[int] = []
-    original = SSCMonitor._begin
+    original = Recorder._begin
 
-    def begin(self: SSCMonitor, *args: Any, **kwargs: Any) -> Any:
+    def begin(self: Recorder, *args: Any, **kwargs: Any) -> Any:
         solved_when_begun.append(len(gate.calls))
         return original(self, *args, **kwargs)
 
@@ -161,13 +171,13 @@ def test_a_slow_worker_holds_one_snapshot(tmp_path: Path, gate: Gate, monkeypatc
         gate.shut(watching)
         Thread(target=lambda: (time.sleep(0.5), gate.open.set())).start()
 
-    monkeypatch.setattr(SSCMonitor, "_begin", begin)
+    monkeypatch.setattr(Recorder, "_begin", begin)
     watching = monitor()
     fit(tmp_path, At(0, solve_later, batch=2), watching, max_epochs=2)
     assert solved_when_begun == [0, 3, 6]
     assert len(gate.calls) == 9
     assert watching.store.epochs == [0, 1, 2]  # type: ignore[union-attr]
-    assert watching._worker is None
+    assert_no_thread_is_left()
 
 
 @pytest.mark.parametrize("on_error", ["raise", "warn"])
@@ -253,7 +263,7 @@ def test_control_c_waits_for_the_worker_and_a_second_one_does_not(
     assert "SSCMonitor finishes the snapshot of epoch 1; Ctrl-C leaves it out." in caplog.text
     assert ("It is left out." in caplog.text) == again
     assert watching.store.epochs == ([0] if again else [0, 1])  # type: ignore[union-attr]
-    assert watching._worker is None
+    assert_no_thread_is_left()
 
 
 def test_control_c_while_the_next_snapshot_waits_loses_nothing(
@@ -303,7 +313,7 @@ def test_the_end_of_fit_shows_what_it_waits_for(
         def on_train_epoch_end(self, trainer: pl.Trainer, *args: Any) -> None:
             gate.shut(watching)
 
-    original, shown = monitor_module.progress, []
+    original, shown = lightning_module._progress_bar, []
 
     @contextmanager
     def impatient(*args: Any) -> Iterator[Callable[[int], None]]:
@@ -319,7 +329,7 @@ def test_the_end_of_fit_shows_what_it_waits_for(
             yield shows
 
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars only where it believes in a terminal
-    monkeypatch.setattr(monitor_module, "progress", impatient)
+    monkeypatch.setattr(lightning_module, "_progress_bar", impatient)
     watching = monitor(schedule=[0])
     fit(tmp_path, Ends(), watching, bar(), max_epochs=1, enable_progress_bar=True)
     assert gate.calls == ["model.0", "model.4", "model.9"] * 2
@@ -350,26 +360,26 @@ def test_what_another_rank_has_failed_in_is_not_solved(
 ) -> None:
     begun: list[Any] = []
     told: list[str] = []
-    begin, agree = SSCMonitor._begin, monitor_module.agree
+    begin, together = Recorder._begin, Ranks.raise_together
 
-    def begin_and_hold(self: SSCMonitor, *args: Any) -> Any:
+    def begin_and_hold(self: Recorder, *args: Any, **kwargs: Any) -> Any:
         if begun:
             gate.open.set()
         else:
             gate.open.clear()
-        begun.append(begin(self, *args))
+        begun.append(begin(self, *args, **kwargs))
         return begun[-1]
 
-    def fails_once(value: Any, error: Exception | None) -> Any:
+    def fails_once(self: Ranks, error: Exception | None) -> None:
         if begun and not told:
             while not any(graph.running() for graph in begun[0].share.graphs.values()):
                 time.sleep(0.001)
-            told.append("SSCMonitor failed on rank 1")
+            told.append("SSC failed on rank 1")
             raise RuntimeError(*told)
-        return agree(value, error)
+        together(self, error)
 
-    monkeypatch.setattr(SSCMonitor, "_begin", begin_and_hold)
-    monkeypatch.setattr(monitor_module, "agree", fails_once)
+    monkeypatch.setattr(Recorder, "_begin", begin_and_hold)
+    monkeypatch.setattr(Ranks, "raise_together", fails_once)
     watching = monitor(on_error="warn")
     fit(tmp_path, watching, max_epochs=1)
     assert told[0] in caplog.text
@@ -435,20 +445,20 @@ def test_the_last_checkpoint_has_nothing_pending(tmp_path: Path) -> None:
 
     class Looks(ModelCheckpoint):
         def on_train_epoch_end(self, *args: Any) -> None:
-            stored.append(list(watching._steps))
+            stored.append(watching.recorder.steps)
 
     watching = monitor()
     fit(tmp_path, watching, Looks(tmp_path), max_epochs=2)
-    assert stored[-1] == [0, 1, 2]
+    assert stored[-1] == [0, 3, 6]
 
 
 def test_a_stop_that_waits_for_min_epochs_is_not_the_end(tmp_path: Path) -> None:
     last: list[bool] = []
 
     class Stops(pl.Callback):
-        def on_train_epoch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
             trainer.should_stop = True
-            last.append(is_last_epoch(trainer, trainer.current_epoch + 1))
+            last.append(Training(trainer, module).stops_after(trainer.current_epoch + 1))
 
     fit(tmp_path, Stops(), min_epochs=3, max_epochs=5)
     assert last == [False, False, True]
@@ -462,7 +472,7 @@ def test_resuming_with_work_pending(tmp_path: Path, gate: Gate, caplog: pytest.L
         pass
 
     def die() -> None:
-        monitors[0]._begun = None  # what the worker does from here on does not reach the disk
+        monitors[0].recorder._begun = None  # type: ignore[union-attr]  # what the worker does from here on does not reach the disk
         raise Dies
 
     monitors = [monitor(store=tmp_path / "ssc")]
@@ -470,14 +480,14 @@ def test_resuming_with_work_pending(tmp_path: Path, gate: Gate, caplog: pytest.L
         fit(tmp_path, At(0, lambda: gate.shut(monitors[0]), batch=2), At(1, die), *monitors, kept, max_epochs=3)
     gate.open.set()
     state = torch.load(tmp_path / "kept" / "epoch=0.ckpt", weights_only=True)["callbacks"][monitors[0].state_key]
-    assert (state["epochs"], state["pending"]) == ([0, 1], 1)
+    assert (state["steps"], state["pending"]) == ([0, 3], 3)
     assert monitors[0].store.epochs == [0]  # type: ignore[union-attr]
     resumed = monitor(store=tmp_path / "ssc")
     again = ModelCheckpoint(tmp_path / "kept")
     fit(tmp_path, resumed, again, max_epochs=3, resume=tmp_path / "kept" / "epoch=0.ckpt")
-    assert "The snapshot of epoch 1 was still being solved when the run ended. It is taken again" in caplog.text
+    assert "The snapshot of step 3 was still being solved when the run ended. It is taken again" in caplog.text
     assert "are gone" not in caplog.text
-    assert resumed._steps == {0: 0, 1: 2, 2: 5, 3: 8}
+    assert resumed.store.steps == [0, 3, 6, 9]  # type: ignore[union-attr]
     straight = monitor(store=tmp_path / "straight")
     fit(tmp_path, straight, max_epochs=1)
     one, other = (of.store.load_layer(1, "model.4").coef.to_dense() for of in (resumed, straight))  # type: ignore[union-attr]
@@ -522,7 +532,7 @@ def test_grams_wait_within_a_limit() -> None:
         order.append(of.gain)
         return of.gain
 
-    worker, futures = Beside(limit=2 * size + 1), []
+    worker, futures = Background(limit=2 * size + 1), []
 
     def bring() -> None:
         futures.extend(worker.submit(solve, gram(number)) for number in range(4))
@@ -541,13 +551,13 @@ def test_grams_wait_within_a_limit() -> None:
 
 
 def test_a_gram_larger_than_the_limit_is_taken_alone() -> None:
-    worker = Beside(limit=1)
+    worker = Background(limit=1)
     assert [worker.submit(lambda of: of.gain, gram(k)).result(30) for k in (1, 2)] == [1, 2]
     worker.close()
 
 
 def test_room_is_given_back_where_a_gram_cannot_be_handed_over() -> None:
-    worker = Beside(limit=100)
+    worker = Background(limit=100)
     worker.close()
     with pytest.raises(RuntimeError, match="after shutdown"):
         worker.submit(lambda of: None, gram())  # type: ignore[arg-type, return-value]
@@ -561,7 +571,7 @@ def test_closing_gives_up_what_has_not_begun() -> None:
         begun.set()
         assert opened.wait(30)
 
-    worker = Beside(limit=10**9)
+    worker = Background(limit=10**9)
     first, second = worker.submit(solve, gram()), worker.submit(solve, gram())
     assert begun.wait(30)
     worker.close()
@@ -573,18 +583,18 @@ def test_closing_gives_up_what_has_not_begun() -> None:
 def test_the_budget_is_that_of_the_foreground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or passes would be planned otherwise, and Grams rounded otherwise; those that wait may take as much again."""
     budgets, limits = [], []
-    original, worker = pipeline.capture, Beside.__init__
+    original, worker = pipeline.capture, Background.__init__
 
     def capture(*args: Any, **kwargs: Any) -> Any:
         budgets.append(args[0].memory)
         return original(*args, **kwargs)
 
-    def init(self: Beside, limit: int) -> None:
+    def init(self: Background, limit: int) -> None:
         limits.append(limit)
         worker(self, limit)
 
     monkeypatch.setattr(pipeline, "capture", capture)
-    monkeypatch.setattr(Beside, "__init__", init)
+    monkeypatch.setattr(Background, "__init__", init)
     for background in (False, True):
         fit(tmp_path, monitor(memory=40_000, background=background, schedule=[1]), max_epochs=1)
     assert budgets == [40_000, 40_000]
@@ -593,16 +603,18 @@ def test_the_budget_is_that_of_the_foreground(tmp_path: Path, monkeypatch: pytes
 
 def test_ranks_share_the_memory_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     free = {"cpu": 8000, "cuda": 500}
-    monkeypatch.setattr(monitor_module, "free_memory", lambda device: free[device.type])
-    run: Any = SimpleNamespace(num_devices=4, strategy=SimpleNamespace(root_device=torch.device("cuda", 3)))
-    assert monitor_module._free_memory(run, torch.device("cuda", 3)) == 500
-    assert monitor_module._free_memory(run, torch.device("cpu")) == 2000
-    assert monitor()._solver(run)._limit == 500  # type: ignore[attr-defined]  # Grams wait on the host, not on the GPU
+    monkeypatch.setattr(runner_module, "free_memory", lambda device: free[device.type])
+    strategy, plugin = SimpleNamespace(root_device=torch.device("cuda", 3)), SimpleNamespace(forward_context=None)
+    run = SimpleNamespace(num_devices=4, strategy=strategy, precision_plugin=plugin)
+    on_a_gpu = Training(run, Classifier()).runner(None, 256, None)  # type: ignore[arg-type]
+    assert (on_a_gpu.budget(), on_a_gpu.budget_of_waiting()) == (250, 500)  # Grams wait on the host, not on the GPU
+    strategy.root_device = torch.device("cpu")
+    assert Training(run, Classifier()).runner(None, 256, None).budget() == 1000  # type: ignore[arg-type]
 
 
 def test_results_are_logged_from_the_main_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: dict[str, set[Any]] = {"log": set(), "solve": set()}
-    original = pipeline.graph_of
+    original = pipeline.solve_layer
 
     class Logs(TensorBoardLogger):
         def log_metrics(self, metrics: Any, step: Any = None) -> None:
@@ -613,7 +625,7 @@ def test_results_are_logged_from_the_main_thread(tmp_path: Path, monkeypatch: py
         threads["solve"].add(current_thread())
         return original(*args)
 
-    monkeypatch.setattr(pipeline, "graph_of", solve)
+    monkeypatch.setattr(pipeline, "solve_layer", solve)
     fit(tmp_path, monitor(), max_epochs=1, logger=Logs(tmp_path))
     assert threads["log"] == {main_thread()}
     assert len(threads["solve"]) == 1
@@ -628,7 +640,7 @@ def test_on_a_gpu_grams_wait_on_the_host_and_are_solved_in_a_stream_of_their_own
         return of.centred.sum().cpu()
 
     x: Tensor = torch.ones(4000, 4000, device="cuda")
-    worker = Beside(limit=10**9)
+    worker = Background(limit=10**9)
     product = x @ x / 4000  # still being computed when it is handed over
     future: Any = worker.submit(solve, CentredGram(product, product[0].double(), 0.0))
     assert float(future.result(60)) == pytest.approx(16e6)

@@ -49,20 +49,20 @@ def test_a_failure_on_one_rank_is_heard_on_all(tmp_path: Path, background: bool)
     assert processes.distributed(processes.fail_on_one_rank, 2, tmp_path, background) == [0, 0]
     for rank in (0, 1):
         text = (tmp_path / f"error-{rank}").read_text()
-        assert "SSCMonitor failed on rank 1: ValueError: Layer 'model.4' puts out NaN" in text
+        assert "SSC failed on rank 1: ValueError: Layer 'model.4' puts out NaN" in text
 
 
 def test_ranks_collect_together_at_the_end_of_an_epoch(tmp_path: Path) -> None:
     assert processes.distributed(processes.collect_between_snapshots, 2, tmp_path) == [0, 0]
     for rank in (0, 1):
-        assert torch.load(tmp_path / f"stored-{rank}.pt") == [[0], [0], [0, 3]]
+        assert torch.load(tmp_path / f"stored-{rank}.pt") == [[0], [0], [0, 6]]
 
 
 def test_a_failure_in_the_worker_of_one_rank_is_heard_on_all(tmp_path: Path) -> None:
     assert processes.distributed(processes.fail_in_the_worker_of_one_rank, 2, tmp_path) == [0, 0]
     for rank in (0, 1):
         text = (tmp_path / f"error-{rank}").read_text()
-        assert text.startswith("SSCMonitor failed on rank 1: ValueError: Layer 'model.")
+        assert text.startswith("SSC failed on rank 1: ValueError: Layer 'model.")
         assert text.endswith("no solution")
 
 
