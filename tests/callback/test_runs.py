@@ -147,7 +147,6 @@ def test_a_damaged_snapshot_is_named_and_the_others_are_compared(
 
     written: list[Any] = []
     watching = monitor(on_error=on_error, store=tmp_path / "ssc")
-    original = writers.log_history
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writers, "log_history", lambda loggers, table, root: written.append(table))
         try:
@@ -157,7 +156,6 @@ def test_a_damaged_snapshot_is_named_and_the_others_are_compared(
         except Exception as error:
             assert on_error == "raise"
             assert "step_000000003.npz is not a readable snapshot" in str(error)  # noqa: PT017
-    assert original is writers.log_history
     assert written[0].epochs.tolist() == [0, 2, 3]
 
 
@@ -237,7 +235,8 @@ def test_mlflow_on_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     fit(tmp_path, monitor(heatmap=True), max_epochs=1, logger=logger)
     client = mlflow.MlflowClient(f"file:{tmp_path / 'runs'}")
     history = client.get_metric_history(logger.run_id, "ssc/cka_to_final/model.0")
-    assert [(point.step, round(point.value, 6) <= 1) for point in history] == [(0, True), (2, True)]
+    assert [point.step for point in history] == [0, 2]
+    assert 0 < history[0].value < 0.9999 < history[1].value <= 1 + 1e-6  # the last is the final one
     assert list((tmp_path / "runs").rglob("*ssc*pairwise_cka*"))
 
 

@@ -51,8 +51,9 @@ def test_a_large_offset_costs_no_precision() -> None:
     _, gram = next(capture(Runner(net), trace(Runner(net), select_layers(net, "0"), x), x))
     centred = x.double() - x.double().mean(0)
     torch.testing.assert_close(gram.centred.double(), centred @ centred.T, rtol=1e-4, atol=1e-3)
-    naive = x - x.mean(0, keepdim=True)
-    assert naive.dtype == torch.float32
+    uncentred = x @ x.T
+    late = uncentred - uncentred.mean(0) - uncentred.mean(1, keepdim=True) + uncentred.mean()
+    assert not torch.allclose(late.double(), centred @ centred.T, rtol=1e-4, atol=1e-3)  # the offset is large enough
     torch.testing.assert_close(gram.raw_().double(), reference(x), rtol=1e-6, atol=0)
 
 
@@ -292,10 +293,8 @@ def test_plans() -> None:
 def test_the_plan_is_told(x: Tensor, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "lightning_ssc"):
         grams(convnet(), "conv", x, memory=2 * 300 * 300 * 4 + 300 * 4 * 300)
-    assert (
-        "2 layers of 300 samples: 0.5 MB of activations in 2 passes, because memory=1.1 MB leaves 0.4 MB beside two "
-        "Gram matrices; layers too large for one pass: '0'"
-    ) in caplog.text
+    assert "2 passes" in caplog.text
+    assert "memory=1.1 MB" in caplog.text
 
 
 @pytest.mark.parametrize("sizes", [{"memory": 3.5e9}, {"memory": 0}, {"chunk": 0}, {"chunk": 1.5}])
