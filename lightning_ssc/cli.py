@@ -8,7 +8,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from lightning_ssc.snapshots import SnapshotError  # late, so that --help is answered at once
 
     try:
-        options.run_command(options)
+        with _one_thread() if options.run_command is not _analyze else nullcontext():
+            options.run_command(options)
     except _UsageError as error:
         print(f"lightning-ssc {options.command}: error: {error}", file=sys.stderr)
         return USAGE
@@ -63,6 +65,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return OK
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run PyTorch in one thread: readers have many small products, over which more threads would only spin."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _UsageError(Exception):

@@ -128,9 +128,7 @@ def write_figures(summary: Summary, folder: Path, progress: Progress = iter) -> 
         moment = summary.dynamics.moments[t]
         title = f"SSC-CKA between layers, {moment}"
         blocks = summary.blocks[t].starts
-        figures[f"heatmap_{file_name(moment)}"] = plots.heatmap(
-            summary.heatmaps[t], layers, title=title, blocks=blocks
-        )
+        figures[f"heatmap_{file_name(moment)}"] = plots.heatmap(summary.heatmaps[t], layers, title=title, blocks=blocks)
     if not np.isnan(summary.similarity.linear).all():
         figures["heatmap_linear"] = plots.heatmap(
             summary.similarity.linear, layers, title="Linear CKA between layers", label="linear CKA (biased HSIC)"

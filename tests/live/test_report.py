@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -175,6 +176,19 @@ def test_without_plotly_the_error_says_what_to_install(tmp_path: Path, monkeypat
     monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
     with pytest.raises(ImportError, match=r"lightning-ssc\[report\]"):
         page(summarise(made_run(tmp_path)))
+
+
+def test_a_report_takes_no_more_threads_than_its_work_is_worth(tmp_path: Path) -> None:
+    made_run(tmp_path, n=300, epochs=range(4))
+    code = (
+        "import sys, time; from lightning_ssc.cli import main; from lightning_ssc.live import report; "
+        "wall, cpu = time.perf_counter(), time.process_time(); main(sys.argv[1:]); "
+        "print((time.process_time() - cpu) / (time.perf_counter() - wall))"
+    )
+    threads = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "OMP_WAIT_POLICY": "ACTIVE"}
+    words = [sys.executable, "-c", code, "report", str(tmp_path)]
+    done = subprocess.run(words, env=os.environ | threads, check=True, capture_output=True, text=True)
+    assert float(done.stdout.split()[-1]) <= 1.3  # processors kept busy
 
 
 def test_plotly_is_imported_late() -> None:
