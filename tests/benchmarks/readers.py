@@ -10,6 +10,7 @@ compare where other processes run. The older ``report`` writes its figures, too,
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import resource
 import subprocess
@@ -32,8 +33,10 @@ def make(folder: Path, snapshots: int, layers: int, inputs: int, neighbours: int
     import numpy as np
     import torch
 
-    import lightning_ssc.snapshots as kept
-    from lightning_ssc.functional import affinity, pairwise_cka
+    try:
+        import lightning_ssc.snapshots as kept
+    except ModuleNotFoundError:
+        kept = importlib.import_module("lightning_ssc.store")  # as it was called
     from lightning_ssc.functional.gram_sketch import gram_sketch
 
     torch.set_num_threads(1)
@@ -71,8 +74,7 @@ def make(folder: Path, snapshots: int, layers: int, inputs: int, neighbours: int
             previous = None if before is None else before.step
             before = kept.Snapshot(kept.Moment(100 * t, t), taken, pairs=pairs, previous=previous, **common)
         else:
-            pairs = pairwise_cka([affinity(layer.coef) for layer in taken.values()])
-            before = kept.Snapshot(t, 100 * t, taken, pairwise_cka=pairs, **common)
+            before = kept.Snapshot(t, 100 * t, taken, **common)
         store.save(before)
     pictures = rng.integers(0, 255, (inputs, 32, 32, 3), dtype=np.uint8)
     store.save_card(kept.ProbeCard("made", pictures, tuple(f"class {c}" for c in range(10))))

@@ -89,7 +89,7 @@ const charts = data.families.map((family) => {
     xaxis: { title: { text: "finished epochs (0: untrained)" }, zeroline: false,
       ...(data.epochs[data.epochs.length - 1] < 12 ? { dtick: 1 } : {}) },
     yaxis: { title: { text: family.axis }, zeroline: false,
-      ...(family.log ? { type: "log", exponentformat: "power" } : { rangemode: family.from_zero ? "tozero" : "normal" }) },
+      ...(family.log ? { type: "log", exponentformat: "power", automargin: true } : { rangemode: family.from_zero ? "tozero" : "normal" }) },
     shapes: data.drops.map(([x0, x1]) => ({ type: "rect", x0, x1, y0: 0, y1: 1, yref: "paper", layer: "below", fillcolor: "#eceff1", line: { width: 0 } })),
   }), config);
   return { plot, redraw, draw };
