@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -43,7 +44,7 @@ class GramSketch:
 
     @cached_property
     def _norm(self) -> float:
-        return self._inner(self) ** 0.5
+        return math.sqrt(self._inner(self))
 
     def _inner(self, other: GramSketch) -> float:
         """The inner product of the Grams, every kept pair standing for as many as were left out."""
