@@ -8,7 +8,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 _DESCRIPTION = """\
 Read what SSCMonitor stored of a run: how the layers of a network formed, settled and relate.
 
-  lightning-ssc report runs/version_0                 one HTML page, and figures as PNG and SVG
+  lightning-ssc report runs/version_0                 one HTML page; --figures for figures, too
   lightning-ssc export runs/version_0 --csv tables    every table as a CSV file
   lightning-ssc compare runs/resnet runs/vgg          two networks on the same probe
   lightning-ssc analyze --model net:Net --checkpoints runs/version_0/checkpoints \\
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from lightning_ssc.snapshots import SnapshotError  # late, so that --help is answered at once
 
     try:
-        options.run_command(options)
+        with _one_thread() if options.run_command is not _analyze else nullcontext():
+            options.run_command(options)
     except _UsageError as error:
         print(f"lightning-ssc {options.command}: error: {error}", file=sys.stderr)
         return USAGE
@@ -65,6 +67,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return OK
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run PyTorch in one thread: readers have many small products, over which more threads would only spin."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class _UsageError(Exception):
     """A mistake in the command line that argparse cannot see."""
 
@@ -73,8 +88,10 @@ def _report(options: argparse.Namespace) -> None:
     from lightning_ssc.live.report import read_run, write_report
 
     summary = read_run(options.run, options.layer, options.reference, _progress("reading"))
-    path = write_report(summary, options.out, _progress("drawing"))
-    print(f"Page:    {path}\nFigures: {path.parent / 'figures'}")
+    path = write_report(summary, options.out, figures=options.figures, progress=_progress("drawing"))
+    print(f"Page:    {path}")
+    if options.figures:
+        print(f"Figures: {path.parent / 'figures'}")
     if summary.inputs is not None:
         print(f"Table 1: {path.parent / 'table1.csv'}")
         for name, value in summary.inputs.table1().items():
@@ -208,8 +225,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "report",
         _report,
-        "write one HTML page of a run, and its figures",
-        "Write one self-contained HTML page of a run, index.html, and its figures as PNG and SVG.\n\n"
+        "write one HTML page of a run",
+        "Write one self-contained HTML page of a run, index.html, and with --figures its figures as PNG and SVG.\n\n"
         "The page opens from disk without a network: curves by layer, heatmaps by epoch, spectral embeddings, the\n"
         "confidently wrong inputs with their neighbours, and the settings of the run.\n\n"
         "  lightning-ssc report runs/version_0 --out report",
@@ -218,6 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "-o", "--out", metavar="DIR", help="where to write (default: 'report' inside the snapshots' folder)"
     )
+    sub.add_argument("--figures", action="store_true", help="write the figures, too, as PNG and SVG")
     _add_layer(sub)
     _add_reference(sub)
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_ssc.functional import modularity, pairwise_cka
-from lightning_ssc.functional.gram_sketch import GramSketch, pairwise_sketch_cka, sketch_cka
+from lightning_ssc.functional.gram_sketch import GramSketch, pairwise_sketch_cka
 from lightning_ssc.functional.graph_cka import graph_cka
 
 Over = Literal["layer", "previous", "reference", "final", "pair"]
@@ -69,7 +69,7 @@ def _neighbours(coef: Tensor) -> float:
 
 
 def _linear_cka(one: GramSketch, other: GramSketch) -> float:
-    return sketch_cka(one, other)[0]
+    return one.cka(other)
 
 
 def _pairwise_linear_cka(sketches: Sequence[GramSketch]) -> Tensor:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_ssc.measures import CURVES, measure
+from lightning_ssc.measures import CURVES, Measure, measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,8 +152,17 @@ def dynamics_figures(table: Dynamics) -> dict[str, Figure]:
     Returns:
         Figures by the name of the measure, see :data:`lightning_ssc.measures.CURVES`.
     """
-    present = [record.name for record in CURVES if not np.isnan(table.curves[record.name]).all()]
-    return {name: dynamics_curves(table, name) for name in present}
+    return {record.name: dynamics_curves(table, record.name) for record in present(table)}
+
+
+def present(table: Dynamics) -> list[Measure]:
+    """The measures that a run has values of."""
+    return [record for record in CURVES if not np.isnan(table.curves[record.name]).all()]
+
+
+def is_logarithmic(record: Measure, values: ArrayLike) -> bool:
+    """Whether values are drawn on a logarithmic axis, which has no place for a measure that is zero throughout."""
+    return record.log and bool((np.asarray(values) > 0).any())
 
 
 def dynamics_curves(table: Dynamics, name: str, *, ax: Axes | None = None) -> Figure:
@@ -169,8 +178,9 @@ def dynamics_curves(table: Dynamics, name: str, *, ax: Axes | None = None) -> Fi
     """
     record = measure(name)
     axes = _axes(ax, (8.0, 4.2))
-    style: dict[str, Any] = {"title": record.title, "ylabel": record.axis, "ylim": record.range, "log": record.log}
-    figure = curves(table.curves[name], table.epochs, table.layers, ax=axes, **style)
+    values = table.curves[name]
+    style: dict[str, Any] = {"title": record.title, "ylabel": record.axis, "ylim": record.range}
+    figure = curves(values, table.epochs, table.layers, log=is_logarithmic(record, values), ax=axes, **style)
     for before, after in table.drops():
         axes.axvspan(before, after, color="0.92", lw=0, zorder=0)
     return figure
@@ -526,9 +536,11 @@ def save(figures: Mapping[str, Figure], folder: Path, progress: Progress = iter)
     """Write figures under their names as PNG and SVG; returns the files."""
     paths = []
     for name, figure in progress(list(figures.items())):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # what was laid out stays, in place of a new layout before each file
         for kind in ("png", "svg"):
             path = folder / f"{name}.{kind}"
-            figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else None)
+            figure.savefig(path, dpi=150, metadata={"Date": None} if kind == "svg" else None)
             paths.append(path)
     return paths
 

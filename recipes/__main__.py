@@ -16,6 +16,7 @@ from rich.table import Table
 
 from lightning_ssc import SnapshotStore, SSCMonitor
 from lightning_ssc.analysis.dynamics import Dynamics, dynamics
+from lightning_ssc.live.report import file_name
 from lightning_ssc.plots import dynamics_figures, evenly, heatmap, short_names
 from recipes.data import ImageData
 from recipes.module import Classifier
@@ -81,7 +82,7 @@ def write_figures(store: SnapshotStore, table: Dynamics, folder: Path, heatmaps:
         moment = table.moments[place]
         matrix = store.pairs(moment.step)["pairwise_cka"]
         figure = heatmap(matrix, table.layers, title=f"SSC-CKA between layers, {moment}")
-        figure.savefig(folder / f"heatmap_{str(moment).replace(' ', '_')}.png", dpi=150, bbox_inches="tight")
+        figure.savefig(folder / f"heatmap_{file_name(moment)}.png", dpi=150, bbox_inches="tight")
 
 
 def main(args: list[str] | None = None, run: bool = True) -> RecipeCLI:

@@ -20,7 +20,7 @@ def layer_graph(coef: ArrayLike, features: int = 50, linear: bool = False) -> La
     """A layer with these self-expression coefficients, (N, N)."""
     dense = torch.as_tensor(np.asarray(coef), dtype=torch.float32)
     factor = gram_sketch(dense @ dense.T) if linear else None
-    return LayerGraph(dense.to_sparse_csr(), torch.zeros(len(dense)), True, features, factor)
+    return LayerGraph(dense.to_sparse_csr(), torch.full((len(dense),), 1e-6), True, features, factor)
 
 
 def taken(

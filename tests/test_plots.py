@@ -10,6 +10,8 @@ from matplotlib.patches import Rectangle
 
 from lightning_ssc import plots
 from lightning_ssc.analysis import Dynamics, inputs, neighbours
+from lightning_ssc.measures import CURVES
+from lightning_ssc.snapshots import Moment
 from tests.runs import HOSTILE, random_coef, taken
 
 LABELS = [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
@@ -23,9 +25,11 @@ def axes() -> Axes:
 
 def curves_of(layers: list[str]) -> Dynamics:
     curve = np.linspace(0, 1, 4 * len(layers)).reshape(4, len(layers))
-    nan = np.full_like(curve, np.nan)
+    unknown = np.full_like(curve, np.nan)
+    present = dict.fromkeys(("modularity", "cka_to_final", "linear_cka_to_final"), curve)
     rate = np.array([np.nan, 0.1, 0.1, 0.02])
-    return Dynamics(layers, np.array([0, 1, 5, 9]), np.arange(4), rate, curve, curve, nan, curve, nan)
+    moments = [Moment(step, epoch) for step, epoch in enumerate((0, 1, 5, 9))]
+    return Dynamics(layers, moments, rate, {record.name: unknown for record in CURVES} | present)
 
 
 def drawn(figure: Figure) -> np.ndarray:
@@ -76,7 +80,7 @@ def test_figure_one_on_axes_of_ones_own() -> None:
     panels = Figure().subplots(1, 3)
     for panel, family in zip(panels, ("modularity", "cka_to_final", "linear_cka_to_final"), strict=True):
         plots.dynamics_curves(curves_of(["a", "b"]), family, ax=panel)
-    assert [panel.get_title() for panel in panels] == [plots.FAMILIES[f].title for f in list(plots.FAMILIES)[:3]]
+    assert [panel.get_title() for panel in panels] == [record.title for record in CURVES[:3]]
 
 
 def test_an_embedding_has_a_colour_and_a_shape_for_every_class(axes: Axes) -> None:

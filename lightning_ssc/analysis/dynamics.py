@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from lightning_ssc import measures
 from lightning_ssc.analysis._csv import write_csv
-from lightning_ssc.functional.gram_sketch import sketch_cka
 from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import LayerGraph, Moment, Snapshot, SnapshotError, Store
 
@@ -135,7 +134,7 @@ def linear_cka(one: LayerGraph, other: LayerGraph) -> float:
     """Linear CKA of the same two layers; NaN where it was not kept."""
     if one.linear is None or other.linear is None:
         return float("nan")
-    return sketch_cka(one.linear, other.linear)[0]
+    return one.linear.cka(other.linear)
 
 
 def dynamics(

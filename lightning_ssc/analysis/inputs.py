@@ -216,6 +216,7 @@ def embeddings(
     layers: Sequence[str] | None = None,
     *,
     normalized: bool = False,
+    tol: float = 1e-8,
     progress: Progress = iter,
 ) -> dict[str, Table]:
     """Every layer's inputs in the plane of two eigenvectors of its graph (figure 8 of the paper).
@@ -225,6 +226,7 @@ def embeddings(
         layers: Which layers; all by default.
         normalized: Eigenvectors of the normalised Laplacian in place of the affinity matrix's, see
             :func:`lightning_ssc.functional.spectral_embedding`.
+        tol: Relative residual of the eigenvectors; a picture needs no more than 1e-3.
         progress: Wrapped around the layers, such as ``tqdm.tqdm``.
 
     Returns:
@@ -237,16 +239,16 @@ def embeddings(
         (20, 2)
     """
     return {
-        name: _embedding(snapshot.layers[name].affinity, normalized)
+        name: _embedding(snapshot.layers[name].affinity, normalized, tol)
         for name in progress(list(snapshot.layers) if layers is None else layers)
     }
 
 
-def _embedding(affinity: torch.Tensor, normalized: bool) -> Table:
+def _embedding(affinity: torch.Tensor, normalized: bool, tol: float) -> Table:
     connected = int((affinity.crow_indices().diff() > 0).sum())
     if connected < 2 + normalized:
         return np.full((affinity.shape[0], 2), np.nan)
-    return spectral_embedding(affinity, normalized=normalized).numpy()
+    return spectral_embedding(affinity, normalized=normalized, tol=tol).numpy()
 
 
 def _class_count(snapshot: Snapshot) -> int:

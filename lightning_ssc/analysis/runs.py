@@ -40,7 +40,7 @@ def find_store(run: str | Path) -> SnapshotStore:
             below.clear()  # what lies inside belongs to this run
     if not found:
         raise SnapshotError(
-            f"There are no snapshots (epoch_*.npz) in {root} or below it. SSCMonitor writes them to <log_dir>/ssc; "
+            f"There are no snapshots (step_*.npz) in {root} or below it. SSCMonitor writes them to <log_dir>/ssc; "
             f"'lightning-ssc analyze' takes them from checkpoints."
         )
     if len(found) > 1:

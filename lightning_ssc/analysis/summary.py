@@ -18,6 +18,7 @@ from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import Snapshot, SnapshotHeader, SnapshotStore
 
 NEIGHBOURS = 8  # as many as figure 9 of the paper shows
+_PICTURE = 1e-4  # residual of eigenvectors that are looked at, not computed with
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,8 @@ def summarise(
         inputs=table,
         nearest=neighbours(graph, NEIGHBOURS)[0],
         layer=layer,
-        embedding=embeddings(last, progress=progress),
-        embedding_normalized=embeddings(last, normalized=True, progress=progress),
+        embedding=embeddings(last, tol=_PICTURE, progress=progress),
+        embedding_normalized=embeddings(last, normalized=True, tol=_PICTURE, progress=progress),
         images=images if images is not None and len(images) == len(graph.gap) else None,
         class_names=card.class_names if card is not None and shown else (),
     )

@@ -23,7 +23,7 @@ from lightning_ssc.analysis.comparison import Comparison
 from lightning_ssc.analysis.dynamics import Table
 from lightning_ssc.analysis.runs import find_store
 from lightning_ssc.analysis.summary import Summary, summarise
-from lightning_ssc.measures import CURVES
+from lightning_ssc.measures import Measure
 from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import Moment
 from lightning_ssc.version import __version__
@@ -40,15 +40,17 @@ def report(
     *,
     layer: str | None = None,
     reference: str | Path | None = None,
+    figures: bool = False,
     progress: Progress = iter,
 ) -> Path:
-    """Write a run's page, ``index.html``, its figures as PNG and SVG, and table 1 of the paper as ``table1.csv``.
+    """Write a run's page, ``index.html``, and table 1 of the paper as ``table1.csv``.
 
     Args:
         run: A run's folder, see :func:`lightning_ssc.analysis.find_store`.
         out: Where to write; by default ``report`` inside the folder of snapshots.
         layer: The layer from which single inputs are read; by default the last one before the classifier.
         reference: The folder of a run with whose last snapshot layers of the same name are compared.
+        figures: Whether to write the figures, too, as PNG and SVG, which takes longer than all the rest.
         progress: Wrapped around what takes long, such as ``tqdm.tqdm``.
 
     Returns:
@@ -59,7 +61,7 @@ def report(
         ImportError: Plotly is not installed.
         OSError: The page cannot be written.
     """
-    return write_report(read_run(run, layer, reference, progress), out, progress)
+    return write_report(read_run(run, layer, reference, progress), out, figures=figures, progress=progress)
 
 
 def read_run(
@@ -75,7 +77,9 @@ def read_run(
     )
 
 
-def write_report(summary: Summary, out: str | Path | None = None, progress: Progress = iter) -> Path:
+def write_report(
+    summary: Summary, out: str | Path | None = None, *, figures: bool = False, progress: Progress = iter
+) -> Path:
     """Write what :func:`report` writes of a run that has been read; returns the page."""
     folder = summary.root / "report" if out is None else Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +87,8 @@ def write_report(summary: Summary, out: str | Path | None = None, progress: Prog
     path.write_text(page(summary), encoding="utf-8")
     if summary.inputs is not None:
         summary.inputs.table1_to_csv(folder / "table1.csv")
-    write_figures(summary, folder / "figures", progress)
+    if figures:
+        write_figures(summary, folder / "figures", progress)
     return path
 
 
@@ -123,9 +128,7 @@ def write_figures(summary: Summary, folder: Path, progress: Progress = iter) -> 
         moment = summary.dynamics.moments[t]
         title = f"SSC-CKA between layers, {moment}"
         blocks = summary.blocks[t].starts
-        figures[f"heatmap_{_file_name(moment)}"] = plots.heatmap(
-            summary.heatmaps[t], layers, title=title, blocks=blocks
-        )
+        figures[f"heatmap_{file_name(moment)}"] = plots.heatmap(summary.heatmaps[t], layers, title=title, blocks=blocks)
     if not np.isnan(summary.similarity.linear).all():
         figures["heatmap_linear"] = plots.heatmap(
             summary.similarity.linear, layers, title="Linear CKA between layers", label="linear CKA (biased HSIC)"
@@ -221,7 +224,7 @@ def _contents(summary: Summary) -> dict[str, Any]:
 
     curves, table = summary.dynamics, summary.inputs
     names = plots.short_names(curves.layers)
-    families = [record for record in CURVES if not np.isnan(curves.curves[record.name]).all()]
+    at_drops = _AT_DROPS if len(curves.drops()) else ""
     classes = 0 if table is None else table.shares.shape[1]
     return {
         "overview": _overview(summary),
@@ -232,15 +235,8 @@ def _contents(summary: Summary) -> dict[str, Any]:
         "epochs": curves.epochs.tolist(),
         "drops": curves.drops().tolist(),
         "families": [
-            {
-                "title": record.title,
-                "axis": record.axis,
-                "range": list(record.range),
-                "log": record.log,
-                "text": record.meaning + (_AT_DROPS if record.over == "final" and len(curves.drops()) else ""),
-                "values": pack(_drawn(curves.curves[record.name], record.log)),
-            }
-            for record in families
+            _family(record, curves.curves[record.name], record.meaning + (at_drops if record.over == "final" else ""))
+            for record in plots.present(curves)
         ],
         "heatmaps": pack(summary.heatmaps),
         "blocks": [{"starts": b.starts, "text": _block_text(b, names)} for b in summary.blocks],
@@ -267,15 +263,29 @@ def _contents(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _drawn(values: Table, log: bool) -> Table:
-    """Values, or their logarithms for an axis of them: 16 bits hold either as finely as eyes see."""
-    if not log:
-        return values
+def _family(record: Measure, values: Table, text: str) -> dict[str, Any]:
+    """A chart of one line a layer; of what spans decades the logarithms, which 16 bits hold as finely as eyes see."""
+    log = plots.is_logarithmic(record, values)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.log10(values)
+        packed = pack(np.log10(values) if log else values)
+    from_zero = record.range[0] == 0
+    return {
+        "title": record.title,
+        "axis": record.axis,
+        "from_zero": from_zero,
+        "log": log,
+        "text": text,
+        "values": packed,
+    }
 
 
-def _file_name(moment: Moment) -> str:
+def file_name(moment: Moment) -> str:
+    """What a moment is called in the names of files, so that they sort.
+
+    Example:
+        >>> file_name(Moment(391, 1)), file_name(Moment(500, 1.28))
+        ('epoch_001', 'step_000000500')
+    """
     return f"epoch_{moment.epoch:03d}" if moment.is_whole else f"step_{moment.step:09d}"
 
 

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from lightning_ssc.analysis import Dynamics, dynamics
-from lightning_ssc.snapshots import SnapshotError, SnapshotStore
+from lightning_ssc.snapshots import Moment, SnapshotError, SnapshotStore
 from tests.runs import made_run, random_coef, taken
 
 NAN = float("nan")
@@ -33,10 +33,9 @@ def modularity_by_definition(coef: np.ndarray, labels: list[int]) -> float:
 
 
 def table(curve: list[list[float]], epochs: list[int], rates: list[float] | None = None) -> Dynamics:
-    nan = np.full(np.shape(curve), np.nan)
-    rate = nan[:, 0] if rates is None else np.array(rates)
+    rate = np.full(len(epochs), np.nan) if rates is None else np.array(rates)
     layers = [f"layer{i}" for i in range(np.shape(curve)[1])]
-    return Dynamics(layers, np.array(epochs), np.array(epochs), rate, nan, np.array(curve), nan, nan, nan)
+    return Dynamics(layers, [Moment(epoch, epoch) for epoch in epochs], rate, {"cka_to_final": np.array(curve)})
 
 
 def test_every_curve_is_its_definition(tmp_path: Path) -> None:
@@ -117,8 +116,8 @@ def test_without_a_drop_there_is_no_jump(rates: list[float] | None) -> None:
 
 def test_different_probes_are_not_compared(tmp_path: Path) -> None:
     store = made_run(tmp_path, epochs=(0, 1))
-    store.save(taken({"net.fc": random_coef(30, 0)}, epoch=2, probe="another"))
-    with pytest.raises(SnapshotError, match="epochs 0 and 2"):
+    store.save(taken({"net.fc": random_coef(30, 0)}, epoch=2, step=20, probe="another"))
+    with pytest.raises(SnapshotError, match="epoch 0 and epoch 2"):
         dynamics(store)
     with pytest.raises(SnapshotError, match="reference"):
         dynamics(store, [0, 1], reference=store.load(2))

@@ -112,7 +112,7 @@ def test_a_run_is_found_from_the_folders_around_it(tmp_path: Path) -> None:
     made_run(tmp_path / "runs" / "version_0" / "ssc", epochs=(0,))
     for folder in ("runs", "runs/version_0", "runs/version_0/ssc"):
         assert find_store(tmp_path / folder).root == tmp_path / "runs" / "version_0" / "ssc"
-    made_run(tmp_path / "runs" / "version_0" / "ssc").set_aside([1])  # and what a resumed run has replaced
+    made_run(tmp_path / "runs" / "version_0" / "ssc").set_aside([10])  # and what a resumed run has replaced
     made_run(tmp_path / "runs" / "version_0" / "ssc" / "copy")
     assert find_store(tmp_path / "runs").epochs == [0, 2]
     made_run(tmp_path / "runs" / "version_1" / "ssc", epochs=(0,))

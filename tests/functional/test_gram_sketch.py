@@ -159,3 +159,12 @@ def test_bad_input():
         sketch_cka(five, gram_sketch(torch.eye(5), pairs=3))
     with pytest.raises(ValueError, match="at least one sketch"):
         pairwise_sketch_cka([five], [])
+
+
+def test_similarity_alone_is_that_with_its_error() -> None:
+    x = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    one, other, constant = (gram_sketch(f @ f.T, pairs=500) for f in (x, x[:, :3], torch.ones(60, 1)))
+    assert one.cka(other) == pytest.approx(sketch_cka(one, other)[0], rel=1e-9)
+    assert math.isnan(one.cka(constant))
+    with pytest.raises(ValueError, match="pairs"):
+        one.cka(gram_sketch(x @ x.T, pairs=400))

@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from matplotlib.image import imread
 
 from lightning_ssc.analysis import Dynamics, Similarity, find_blocks, find_store, inputs, neighbours, summarise
 from lightning_ssc.live.report import pack, page, report, run_names, sprite
-from lightning_ssc.snapshots import SnapshotError
+from lightning_ssc.measures import CURVES, measure
+from lightning_ssc.snapshots import Moment, SnapshotError
 from tests.browser import (
     hover_over_curve,
     hover_over_embedding,
@@ -90,13 +92,14 @@ def test_the_page_of_a_large_run_is_small_enough(tmp_path: Path) -> None:
     small = summarise(made_run(tmp_path, epochs=(0,)))
     graph = taken({"fc": random_coef(n, 0, density=0.02)}, labels=(np.arange(n) % 10).tolist())
     curve, rng = np.ones((epochs, 40)), np.random.default_rng(0)
+    moments = [Moment(epoch, epoch) for epoch in range(epochs)]
     points = {name: rng.normal(size=(n, 2)) for name in layers}
     columns = {f.name: np.repeat(getattr(small.layers, f.name), 40)[:40] for f in fields(small.layers)}
     summary = replace(
         small,
         size=n,
         layer=layers[-1],
-        dynamics=Dynamics(layers, np.arange(epochs), np.arange(epochs), curve[:, 0], *[curve] * 5),
+        dynamics=Dynamics(layers, moments, curve[:, 0], {record.name: curve for record in CURVES}),
         layers=replace(small.layers, **columns),
         heatmaps=np.ones((epochs, 40, 40)),
         blocks=[find_blocks(np.ones((40, 40)))] * epochs,
@@ -146,7 +149,7 @@ def test_what_a_run_lacks_is_left_out(tmp_path: Path, lacking: str) -> None:
 
 def test_a_report_is_a_page_and_figures(tmp_path: Path) -> None:
     made_run(tmp_path / "version_0" / "ssc", layers=("../../up", "a/b"))
-    path = report(tmp_path / "version_0")
+    path = report(tmp_path / "version_0", figures=True)
     assert path == tmp_path / "version_0" / "ssc" / "report" / "index.html"
     names = {p.name for p in (path.parent / "figures").iterdir()}
     assert {"modularity.png", "modularity.svg", "heatmap_epoch_002.png", "embeddings.svg"} <= names
@@ -163,9 +166,9 @@ def test_a_run_of_one_snapshot_and_one_layer(tmp_path: Path) -> None:
 
 def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
     store = made_run(tmp_path / "ssc")
-    whole = store.path(1).read_bytes()
-    store.path(1).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(SnapshotError, match=r"epoch_000001\.npz"):
+    whole = store.path(10).read_bytes()
+    store.path(10).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SnapshotError, match=r"step_000000010\.npz"):
         report(tmp_path)
 
 
@@ -173,6 +176,19 @@ def test_without_plotly_the_error_says_what_to_install(tmp_path: Path, monkeypat
     monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
     with pytest.raises(ImportError, match=r"lightning-ssc\[report\]"):
         page(summarise(made_run(tmp_path)))
+
+
+def test_a_report_takes_no_more_threads_than_its_work_is_worth(tmp_path: Path) -> None:
+    made_run(tmp_path, n=300, epochs=range(4))
+    code = (
+        "import sys, time; from lightning_ssc.cli import main; from lightning_ssc.live import report; "
+        "wall, cpu = time.perf_counter(), time.process_time(); main(sys.argv[1:]); "
+        "print((time.process_time() - cpu) / (time.perf_counter() - wall))"
+    )
+    threads = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "OMP_WAIT_POLICY": "ACTIVE"}
+    words = [sys.executable, "-c", code, "report", str(tmp_path)]
+    done = subprocess.run(words, env=os.environ | threads, check=True, capture_output=True, text=True)
+    assert float(done.stdout.split()[-1]) <= 1.3  # processors kept busy
 
 
 def test_plotly_is_imported_late() -> None:
@@ -183,15 +199,24 @@ def test_plotly_is_imported_late() -> None:
 def test_texts_claim_what_the_run_has(tmp_path: Path) -> None:
     summary = summarise(made_run(tmp_path / "ssc"), reference=made_run(tmp_path / "other", seed=9).load(2))
     texts = {family["title"]: family["text"] for family in contents(page(summary))["families"]}
-    assert "classes" in texts["Modularity of the affinity graphs"]
     assert "drops" in texts["SSC-CKA to the final state"]
-    assert "reference run" in texts["SSC-CKA to the reference"]
-    steady = replace(summary.dynamics, learning_rate=np.full(3, 0.1))
-    settings = {**summary.header.settings, "labels": "communities"}
-    other = replace(summary, dynamics=steady, header=summary.header._replace(settings=settings))
-    texts = {family["title"]: family["text"] for family in contents(page(other))["families"]}
-    assert "communities" in texts["Modularity of the affinity graphs"]
+    assert measure("cka_to_reference").meaning in texts["SSC-CKA to the reference"]
+    steady = replace(summary, dynamics=replace(summary.dynamics, learning_rate=np.full(3, 0.1)))
+    texts = {family["title"]: family["text"] for family in contents(page(steady))["families"]}
     assert "drops" not in texts["SSC-CKA to the final state"]
+
+
+def test_what_spans_decades_is_packed_as_logarithms(tmp_path: Path) -> None:
+    summary = summarise(made_run(tmp_path / "ssc"))
+    gaps = np.array([[1e-9, 1e-5, 0.5]] * 3)
+    packed = {}
+    for values in (gaps, 0 * gaps):
+        table = replace(summary.dynamics, curves={**summary.dynamics.curves, "gap": values})
+        families = contents(page(replace(summary, dynamics=table)))["families"]
+        packed[bool(values.any())] = next(f for f in families if f["title"] == measure("gap").title)
+    assert 10 ** unpack(packed[True]["values"]) == pytest.approx(gaps, rel=1e-3)
+    assert (packed[True]["log"], packed[False]["log"]) == (True, False)
+    assert unpack(packed[False]["values"]).tolist() == (0 * gaps).tolist()
 
 
 def test_run_names_tell_runs_apart(tmp_path: Path) -> None:
@@ -217,7 +242,7 @@ def test_the_page_works_from_disk(browser: Any, tmp_path: Path) -> None:
     open_page(browser, path)
 
     # Curves: a line a layer, and fewer of them after a switch by keyboard.
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#curves .plot")) == 4
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#curves .plot")) == 7
     assert lines(browser) == 3
     browser.find_element(By.CSS_SELECTOR, "#switches input").send_keys(Keys.SPACE)
     WebDriverWait(browser, 5).until(lambda _: lines(browser) == 2)

@@ -11,6 +11,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_ssc.analysis import Dynamics
+from lightning_ssc.snapshots import Moment
 from recipes import claims
 from tests.runs import made_run
 
@@ -18,10 +19,11 @@ from tests.runs import made_run
 def table(cka, rate, modularity=None):
     cka = np.asarray(cka, dtype=float)
     nan = np.full_like(cka, np.nan)
-    epochs = np.arange(len(cka))
+    moments = [Moment(epoch, epoch) for epoch in range(len(cka))]
     layers = [f"layer{i}" for i in range(cka.shape[1])]
     modularity = nan if modularity is None else np.asarray(modularity, dtype=float)
-    return Dynamics(layers, epochs, epochs, np.asarray(rate, dtype=float), modularity, cka, nan, nan, nan)
+    curves = {"modularity": modularity, "cka_to_final": cka, "linear_cka_to_final": nan}
+    return Dynamics(layers, moments, np.asarray(rate, dtype=float), curves)
 
 
 def test_rank_correlation():
@@ -63,7 +65,7 @@ def verdicts(reverse):
     made = table(SHALLOW_FIRST[:, order], RATES, rising[:, order])
     linear = np.minimum(1, SHALLOW_FIRST + 0.4)[:, order] if not reverse else 0.9 * SHALLOW_FIRST[:, order]
     linear[-1] = 1
-    made = dataclasses.replace(made, linear_cka_to_final=linear)
+    made = dataclasses.replace(made, curves={**made.curves, "linear_cka_to_final": linear})
     return {claim.text: claim.held for claim in claims.claims_of_dynamics("made", made)}
 
 
@@ -76,7 +78,7 @@ def test_verdicts_on_dynamics():
 
 def test_without_a_drop_no_jump_holds():
     flat = table(SHALLOW_FIRST, [0.1] * 6, SHALLOW_FIRST)
-    flat = dataclasses.replace(flat, linear_cka_to_final=SHALLOW_FIRST)
+    flat = dataclasses.replace(flat, curves={**flat.curves, "linear_cka_to_final": SHALLOW_FIRST})
     found = {claim.text: claim.held for claim in claims.claims_of_dynamics("flat", flat)}
     assert not found["a jump at each learning-rate drop"]
     assert "the jump is smaller in shallow layers" not in found

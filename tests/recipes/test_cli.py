@@ -9,6 +9,7 @@ import yaml
 import recipes
 from lightning_ssc import SSCMonitor
 from lightning_ssc.capture.layers import select_layers
+from lightning_ssc.measures import CURVES
 from recipes.__main__ import main
 
 FOLDER = Path(recipes.__file__).parent
@@ -104,7 +105,7 @@ def test_short_run_ends_with_table_figures_and_command(capsys):
     run = Path("runs/quickstart/version_0")
     assert monitor_of(cli).store.epochs == [0, 1, 2]
     figures = {path.stem for path in (run / "figures").iterdir()}
-    curves = {"modularity", "cka_to_final", "cka_to_previous", "linear_cka_to_final"}
+    curves = {record.name for record in CURVES if record.over != "reference"}
     assert figures == curves | {f"heatmap_epoch_{e:03d}" for e in (0, 1, 2)}
     printed = capsys.readouterr().out
     for layer in ("stem", "layer1.0", "layer2.0", "layer3.0", "classifier"):

@@ -69,8 +69,9 @@ const layout = (more) => ({
 
 const shown = data.layers.map(() => true);
 const charts = data.families.map((family) => {
-  const logarithmic = (v) => (v === null ? null : 10 ** v);
-  const values = unpack(family.values).map((row) => (family.log ? row.map(logarithmic) : row));
+  const power = (v) => (v === null ? null : 10 ** v); // what spans decades comes as logarithms
+  const values = unpack(family.values).map((row) => (family.log ? row.map(power) : row));
+  const value = (v) => (family.log && Number.isFinite(v) ? v.toExponential(1) : number(v));
   const plot = element("div", { class: "plot", role: "img", "aria-label": `Line chart: ${family.title}. Its values are in the table below.` });
   const details = element("details", {}, element("summary", {}, "Values as a table"),
     element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Table: ${family.title}` }));
@@ -78,7 +79,7 @@ const charts = data.families.map((family) => {
   byId("curves").append(figure);
   const redraw = tableOnDemand(details, () => fillTable(element("table"),
     ["epoch", ...data.layers.filter((_, i) => shown[i])],
-    data.epochs.map((epoch, t) => [String(epoch), ...values[t].filter((_, i) => shown[i]).map((v) => number(v))])));
+    data.epochs.map((epoch, t) => [String(epoch), ...values[t].filter((_, i) => shown[i]).map(value)])));
   const traces = data.layers.map((name, i) => ({
     x: data.epochs, y: values.map((row) => row[i]), name: plain(name), mode: "lines+markers",
     text: values.map((row, t) => `${plain(name)}<br>epoch ${data.epochs[t]}: ${value(row[i])}`), hoverinfo: "text",
@@ -88,7 +89,7 @@ const charts = data.families.map((family) => {
     xaxis: { title: { text: "finished epochs (0: untrained)" }, zeroline: false,
       ...(data.epochs[data.epochs.length - 1] < 12 ? { dtick: 1 } : {}) },
     yaxis: { title: { text: family.axis }, zeroline: false,
-      ...(family.log ? { type: "log", exponentformat: "power" } : { rangemode: "tozero" }) },
+      ...(family.log ? { type: "log", exponentformat: "power", automargin: true } : { rangemode: family.from_zero ? "tozero" : "normal" }) },
     shapes: data.drops.map(([x0, x1]) => ({ type: "rect", x0, x1, y0: 0, y1: 1, yref: "paper", layer: "below", fillcolor: "#eceff1", line: { width: 0 } })),
   }), config);
   return { plot, redraw, draw };
