@@ -99,9 +99,8 @@ class GramOfLayer:
         A sample so near to zero beside the mean that rounding is all that is left of it (less than 0.3 % of the mean's
         length in float32) is taken for zero.
         """
-        for rows in torch.arange(len(self.offset), device=self.offset.device).split(_BLOCK):
-            block = self.offset[rows, None] + self.offset[None, :] + self.gain
-            self.centred[rows[0] : rows[-1] + 1] += block.to(self.centred.dtype)
+        for rows, offset in zip(self.centred.split(_BLOCK), self.offset.split(_BLOCK), strict=True):
+            rows += (offset[:, None] + self.offset + self.gain).to(rows.dtype)
         lost = self.centred.diagonal() <= _LOST * torch.finfo(self.centred.dtype).eps * self.gain
         self.centred[lost] = 0
         self.centred[:, lost] = 0
@@ -409,14 +408,13 @@ def centred_gram(x: Tensor, layer: WatchedLayer) -> GramOfLayer:
     n = len(x)
     mean = x.mean(0)  # rounded: what matters is that the same is taken off here and given back by raw_()
     if not torch.isfinite(mean).all():
-        mean = x.mean(0, dtype=torch.float64).to(x.dtype)  # of finite values their sum may have been too large
-    if not torch.isfinite(mean).all():
-        bad = (~torch.isfinite(x)).any(1).nonzero().squeeze(1)
-        raise ValueError(
-            f"Layer {layer.label!r} puts out NaN or infinity for {len(bad)} of {n} probe samples, first for "
-            f"sample {int(bad[0])}. Its graph is not defined: look at the learning rate, the precision or the inputs, "
-            f"or leave the layer out."
-        )
+        if len(bad := (~torch.isfinite(x)).any(1).nonzero().squeeze(1)):
+            raise ValueError(
+                f"Layer {layer.label!r} puts out NaN or infinity for {len(bad)} of {n} probe samples, first for "
+                f"sample {int(bad[0])}. Its graph is not defined: look at the learning rate, the precision or the "
+                f"inputs, or leave the layer out."
+            )
+        mean = x.mean(0, dtype=torch.float64).to(x.dtype)  # finite values, whose sum was too large
     x -= mean
     gram = torch.empty(n, n, device=x.device, dtype=x.dtype)
     with _full_precision(x.device):
