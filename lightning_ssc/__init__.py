@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_ssc.monitor import SSCMonitor
+    from lightning_ssc.callback import SSCMonitor
     from lightning_ssc.pipeline import snapshot
-    from lightning_ssc.store import Snapshot, SnapshotStore
+    from lightning_ssc.snapshots import Snapshot, SnapshotStore
 
 __version__ = "0.1.0"
 __all__ = ["SSCMonitor", "Snapshot", "SnapshotStore", "snapshot"]
 
-_WHERE = {"SSCMonitor": "monitor", "Snapshot": "store", "SnapshotStore": "store", "snapshot": "pipeline"}
+_WHERE = {"SSCMonitor": "callback", "Snapshot": "snapshots", "SnapshotStore": "snapshots", "snapshot": "pipeline"}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from threading import Condition
 from typing import Protocol
 
 import torch
 
-from lightning_ssc.capture import GramOfLayer
-from lightning_ssc.store import LayerGraph
+from lightning_ssc.functional.grams import CentredGram
+from lightning_ssc.snapshots import LayerGraph
 
-Solve = Callable[[GramOfLayer], LayerGraph]
+Solve = Callable[[CentredGram], LayerGraph]
 
 
 class Solver(Protocol):
     """What a snapshot hands its Grams to."""
 
-    def submit(self, solve: Solve, gram: GramOfLayer) -> Future[LayerGraph]:
+    def submit(self, solve: Solve, gram: CentredGram) -> Future[LayerGraph]:
         """Take a Gram over, to be solved now or later."""
 
 
@@ -31,7 +30,7 @@ class InTurn:
         'a Gram'
     """
 
-    def submit(self, solve: Solve, gram: GramOfLayer) -> Future[LayerGraph]:
+    def submit(self, solve: Solve, gram: CentredGram) -> Future[LayerGraph]:
         """Solve the Gram."""
         done: Future[LayerGraph] = Future()
         done.set_result(solve(gram))
@@ -48,12 +47,9 @@ class Beside:
         limit: Bytes of Grams to hold. Whoever brings one more waits; one is always taken, however large.
 
     Example:
-        >>> from lightning_ssc.capture import WatchedLayer
-        >>> from lightning_ssc.layers import Layer
-        >>> gram = GramOfLayer(WatchedLayer(Layer("fc"), 0, "fc", 2), torch.eye(3), torch.zeros(3), 0.0)
         >>> worker = Beside(limit=100)
-        >>> worker.submit(lambda gram: gram.layer.label, gram).result()
-        'fc'
+        >>> worker.submit(lambda gram: len(gram.centred), CentredGram(torch.eye(3), torch.zeros(3), 0.0)).result()
+        3
         >>> worker.close()
     """
 
@@ -63,26 +59,26 @@ class Beside:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lightning_ssc")
         self._stream: torch.cuda.Stream | None = None
 
-    def submit(self, solve: Solve, gram: GramOfLayer) -> Future[LayerGraph]:
+    def submit(self, solve: Solve, gram: CentredGram) -> Future[LayerGraph]:
         """Take a Gram over as soon as there is room for it."""
         size = gram.centred.nbytes
         with self._room:
             self._room.wait_for(lambda: self._held == 0 or self._held + size <= self._limit)
             self._held += size
         try:
-            future = self._thread.submit(self._solve, solve, _moved(gram, torch.device("cpu")), gram.centred.device)
+            future = self._thread.submit(self._solve, solve, gram.to(torch.device("cpu")), gram.centred.device)
         except BaseException:
             self._release(size)
             raise
         future.add_done_callback(lambda _: self._release(size))
         return future
 
-    def _solve(self, solve: Solve, gram: GramOfLayer, device: torch.device) -> LayerGraph:
+    def _solve(self, solve: Solve, gram: CentredGram, device: torch.device) -> LayerGraph:
         if device.type != "cuda":
             return solve(gram)
         self._stream = self._stream or torch.cuda.Stream(device)
         with torch.cuda.stream(self._stream):
-            return solve(_moved(gram, device))
+            return solve(gram.to(device))
 
     def _release(self, size: int) -> None:
         with self._room:
@@ -92,7 +88,3 @@ class Beside:
     def close(self) -> None:
         """Begin nothing more. A layer that is being solved goes on to its end, but is not waited for."""
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-def _moved(gram: GramOfLayer, device: torch.device) -> GramOfLayer:
-    return replace(gram, centred=gram.centred.to(device), offset=gram.offset.to(device))

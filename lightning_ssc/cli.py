@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: 0
     """
     options = _parser().parse_args(arguments)
-    from lightning_ssc.store import SnapshotError  # late, so that --help is answered at once
+    from lightning_ssc.snapshots import SnapshotError  # late, so that --help is answered at once
 
     try:
         options.run_command(options)
@@ -70,7 +70,7 @@ class _UsageError(Exception):
 
 
 def _report(options: argparse.Namespace) -> None:
-    from lightning_ssc.report import read_run, write_report
+    from lightning_ssc.live.report import read_run, write_report
 
     summary = read_run(options.run, options.layer, options.reference, _progress("reading"))
     path = write_report(summary, options.out, _progress("drawing"))
@@ -82,7 +82,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from lightning_ssc.report import read_run
+    from lightning_ssc.live.report import read_run
 
     summary = read_run(options.run, options.layer, options.reference, _progress("reading"))
     for path in summary.to_csv(options.csv):
@@ -91,7 +91,7 @@ def _export(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     from lightning_ssc.analysis import compare, find_store
-    from lightning_ssc.report import run_names, write_comparison
+    from lightning_ssc.live.report import run_names, write_comparison
 
     stores = find_store(options.run_a), find_store(options.run_b)
     epochs = options.epoch_a, options.epoch_b
@@ -107,9 +107,9 @@ def _compare(options: argparse.Namespace) -> None:
 def _analyze(options: argparse.Namespace) -> None:
     import torch
 
-    from lightning_ssc.checkpoints import analyze, find_checkpoints, import_object
     from lightning_ssc.pipeline import Settings
-    from lightning_ssc.store import SnapshotStore
+    from lightning_ssc.replay import analyze, find_checkpoints, import_object
+    from lightning_ssc.snapshots import SnapshotStore
 
     sys.path.insert(0, os.getcwd())  # as python -m does, so that a script beside the runs can be named
     try:

@@ -8,25 +8,35 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from lightning_ssc.background import InTurn, Solver
-from lightning_ssc.capture import Forward, GramOfLayer, Pooling, WatchedLayer, capture, trace
+from lightning_ssc.capture import (
+    Forward,
+    LayerPattern,
+    Pooling,
+    Probe,
+    Runner,
+    WatchedLayer,
+    capture,
+    make_probe,
+    select_layers,
+    trace,
+    unwrapped,
+)
 from lightning_ssc.functional import communities, self_expression
 from lightning_ssc.functional._advice import collected
 from lightning_ssc.functional.gram_sketch import gram_sketch
-from lightning_ssc.layers import LayerPattern, select_layers
-from lightning_ssc.probe import Probe, make_probe
-from lightning_ssc.store import LayerGraph, Snapshot
+from lightning_ssc.functional.grams import CentredGram
+from lightning_ssc.snapshots import LayerGraph, Snapshot
 
 log = logging.getLogger(__name__)
-
-_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 @dataclass(frozen=True)
@@ -84,13 +94,13 @@ class Stopwatch:
             self.seconds[stage] += time.perf_counter() - start  # type: ignore[assignment]
 
 
-def graph_of(gram: GramOfLayer, settings: Settings, init: Tensor | None = None) -> LayerGraph:
+def graph_of(layer: WatchedLayer, gram: CentredGram, settings: Settings) -> LayerGraph:
     """Solve one layer: its Gram, which is overwritten, to a certified sparse graph and a compact linear Gram.
 
     Args:
-        gram: What :func:`lightning_ssc.capture.capture` yields.
+        layer: The layer.
+        gram: Its Gram, from :func:`lightning_ssc.capture.capture`.
         settings: How.
-        init: An earlier ``coef`` of the same layer to start from.
 
     Raises:
         ValueError: The Gram cannot be solved; the message names the layer.
@@ -105,17 +115,16 @@ def graph_of(gram: GramOfLayer, settings: Settings, init: Tensor | None = None) 
                 solver=settings.solver,
                 tol=settings.tol,
                 preset=settings.preset,
-                init=None if init is None else init.to(gram.centred.device),
             )
     except ValueError as error:
-        raise ValueError(f"Layer {gram.layer.label!r}: {error}") from error
+        raise ValueError(f"Layer {layer.label!r}: {error}") from error
     for message in advice:  # said with the layer's name, without which nobody could act on it
-        log.warning("Layer %r: %s", gram.layer.label, message)
+        log.warning("Layer %r: %s", layer.label, message)
     graph = LayerGraph(
         coef=solved.coef.cpu().to(torch.float32),
         gap=solved.gap.cpu().to(torch.float32),
         converged=solved.converged,
-        features=gram.layer.features,
+        features=layer.features,
         linear=linear,
     )
     if settings.labels == "communities":
@@ -190,7 +199,7 @@ class Pending:
 
 
 def begin_snapshot(
-    model: nn.Module,
+    runner: Runner,
     probe: Probe,
     watched: Sequence[WatchedLayer],
     settings: Settings,
@@ -198,31 +207,19 @@ def begin_snapshot(
     epoch: int = 0,
     step: int = 0,
     learning_rate: float | None = None,
-    previous: Snapshot | None = None,
-    forward: Forward | None = None,
-    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    chunk: int = 256,
-    device: torch.device | None = None,
-    memory: int | None = None,
     solver: Solver | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Pending:
     """Run the probe through the network and hand every watched layer's Gram to a solver.
 
     Args:
-        model: The network, left without a trace.
+        runner: The network, left without a trace.
         probe: The probe.
         watched: The layers, from :func:`lightning_ssc.capture.trace`.
         settings: How activations become graphs.
         epoch: Finished epochs, to be kept with the snapshot.
         step: Logging step, to be kept with the snapshot.
         learning_rate: Learning rate of the finished epoch, to be kept with the snapshot.
-        previous: An earlier snapshot; its graphs are where the solver starts from.
-        forward: How the network is run, see :func:`lightning_ssc.capture.run`.
-        context: Opened around the forward pass (a precision plugin's autocast).
-        chunk: Samples a forward pass.
-        device: Where the network runs.
-        memory: Bytes that activations and Grams may take; by default half of what the device has free.
         solver: Where layers are solved; by default here, each as soon as its Gram is there.
         progress: Called with 1 when a layer is handed over, or solved where that is done here.
 
@@ -238,29 +235,16 @@ def begin_snapshot(
     outputs: list[Tensor] = []
     graphs: dict[str, Future[LayerGraph]] = {}
 
-    def solve(gram: GramOfLayer) -> LayerGraph:
-        before = None if previous is None else previous.layers.get(gram.layer.label)
+    def solve(layer: WatchedLayer, gram: CentredGram) -> LayerGraph:
         with watch("solve"):
-            graph = graph_of(gram, settings, None if before is None else before.coef)
+            graph = graph_of(layer, gram, settings)
         ended.append(time.perf_counter())
         return graph
 
-    grams = capture(
-        model,
-        watched,
-        probe.inputs,
-        pooling=settings.pooling,
-        forward=forward,
-        context=context,
-        chunk=chunk,
-        device=device,
-        memory=memory,
-        watch=watch,
-        outputs=outputs,
-    )
+    grams = capture(runner, watched, probe.inputs, settings.pooling, watch=watch, outputs=outputs)
     try:
-        for gram in grams:
-            graphs[gram.layer.label] = solver.submit(solve, gram)
+        for layer, gram in grams:
+            graphs[layer.label] = solver.submit(partial(solve, layer), gram)
             del gram  # or it would be held through the next pass
             progress(1)
     except BaseException:
@@ -283,27 +267,6 @@ def begin_snapshot(
         learning_rate=learning_rate,
     )
     return Pending(taken, {layer.label: graphs[layer.label] for layer in watched}, watch, started, ended)
-
-
-def unwrapped(model: nn.Module) -> tuple[nn.Module, Callable[[], AbstractContextManager[Any]] | None]:
-    """A network without what DataParallel, DDP, Fabric and ``torch.compile`` wrap around it, and Fabric's autocast.
-
-    Example:
-        >>> net = nn.Linear(2, 2)
-        >>> unwrapped(nn.DataParallel(net))[0] is net
-        True
-    """
-    inner: Any = model
-    context = None
-    while True:
-        if isinstance(inner, _PARALLEL):
-            inner = inner.module
-        elif isinstance(getattr(inner, "_orig_mod", None), _PARALLEL):
-            inner = inner._orig_mod
-        elif type(inner).__name__ == "_FabricModule":
-            context, inner = inner._strategy.precision.forward_context, inner._original_module
-        else:
-            return inner, context
 
 
 def snapshot(
@@ -335,7 +298,7 @@ def snapshot(
         inputs: N samples as its forward takes them: a tensor, a tuple of tensors, or a dict of tensors.
         labels: ``(N,)`` integer classes, for modularity; or ``"communities"``, for modularity over the communities that
             Louvain's method finds in each graph.
-        layers: Which layers, see :func:`lightning_ssc.layers.select_layers`.
+        layers: Which layers, see :func:`lightning_ssc.capture.layers.select_layers`.
         tau: Weight of the fit.
         normalize: Scale samples to unit length first.
         solver: ``"active_set"`` (exact) or ``"admm"`` (Algorithm 1 of the paper).
@@ -363,24 +326,12 @@ def snapshot(
         >>> list(taken.layers), taken.layers["0"].coef.shape, taken.layers["0"].converged
         (['0', '2'], torch.Size([30, 30]), True)
     """
-    model, wrapper = unwrapped(model)
+    inner, context = unwrapped(model)
     over: Any = labels if isinstance(labels, str) else "classes"
     settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, over)
     probe = make_probe((inputs,) if labels is None or isinstance(labels, str) else (inputs, labels))
-    context = wrapper if wrapper is not None else nullcontext
-    watched = trace(
-        model, select_layers(model, layers), probe.inputs, pooling=pooling, forward=forward, context=context
-    )
+    runner = Runner(inner, forward, context, chunk=chunk, memory=memory)
+    watched = trace(runner, select_layers(inner, layers), probe.inputs, pooling)
     return begin_snapshot(
-        model,
-        probe,
-        watched,
-        settings,
-        epoch=epoch,
-        step=step,
-        learning_rate=learning_rate,
-        forward=forward,
-        context=context,
-        chunk=chunk,
-        memory=memory,
+        runner, probe, watched, settings, epoch=epoch, step=step, learning_rate=learning_rate
     ).result()

@@ -33,15 +33,15 @@ from lightning_ssc import plots
 from lightning_ssc.analysis.dynamics import linear_cka, ssc_cka
 from lightning_ssc.analysis.inputs import last_hidden_layer
 from lightning_ssc.analysis.inputs import neighbours as nearest_inputs
+from lightning_ssc.capture import balanced
 from lightning_ssc.functional import pairwise_cka, spectral_embedding
-from lightning_ssc.probe import balanced
-from lightning_ssc.store import ProbeCard
+from lightning_ssc.snapshots import ProbeCard
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from lightning_ssc.analysis import Dynamics
-    from lightning_ssc.store import Snapshot
+    from lightning_ssc.snapshots.store import Snapshot
 
 _PROJECTED = 16  # dimensions that the projector gets
 _THUMBNAIL = 32  # pixels a side of a picture in the projector; its sheet of all pictures may have 8192

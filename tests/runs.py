@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from lightning_ssc.functional.gram_sketch import gram_sketch
-from lightning_ssc.store import LayerGraph, ProbeCard, Snapshot, SnapshotStore
+from lightning_ssc.snapshots import LayerGraph, ProbeCard, Snapshot, SnapshotStore
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;</b>$\\frac{%{x}{{data}}"
 

@@ -15,7 +15,8 @@ from torch import nn
 
 from lightning_ssc import SnapshotStore, SSCMonitor, cli, plots, snapshot
 from lightning_ssc.analysis import dynamics, inputs
-from lightning_ssc.checkpoints import (
+from lightning_ssc.cli import main
+from lightning_ssc.replay import (
     CheckpointError,
     build_model,
     find_checkpoints,
@@ -23,8 +24,7 @@ from lightning_ssc.checkpoints import (
     load_weights,
     progress_of,
 )
-from lightning_ssc.cli import main
-from lightning_ssc.store import FORMAT
+from lightning_ssc.snapshots.store import FORMAT
 from recipes.models import cifar_resnet, vgg11
 from tests.nets import Classifier, convnet, data, trainer
 from tests.runs import HOSTILE, made_run

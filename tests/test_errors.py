@@ -12,9 +12,9 @@ import pytorch_lightning as pl
 from torch import nn
 
 from lightning_ssc import SnapshotStore, SSCMonitor, snapshot
+from lightning_ssc.callback.triggers import as_schedule, log_spaced
 from lightning_ssc.capture import WatchedLayer, plan_passes
-from lightning_ssc.layers import Layer
-from lightning_ssc.schedule import as_schedule, log_spaced
+from lightning_ssc.capture.layers import Layer
 from tests.nets import Classifier, convnet, data, trainer
 
 X, Y = data(30).tensors
@@ -149,7 +149,7 @@ MESSAGES: list[tuple[str, Any, str]] = [
     (
         "activations that are not finite",
         not_finite,
-        "Layer '4' puts out NaN or infinity for 30 of 30 probe samples, first for sample 0. Its graph is not "
+        "Layer '4' puts out NaN or infinity for 30 of 30 samples, first for sample 0. Its graph is not "
         "defined: look at the learning rate, the precision or the inputs, or leave the layer out.",
     ),
     (

@@ -18,12 +18,11 @@ from torch.testing import assert_close
 
 from lightning_ssc import Snapshot, SSCMonitor, snapshot
 from lightning_ssc.background import Beside
-from lightning_ssc.capture import capture, trace
+from lightning_ssc.capture import Runner, WatchedLayer, capture, make_probe, select_layers, trace
 from lightning_ssc.functional import affinity, modularity, self_expression
-from lightning_ssc.layers import select_layers
+from lightning_ssc.functional.grams import CentredGram
 from lightning_ssc.metrics import AffinityModularity, LinearCKA
 from lightning_ssc.pipeline import Settings, begin_snapshot
-from lightning_ssc.probe import make_probe
 from tests.nets import Classifier, convnet, data, trainer
 from tests.pretend import PretendGPU
 
@@ -41,9 +40,14 @@ def network() -> nn.Sequential:
     return convnet()
 
 
-def grams(net: nn.Module, x: Tensor, **options: Any) -> dict[str, Any]:
-    watched = trace(net, select_layers(net, "**"), x)
-    return {gram.layer.label: gram for gram in capture(net, watched, x, chunk=CHUNK, **options)}
+def begun(net: nn.Module, x: Tensor, layers: str = "conv", **options: Any) -> tuple[Runner, list[WatchedLayer]]:
+    runner = Runner(net, chunk=CHUNK, **options)
+    return runner, trace(runner, select_layers(net, layers), x)
+
+
+def grams(net: nn.Module, x: Tensor, memory: int | None = None, **options: Any) -> dict[str, CentredGram]:
+    found = capture(*begun(net, x, "**", memory=memory), x, **options)
+    return {layer.label: gram for layer, gram in found}
 
 
 def assert_same(found: Snapshot, expected: Snapshot) -> None:
@@ -86,7 +90,7 @@ def test_grams(gpu: torch.device, probe: tuple[Tensor, Tensor], memory: int | No
 def test_activations_that_are_not_finite(gpu: torch.device, probe: tuple[Tensor, Tensor]) -> None:
     net, x = network().to(gpu), probe[0]
     x[7, 0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"Layer '0' puts out NaN or infinity for 1 of 60 probe samples, .* sample 7"):
+    with pytest.raises(ValueError, match=r"Layer '0' puts out NaN or infinity for 1 of 60 samples, .* sample 7"):
         grams(net, x)
 
 
@@ -101,9 +105,10 @@ def test_snapshot(gpu: torch.device, probe: tuple[Tensor, Tensor], solver: Any) 
 
 def test_communities_and_the_background(gpu: torch.device, probe: tuple[Tensor, Tensor]) -> None:
     net = network().to(gpu)
-    watched, settings = trace(net, select_layers(net, "conv"), probe[0]), Settings(labels="communities")
     worker = Beside(limit=1)
-    beside = begin_snapshot(net, make_probe(probe), watched, settings, solver=worker).result()
+    runner, watched = begun(net, probe[0])
+    settings = Settings(labels="communities")
+    beside = begin_snapshot(runner, make_probe(probe), watched, settings, solver=worker).result()
     worker.close()
     expected = snapshot(net, probe[0], "communities", layers="conv")
     for label, graph in beside.layers.items():
@@ -169,12 +174,11 @@ class TestWaits:
 
     def test_of_a_snapshot(self, pretend: PretendGPU, probe: tuple[Tensor, Tensor]) -> None:
         """Bounds are what was counted, and a tenth: rounding may take the solver another round."""
-        net = network().cuda()
-        watched = trace(net, select_layers(net, "conv"), probe[0])
+        runner, watched = begun(network().cuda(), probe[0])
         first, both = Counter[str](), Counter[str]()
         for layers, waits in ((watched[:1], first), (watched, both)):
             pretend.waits.clear()
-            begin_snapshot(net, make_probe(probe), layers, Settings()).result()
+            begin_snapshot(runner, make_probe(probe), layers, Settings()).result()
             waits.update(pretend.waits)
         assert first.total() <= 73
         assert (both - first).total() <= 70

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from lightning_ssc.analysis._csv import write_csv
 from lightning_ssc.analysis.dynamics import Table, linear_cka
 from lightning_ssc.functional import pairwise_cka
-from lightning_ssc.store import Snapshot, SnapshotError
+from lightning_ssc.snapshots import Snapshot, SnapshotError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from lightning_ssc.analysis.architecture import Similarity, similarity
 from lightning_ssc.analysis.dynamics import Dynamics, Progress, dynamics
-from lightning_ssc.store import SnapshotError, SnapshotStore
+from lightning_ssc.snapshots import SnapshotError, SnapshotStore
 
 
 @dataclass(frozen=True)

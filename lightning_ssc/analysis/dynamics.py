@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lightning_ssc.analysis._csv import write_csv
 from lightning_ssc.functional import cka
 from lightning_ssc.functional.gram_sketch import sketch_cka
-from lightning_ssc.store import LayerGraph, Snapshot, SnapshotError, SnapshotStore
+from lightning_ssc.snapshots import LayerGraph, Snapshot, SnapshotError, SnapshotStore
 
 Table = NDArray[np.float64]
 Progress = Callable[[Sequence[Any]], Iterable[Any]]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lightning_ssc.analysis._csv import write_csv
 from lightning_ssc.analysis.dynamics import Progress, Table
 from lightning_ssc.functional import class_affinity, spectral_embedding
-from lightning_ssc.store import LayerGraph, Snapshot, SnapshotError
+from lightning_ssc.snapshots import LayerGraph, Snapshot, SnapshotError
 
 Index = NDArray[np.int64]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lightning_ssc.store import SUPERSEDED, SnapshotError, SnapshotStore
+from lightning_ssc.snapshots import SnapshotError, SnapshotStore
+from lightning_ssc.snapshots.store import SUPERSEDED
 
 
 def find_store(run: str | Path) -> SnapshotStore:

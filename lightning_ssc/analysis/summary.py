@@ -14,7 +14,7 @@ from lightning_ssc.analysis.architecture import Blocks, Similarity, find_blocks,
 from lightning_ssc.analysis.dynamics import Dynamics, Progress, Table, dynamics
 from lightning_ssc.analysis.inputs import Index, Inputs, embeddings, inputs, last_hidden_layer, neighbours
 from lightning_ssc.functional import pairwise_cka
-from lightning_ssc.store import Snapshot, SnapshotHeader, SnapshotStore
+from lightning_ssc.snapshots import Snapshot, SnapshotHeader, SnapshotStore
 
 NEIGHBOURS = 8  # as many as figure 9 of the paper shows
 

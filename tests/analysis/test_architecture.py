@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lightning_ssc.analysis import chessboard, compare, find_blocks, similarity
-from lightning_ssc.store import SnapshotError, SnapshotStore
+from lightning_ssc.snapshots import SnapshotError, SnapshotStore
 from tests.analysis.test_dynamics import cka_by_definition
 from tests.runs import made_run, random_coef, taken
 

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from lightning_ssc.analysis import Dynamics, dynamics
-from lightning_ssc.store import SnapshotError, SnapshotStore
+from lightning_ssc.snapshots import SnapshotError, SnapshotStore
 from tests.runs import made_run, random_coef, taken
 
 NAN = float("nan")

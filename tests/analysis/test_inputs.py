@@ -9,7 +9,7 @@ from torch import nn
 from lightning_ssc import snapshot
 from lightning_ssc.analysis import dynamics, embeddings, find_store, inputs, last_hidden_layer, neighbours, summarise
 from lightning_ssc.analysis._csv import write_csv
-from lightning_ssc.store import SnapshotError, SnapshotStore
+from lightning_ssc.snapshots import SnapshotError, SnapshotStore
 from tests.runs import layer_graph, made_run, random_coef, taken
 
 # Input 3 is isolated. Inputs 0, 1 are of class 0, inputs 2, 3, 4 of class 1.

@@ -22,11 +22,9 @@ from torch.utils.tensorboard import SummaryWriter
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # recipes are not installed, but run from a checkout
 
 from lightning_ssc import Snapshot, SnapshotStore, writers
-from lightning_ssc.capture import trace
-from lightning_ssc.layers import Layer, select_layers
+from lightning_ssc.capture import Layer, Runner, make_probe, pictures, select_layers, trace
 from lightning_ssc.pipeline import Settings, Stopwatch, begin_snapshot
-from lightning_ssc.probe import make_probe, pictures
-from lightning_ssc.store import ProbeCard
+from lightning_ssc.snapshots import ProbeCard
 
 
 class PeakMemory(AbstractContextManager["PeakMemory"]):
@@ -63,8 +61,8 @@ def take(
     model: nn.Module, layers: Sequence[Layer], x: Tensor, y: Tensor, memory: int | None = None, chunk: int = 256
 ) -> Snapshot:
     """One snapshot, as the callback takes it."""
-    watched = trace(model, layers, x)
-    return begin_snapshot(model, make_probe((x, y)), watched, Settings(), memory=memory, chunk=chunk).result()
+    runner = Runner(model, memory=memory, chunk=chunk)
+    return begin_snapshot(runner, make_probe((x, y)), trace(runner, layers, x), Settings()).result()
 
 
 def log_seconds(taken: Snapshot, x: Tensor, folder: Path) -> dict[str, float]:

@@ -22,7 +22,7 @@ from activations import images
 from measure import PeakMemory, convolutions, log_seconds, own_process, own_processes, take, timed
 
 import recipes.models
-from lightning_ssc.capture import plan_passes, share_layers, trace
+from lightning_ssc.capture import Runner, plan_passes, share_layers, trace
 
 STAGES = ("forward", "gram", "solve", "cka", "store", "log")
 
@@ -35,7 +35,7 @@ def part_snapshot(args: argparse.Namespace) -> dict[str, Any]:
     x = x.contiguous(memory_format=torch.channels_last)
     warm = take(model, convolutions(model)[:1], x[:64], y[:64])  # imports and compilation
     layers = convolutions(model, args.layers)
-    watched = trace(model, layers, x[:8])
+    watched = trace(Runner(model), layers, x[:8])
     passes = len(plan_passes(watched, args.n, args.memory))
     before = 0
     if args.device == "cuda":
@@ -151,7 +151,9 @@ def part_rank(args: argparse.Namespace) -> dict[str, Any]:
     model = recipes.models.cifar_resnet(depth=20).to(memory_format=torch.channels_last)
     x, y = images(args.data, train=False)
     x = x.contiguous(memory_format=torch.channels_last)
-    chosen = [layer.layer for layer in share_layers(trace(model, convolutions(model), x[:8]), args.rank, args.world)]
+    chosen = [
+        layer.layer for layer in share_layers(trace(Runner(model), convolutions(model), x[:8]), args.rank, args.world)
+    ]
     take(model, chosen[:1], x[:64], y[:64])
     dist.barrier()
     start = time.perf_counter()

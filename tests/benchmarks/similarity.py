@@ -25,10 +25,9 @@ from activations import images, train
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_ssc.capture import capture, trace
+from lightning_ssc.capture import Runner, capture, select_layers, trace
 from lightning_ssc.functional import affinity, cka, linear_cka, modularity, pairwise_cka, self_expression
 from lightning_ssc.functional.gram_sketch import gram_sketch, pairwise_sketch_cka
-from lightning_ssc.layers import select_layers
 
 T = TypeVar("T")
 NAMES = ["0.0", *(name for block in range(1, 10) for name in (f"{block}.bn1", f"{block}")), "10"]  # as they run
@@ -123,8 +122,8 @@ def layers_by_layers(model: nn.Module, x: Tensor) -> None:
     truth, truth_biased = reference(kernels, unbiased=True), reference(kernels, unbiased=False)
 
     def grams() -> list[Tensor]:
-        layers = trace(model, select_layers(model, NAMES), x)
-        return [gram.centred for gram in capture(model, layers, x)]
+        layers = trace(Runner(model), select_layers(model, NAMES), x)
+        return [gram.centred for _, gram in capture(Runner(model), layers, x)]
 
     ours, result = timed(lambda: pairwise_cka(grams(), unbiased=True))
     report("linear CKA, unbiased, ours", ours, result, truth)

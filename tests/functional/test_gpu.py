@@ -17,6 +17,7 @@ from lightning_ssc.functional import (
     spectral_embedding,
 )
 from lightning_ssc.functional.gram_sketch import gram_sketch, pairwise_sketch_cka
+from lightning_ssc.functional.grams import centred_gram
 
 CLASSES = 4
 
@@ -142,8 +143,25 @@ def test_gram_sketches(gpu):
         same(found, expected, gpu, rtol=1e-4, atol=1e-4)
 
 
+def test_centred_grams(gpu):
+    x = samples(n=300)[0].float()
+    expected, found = centred_gram(x.clone()), centred_gram(x.to(gpu))
+    same(found.centred, expected.centred, gpu, rtol=1e-5, atol=1e-4)
+    same(found.offset, expected.offset, gpu, rtol=1e-5, atol=1e-4)
+    same(found.raw_(), expected.raw_(), gpu, rtol=1e-5, atol=1e-4)
+
+
 class TestWaits:
     """How often the host waits for the device, so that a rise is seen."""
+
+    def test_of_a_gram(self, pretend):
+        """Whether it is finite, and the length of the mean."""
+        x = samples(n=600)[0].cuda()
+        pretend.waits.clear()
+        gram = centred_gram(x)
+        assert pretend.waits.total() == 2
+        gram.raw_()
+        assert pretend.waits.total() == 2
 
     @pytest.mark.parametrize(("n", "steps"), [(120, 18), (1300, 26)])  # many samples have several tiles of a Gram
     def test_of_a_solve_grow_with_its_rounds_alone(self, pretend, n, steps):

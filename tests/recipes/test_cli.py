@@ -8,7 +8,7 @@ import yaml
 
 import recipes
 from lightning_ssc import SSCMonitor
-from lightning_ssc.layers import select_layers
+from lightning_ssc.capture.layers import select_layers
 from recipes.__main__ import main
 
 FOLDER = Path(recipes.__file__).parent

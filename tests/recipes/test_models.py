@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_ssc.capture import trace
-from lightning_ssc.layers import select_layers
+from lightning_ssc.capture import Runner, select_layers, trace
 from recipes import models
 from recipes.module import Classifier
 
@@ -36,7 +35,7 @@ def test_convolutions_and_parameters(name, arguments, convolutions, parameters, 
     net = getattr(models, name)(**arguments)
     assert sum(p.numel() for p in net.parameters()) == parameters, source
     watched = select_layers(net, "conv")
-    ran = [layer.label for layer in trace(net, watched, torch.randn(2, 3, 32, 32))]
+    ran = [layer.label for layer in trace(Runner(net), watched, torch.randn(2, 3, 32, 32))]
     assert len(ran) == convolutions
     assert ran == [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from lightning_ssc.probe import (
+from lightning_ssc.capture import (
     balanced,
     class_names,
     isolated_random_state,

@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from lightning_ssc import writers
-from lightning_ssc._lightning import (
+from lightning_ssc.analysis.dynamics import dynamics
+from lightning_ssc.background import Beside, Solver
+from lightning_ssc.callback.lightning import (
     SIGTERM,
     Callback,
     LightningModule,
@@ -31,32 +33,28 @@ from lightning_ssc._lightning import (
     progress,
     validation_loader,
 )
-from lightning_ssc._memory import free_memory
-from lightning_ssc.analysis.dynamics import dynamics
-from lightning_ssc.background import Beside, Solver
+from lightning_ssc.callback.triggers import Schedule, as_schedule
 from lightning_ssc.capture import (
     Forward,
+    LayerPattern,
     Pooling,
-    WatchedLayer,
-    check_sizes,
-    plan_passes,
-    run,
-    share_layers,
-    trace,
-)
-from lightning_ssc.layers import LayerPattern, select_layers
-from lightning_ssc.pipeline import Pending, Settings, Stopwatch, begin_snapshot
-from lightning_ssc.probe import (
     Probe,
     ProbeSource,
-    batch_size,
+    Runner,
+    WatchedLayer,
     class_names,
     isolated_random_state,
     make_probe,
     pictures,
+    plan_passes,
+    select_layers,
+    share_layers,
+    trace,
 )
-from lightning_ssc.schedule import Schedule, as_schedule
-from lightning_ssc.store import MemoryStore, ProbeCard, Snapshot, SnapshotError, SnapshotStore
+from lightning_ssc.capture.memory import free_memory
+from lightning_ssc.capture.runner import check_sizes
+from lightning_ssc.pipeline import Pending, Settings, Stopwatch, begin_snapshot
+from lightning_ssc.snapshots import MemoryStore, ProbeCard, Snapshot, SnapshotError, SnapshotStore
 
 log = logging.getLogger(__name__)
 
@@ -86,13 +84,13 @@ class SSCMonitor(Callback):
 
     Args:
         layers: A preset (``"blocks"``, ``"conv"``, ``"stages"``), names, globs or module types, see
-            :func:`lightning_ssc.layers.select_layers`.
+            :func:`lightning_ssc.capture.layers.select_layers`.
         probe: A data set, a loader (its data set is used) or ``(inputs, labels)``. By default the data module's (or the
             module's) ``probe_dataloader()``, else the validation data as ``val_dataloader()`` gives them.
         probe_size: How many samples to draw, balanced over classes. Tensors handed over are taken whole.
         schedule: Every n epochs, a list of finished epochs, or a function of the epoch
-            (:mod:`lightning_ssc.schedule`). Epoch 0 is the untrained network. The final state is always taken: it is
-            what the others are compared with.
+            (:mod:`lightning_ssc.callback.triggers`). Epoch 0 is the untrained network. The final state is always taken:
+            it is what the others are compared with.
         tau: Weight of the fit in self-expression; the paper advises 10 to 100.
         normalize: Scale samples to unit length first.
         solver: ``"active_set"``, exact, or ``"admm"``, Algorithm 1 of the paper.
@@ -257,17 +255,10 @@ class SSCMonitor(Callback):
                 f"from run to run. Use background=False, or monitor another metric."
             )
         self._probe = self._agreed_probe(trainer, pl_module)
-        self._watched = trace(
-            pl_module,
-            select_layers(pl_module, self.layers),
-            self._probe.inputs,
-            pooling=self.settings.pooling,
-            forward=self._run(trainer),
-            context=trainer.precision_plugin.forward_context,
-            device=trainer.strategy.root_device,
-        )
+        runner = self._runner(trainer, pl_module)
+        self._watched = trace(runner, select_layers(pl_module, self.layers), self._probe.inputs, self.settings.pooling)
         if self._memory is not None:  # what is free may be enough on one rank and not on another
-            plan_passes(self._watched, batch_size(self._probe.inputs), self._memory)  # raises where it is too small
+            plan_passes(self._watched, len(self._probe), self._memory)  # raises where it is too small
         store = self.store = self._open_store(trainer)
         if trainer.is_global_zero:
             names = class_names(trainer.datamodule, *self._sources)
@@ -502,24 +493,17 @@ class SSCMonitor(Callback):
         """Every rank begins with its share of the layers. What goes wrong is said by :meth:`_joined`, on all ranks."""
         assert self._probe is not None
         share = share_layers(self._watched, trainer.global_rank, trainer.world_size)
-        device = trainer.strategy.root_device
         begun = _Begun(epoch, step)
         try:
             with progress(trainer, len(share), f"SSC epoch {epoch}") as advance:
                 begun.share = begin_snapshot(
-                    pl_module,
+                    self._runner(trainer, pl_module),
                     self._probe,
                     share,
                     self.settings,
                     epoch=epoch,
                     step=step,
                     learning_rate=self._learning_rate,
-                    previous=self._last,
-                    forward=self._run(trainer),
-                    context=trainer.precision_plugin.forward_context,
-                    chunk=self._chunk,
-                    device=device,
-                    memory=_free_memory(trainer, device) // 2 if self._memory is None else self._memory,
                     solver=self._solver(trainer) if background else None,
                     progress=advance,
                 )
@@ -628,11 +612,13 @@ class SSCMonitor(Callback):
 
     # -- Small parts
 
-    def _run(self, trainer: Trainer) -> Forward:
+    def _runner(self, trainer: Trainer, pl_module: LightningModule) -> Runner:
         def forward(module: nn.Module, inputs: Any) -> Any:
-            return run(module, trainer.precision_plugin.convert_input(inputs), self._forward)
+            return Runner(module, self._forward, device=device)(trainer.precision_plugin.convert_input(inputs))
 
-        return forward
+        device = trainer.strategy.root_device
+        memory = _free_memory(trainer, device) // 2 if self._memory is None else self._memory
+        return Runner(pl_module, forward, trainer.precision_plugin.forward_context, device, self._chunk, memory)
 
     @staticmethod
     def _monitors(trainer: Trainer) -> list[SSCMonitor]:

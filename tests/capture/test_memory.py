@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import lightning_ssc.capture as capture_module
-from lightning_ssc import _memory
-from lightning_ssc._memory import free_memory, left_in_groups
-from lightning_ssc.capture import capture, trace
-from lightning_ssc.layers import select_layers
+import lightning_ssc.functional.grams as grams_module
+from lightning_ssc.capture import Runner, capture, select_layers, trace
+from lightning_ssc.capture import memory as memory_module
+from lightning_ssc.capture.memory import free_memory, left_in_groups
 
 
 def group(folder: Path, files: dict[str, str]) -> None:
@@ -37,7 +36,7 @@ def test_a_container_may_have_less_than_its_host(tmp_path: Path, monkeypatch: py
     )
     group(mounted / "job" / "step", {"memory.max": "max", "memory.current": "1", "memory.stat": "inactive_file 0"})
     assert list(left_in_groups(own, mounted)) == [9000 - 5000 + 2000]
-    monkeypatch.setattr(_memory, "left_in_groups", lambda: left_in_groups(own, mounted))
+    monkeypatch.setattr(memory_module, "left_in_groups", lambda: left_in_groups(own, mounted))
     assert free_memory(torch.device("cpu")) == 6000
 
 
@@ -51,7 +50,7 @@ def test_version_one_of_control_groups(tmp_path: Path) -> None:
 
 def test_without_control_groups_all_that_is_free_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(left_in_groups(tmp_path / "none", tmp_path)) == []
-    monkeypatch.setattr(_memory, "left_in_groups", lambda: iter(()))
+    monkeypatch.setattr(memory_module, "left_in_groups", lambda: iter(()))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 5}))
     assert free_memory(torch.device("cpu")) == 5
 
@@ -94,11 +93,11 @@ class Wide(nn.Module):
 
 @pytest.mark.parametrize("room", [5, 2, 0.4])  # layers that fit one pass; the last case cuts them
 def test_activations_and_grams_stay_within_the_budget(room: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture_module, "_HALVED", 400)
+    monkeypatch.setattr(grams_module, "_HALVED", 400)
     n, chunk, d = 600, 16, 1500
     net = nn.Sequential(*(nn.Linear(d, d, bias=False) for _ in range(5)), Wide())
     x = torch.randn(n, d)
-    watched = trace(net, select_layers(net, "Linear"), x)
+    watched = trace(Runner(net), select_layers(net, "Linear"), x)
     budget = 2 * 4 * n * n + int(room * 4 * n * d)
     most: dict[str, int] = {}
 
@@ -111,7 +110,7 @@ def test_activations_and_grams_stay_within_the_budget(room: float, monkeypatch: 
         counts.most = counts.now
 
     with Counts([x, *net.parameters()]) as counts:
-        for gram in capture(net, watched, x, chunk=chunk, memory=budget, watch=watch):
+        for _, gram in capture(Runner(net, chunk=chunk, memory=budget), watched, x, watch=watch):
             del gram
     mirrored, small = 3 * 4 * 256 * 256, 50_000
     assert most["gram"] > budget / 2  # it was counted

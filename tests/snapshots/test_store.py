@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-import lightning_ssc.store as store_module
+import lightning_ssc.snapshots.store as store_module
 from lightning_ssc import Snapshot, SnapshotStore, snapshot
-from lightning_ssc.store import MemoryStore, ProbeCard, SnapshotError
+from lightning_ssc.snapshots import MemoryStore, ProbeCard, SnapshotError
 from tests.nets import convnet, data
 
 PAIRS = 1 << 18  # Gram entries that a sketch for linear CKA keeps, two bytes each
@@ -124,7 +124,7 @@ def test_the_size_of_a_store_is_known_beforehand(tmp_path: Path) -> None:
         assert kinds["value.npy"] == kinds["pairs.npy"] == zipfile.ZIP_STORED  # it would not pay
     planned = 100 * size_of(40, 10_000, 40)
     assert 12e9 < planned < 12.5e9
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert f"{planned / 1e9:.0f} GB for 100 epochs of 40 layers on 10,000 inputs with 40 neighbours each" in readme
 
 

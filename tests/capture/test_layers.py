@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from lightning_ssc.layers import named_layers, select_layers
+from lightning_ssc.capture.layers import named_layers, select_layers
 
 
 def names(model: nn.Module, patterns: object) -> list[str]:

@@ -420,4 +420,4 @@ def _list(values: NDArray[Any] | None) -> list[Any] | None:
 
 
 def _asset(name: str) -> str:
-    return (files("lightning_ssc") / "page" / name).read_text(encoding="utf-8")
+    return (files("lightning_ssc.live") / "page" / name).read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 import pytest
 
-from lightning_ssc.schedule import as_schedule, at, every, log_spaced
+from lightning_ssc.callback.triggers import as_schedule, at, every, log_spaced
 
 
 def test_schedules() -> None:

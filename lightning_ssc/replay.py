@@ -17,13 +17,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_ssc._lightning import first_loader
 from lightning_ssc.analysis.dynamics import Progress
-from lightning_ssc.capture import Forward, WatchedLayer, trace
-from lightning_ssc.layers import LayerPattern, select_layers
+from lightning_ssc.callback.lightning import first_loader
+from lightning_ssc.capture import (
+    Forward,
+    LayerPattern,
+    Probe,
+    Runner,
+    WatchedLayer,
+    class_names,
+    isolated_random_state,
+    make_probe,
+    pictures,
+    select_layers,
+    trace,
+)
 from lightning_ssc.pipeline import Settings, begin_snapshot
-from lightning_ssc.probe import Probe, class_names, isolated_random_state, make_probe, pictures
-from lightning_ssc.store import ProbeCard, SnapshotStore
+from lightning_ssc.snapshots import ProbeCard, SnapshotStore
 
 _SUFFIXES = (".ckpt", ".pt", ".pth")
 
@@ -248,7 +258,7 @@ def probe_source(data: Any) -> tuple[Any, tuple[Any, ...]]:
 
     Args:
         data: A LightningDataModule (its ``probe_dataloader()``, else its validation data), or what
-            :func:`lightning_ssc.probe.make_probe` takes.
+            :func:`lightning_ssc.capture.probe.make_probe` takes.
     """
     if not hasattr(data, "val_dataloader"):
         return data, (data, getattr(data, "dataset", None))
@@ -286,12 +296,12 @@ def analyze(
         checkpoints: From :func:`find_checkpoints`.
         data: Where the probe comes from, see :func:`probe_source`.
         store: Where the snapshots go.
-        layers: Which layers, see :func:`lightning_ssc.layers.select_layers`.
+        layers: Which layers, see :func:`lightning_ssc.capture.layers.select_layers`.
         probe_size: How many inputs to draw from a data set.
         settings: How activations become graphs.
         model_arguments: Arguments of the factory.
         device: Where the networks run; the CPU by default.
-        forward: How a network is run, see :func:`lightning_ssc.capture.run`.
+        forward: How a network is run, see :func:`lightning_ssc.capture.Runner`.
         chunk: Samples a forward pass.
         memory: Bytes that activations and Grams may take; by default half of what the device has free.
         progress: Wrapped around the checkpoints, such as ``tqdm.tqdm``.
@@ -305,14 +315,15 @@ def analyze(
     source, owners = probe_source(data)
     probe = make_probe(source, probe_size)
 
-    def watch(checkpoint: Checkpoint) -> tuple[nn.Module, list[WatchedLayer]]:
+    def watch(checkpoint: Checkpoint) -> tuple[Runner, list[WatchedLayer]]:
         try:
             model = build_model(factory, read_checkpoint(checkpoint.path), model_arguments or {}).to(device)
         except CheckpointError as error:
             raise CheckpointError(f"{checkpoint.path}: {error}") from error
         chosen = select_layers(model, layers)
+        runner = Runner(model, forward, device=device, chunk=chunk, memory=memory)
         try:
-            return model, trace(model, chosen, probe.inputs, pooling=settings.pooling, forward=forward, device=device)
+            return runner, trace(runner, chosen, probe.inputs, settings.pooling)
         except (RuntimeError, TypeError, LookupError, AttributeError) as error:
             raise CheckpointError(
                 f"The network does not run on the inputs of --data ({type(error).__name__}: {error}). Give it data of "
@@ -323,26 +334,20 @@ def analyze(
     if len(store) and checkpoints:  # also where nothing is left to do
         _check_layers(store, [layer.label for layer in watch(checkpoints[0])[1]])
     store.save_card(ProbeCard(probe.fingerprint, pictures(probe.inputs), class_names(*owners)))
-    previous = None
     for checkpoint in progress(checkpoints):
         if checkpoint.epoch in store:
             continue
-        model, watched = watch(checkpoint)
-        previous = begin_snapshot(
-            model,
+        runner, watched = watch(checkpoint)
+        taken = begin_snapshot(
+            runner,
             probe,
             watched,
             settings,
             epoch=checkpoint.epoch,
             step=checkpoint.step,
             learning_rate=checkpoint.learning_rate,
-            previous=previous,
-            forward=forward,
-            chunk=chunk,
-            device=device,
-            memory=memory,
         ).result()
-        store.save(previous)
+        store.save(taken)
 
 
 def _check_alike(store: SnapshotStore, probe: Probe, settings: Settings) -> None:

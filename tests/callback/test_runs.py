@@ -17,7 +17,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from torch.utils.data import DataLoader
 
-import lightning_ssc._lightning as lightning_module
+import lightning_ssc.callback.lightning as lightning_module
 from lightning_ssc import SnapshotStore, SSCMonitor, snapshot, writers
 from tests.nets import Classifier, convnet, data, trainer
 
@@ -270,13 +270,13 @@ def test_a_bar_for_snapshots_that_take_long(tmp_path: Path, bar: Any, capsys: An
 
     original = lightning_module.progress
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars only where it believes in a terminal
-    monkeypatch.setattr("lightning_ssc.monitor.progress", impatient)
+    monkeypatch.setattr("lightning_ssc.callback.monitor.progress", impatient)
     pl.seed_everything(0, verbose=False)
     run = trainer(tmp_path, monitor(layers="**"), bar(), max_epochs=1, enable_progress_bar=True)
     run.fit(Classifier())
     out = capsys.readouterr()
     assert "SSC epoch 1" in out.out + out.err
-    monkeypatch.setattr("lightning_ssc.monitor.progress", original)
+    monkeypatch.setattr("lightning_ssc.callback.monitor.progress", original)
     quick = trainer(tmp_path, monitor(layers="**"), bar(), max_epochs=1, enable_progress_bar=True)
     quick.fit(Classifier())
     out = capsys.readouterr()

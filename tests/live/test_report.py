@@ -14,8 +14,8 @@ import pytest
 from matplotlib.image import imread
 
 from lightning_ssc.analysis import Dynamics, Similarity, find_blocks, find_store, inputs, neighbours, summarise
-from lightning_ssc.report import pack, page, report, run_names, sprite
-from lightning_ssc.store import SnapshotError
+from lightning_ssc.live.report import pack, page, report, run_names, sprite
+from lightning_ssc.snapshots import SnapshotError
 from tests.browser import (
     hover_over_curve,
     hover_over_embedding,
@@ -176,7 +176,7 @@ def test_without_plotly_the_error_says_what_to_install(tmp_path: Path, monkeypat
 
 
 def test_plotly_is_imported_late() -> None:
-    code = "import sys, lightning_ssc.report; sys.exit('plotly' in sys.modules)"
+    code = "import sys, lightning_ssc.live.report; sys.exit('plotly' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

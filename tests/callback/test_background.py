@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import get_all_start_methods
@@ -24,12 +25,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import lightning_ssc.monitor as monitor_module
+import lightning_ssc.callback.monitor as monitor_module
 from lightning_ssc import Snapshot, SnapshotStore, SSCMonitor, pipeline, writers
-from lightning_ssc._lightning import is_last_epoch
 from lightning_ssc.background import Beside
-from lightning_ssc.capture import GramOfLayer, WatchedLayer
-from lightning_ssc.layers import Layer
+from lightning_ssc.callback.lightning import is_last_epoch
+from lightning_ssc.capture import WatchedLayer
+from lightning_ssc.functional.grams import CentredGram
 from tests.nets import Classifier, data, trainer
 
 
@@ -67,12 +68,12 @@ class Gate:
         self.calls: list[str] = []
         self.fails_on = 0  # the first is 1; three are a snapshot
 
-    def __call__(self, gram: GramOfLayer, *args: Any) -> Any:
+    def __call__(self, layer: WatchedLayer, *args: Any) -> Any:
         assert self.open.wait(30)
-        self.calls.append(gram.layer.label)
+        self.calls.append(layer.label)
         if len(self.calls) == self.fails_on:
-            raise ValueError(f"Layer {gram.layer.label!r}: no solution")
-        return self.original(gram, *args)
+            raise ValueError(f"Layer {layer.label!r}: no solution")
+        return self.original(layer, *args)
 
     def shut(self, watching: SSCMonitor) -> None:
         settle(watching)
@@ -242,7 +243,7 @@ def test_control_c_waits_for_the_worker_and_a_second_one_does_not(
 
     def interrupt() -> None:
         waits = Waits()
-        log = logging.getLogger("lightning_ssc.monitor")
+        log = logging.getLogger("lightning_ssc.callback.monitor")
         log.addHandler(waits)
         request.addfinalizer(lambda: log.removeHandler(waits))
         sigint()
@@ -510,23 +511,22 @@ def test_advice_names_the_layer(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "Layer 'model.0': tau = 1 is too small for any edge" in caplog.text
 
 
-def gram(label: str, n: int = 8) -> GramOfLayer:
-    layer = WatchedLayer(Layer(label), 0, label, 4)
-    return GramOfLayer(layer, torch.eye(n), torch.zeros(n, dtype=torch.float64), 0.0)
+def gram(number: float = 0.0, n: int = 8) -> CentredGram:
+    return CentredGram(torch.eye(n), torch.zeros(n, dtype=torch.float64), number)
 
 
 def test_grams_wait_within_a_limit() -> None:
-    size, opened, order = gram("").centred.nbytes, Event(), []
+    size, opened, order = gram().centred.nbytes, Event(), []
 
-    def solve(of: GramOfLayer) -> Any:
+    def solve(of: CentredGram) -> Any:
         assert opened.wait(30)
-        order.append(of.layer.label)
-        return of.layer.label
+        order.append(of.gain)
+        return of.gain
 
     worker, futures = Beside(limit=2 * size + 1), []
 
     def bring() -> None:
-        futures.extend(worker.submit(solve, gram(label)) for label in "abcd")
+        futures.extend(worker.submit(solve, gram(number)) for number in range(4))
 
     bringer = Thread(target=bring)
     bringer.start()
@@ -535,7 +535,7 @@ def test_grams_wait_within_a_limit() -> None:
     assert worker._held == 2 * size
     opened.set()
     bringer.join(30)
-    assert [future.result(30) for future in futures] == order == ["a", "b", "c", "d"]
+    assert [future.result(30) for future in futures] == order == [0, 1, 2, 3]
     worker.close()
     while worker._held:  # released just after the result is there
         time.sleep(0.001)
@@ -543,7 +543,7 @@ def test_grams_wait_within_a_limit() -> None:
 
 def test_a_gram_larger_than_the_limit_is_taken_alone() -> None:
     worker = Beside(limit=1)
-    assert [worker.submit(lambda of: of.layer.label, gram(label)).result(30) for label in "ab"] == ["a", "b"]
+    assert [worker.submit(lambda of: of.gain, gram(k)).result(30) for k in (1, 2)] == [1, 2]
     worker.close()
 
 
@@ -551,19 +551,19 @@ def test_room_is_given_back_where_a_gram_cannot_be_handed_over() -> None:
     worker = Beside(limit=100)
     worker.close()
     with pytest.raises(RuntimeError, match="after shutdown"):
-        worker.submit(lambda of: None, gram("a"))  # type: ignore[arg-type, return-value]
+        worker.submit(lambda of: None, gram())  # type: ignore[arg-type, return-value]
     assert worker._held == 0
 
 
 def test_closing_gives_up_what_has_not_begun() -> None:
     begun, opened = Event(), Event()
 
-    def solve(of: GramOfLayer) -> Any:
+    def solve(of: CentredGram) -> Any:
         begun.set()
         assert opened.wait(30)
 
     worker = Beside(limit=10**9)
-    first, second = worker.submit(solve, gram("a")), worker.submit(solve, gram("b"))
+    first, second = worker.submit(solve, gram()), worker.submit(solve, gram())
     assert begun.wait(30)
     worker.close()
     assert second.cancelled()
@@ -577,7 +577,7 @@ def test_the_budget_is_that_of_the_foreground(tmp_path: Path, monkeypatch: pytes
     original, worker = pipeline.capture, Beside.__init__
 
     def capture(*args: Any, **kwargs: Any) -> Any:
-        budgets.append(kwargs["memory"])
+        budgets.append(args[0].memory)
         return original(*args, **kwargs)
 
     def init(self: Beside, limit: int) -> None:
@@ -622,15 +622,26 @@ def test_results_are_logged_from_the_main_thread(tmp_path: Path, monkeypatch: py
 
 
 def test_on_a_gpu_grams_wait_on_the_host_and_are_solved_in_a_stream_of_their_own(gpu: torch.device) -> None:
-    def solve(of: GramOfLayer) -> Any:
+    begun, go_on = Event(), Event()
+
+    def solve(of: CentredGram) -> Any:
         assert of.centred.device == of.offset.device == gpu
         assert torch.cuda.current_stream() != torch.cuda.default_stream()
+        begun.set()
+        assert go_on.wait(30)
         return of.centred.sum().cpu()
 
     x: Tensor = torch.ones(2000, 2000, device=gpu)
     worker = Beside(limit=10**9)
-    layer = WatchedLayer(Layer("fc"), 0, "fc", 4)
     product = x @ x / 2000  # still being computed when it is handed over
-    future: Any = worker.submit(solve, GramOfLayer(layer, product, product[0].double(), 0.0))
-    assert float(future.result(60)) == pytest.approx(4e6)
+    first: Any = worker.submit(solve, CentredGram(product, product[0].double(), 0.0))
+    assert begun.wait(30)
+    waiting = CentredGram(2 * product, product[0].double(), 0.0)
+    on_the_gpu = [weakref.ref(waiting.centred), weakref.ref(waiting.offset)]
+    second: Any = worker.submit(solve, waiting)
+    del waiting
+    assert [left() for left in on_the_gpu] == [None, None]
+    go_on.set()
+    assert float(first.result(60)) == pytest.approx(4e6)
+    assert float(second.result(60)) == pytest.approx(8e6)
     worker.close()

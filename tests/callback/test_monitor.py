@@ -28,7 +28,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_ssc import SnapshotStore, SSCMonitor, snapshot, writers
 from lightning_ssc.analysis import dynamics, neighbours
 from lightning_ssc.functional import modularity
-from lightning_ssc.store import ProbeCard
+from lightning_ssc.snapshots import ProbeCard
 from tests.nets import Classifier, data, trainer
 from tests.runs import taken
 

@@ -1,0 +1,37 @@
+"""From a network and a probe to one Gram matrix a watched layer, without a trace on the network."""
+
+from lightning_ssc.capture.batches import batch_size, split_batch
+from lightning_ssc.capture.isolation import isolated_random_state, without_trace
+from lightning_ssc.capture.layers import Layer, LayerPattern, select_layers
+from lightning_ssc.capture.outputs import Pooling
+from lightning_ssc.capture.passes import capture
+from lightning_ssc.capture.pictures import class_names, pictures
+from lightning_ssc.capture.plan import plan_passes, share_layers
+from lightning_ssc.capture.probe import Probe, ProbeSource, balanced, make_probe
+from lightning_ssc.capture.runner import Forward, Runner, unwrapped
+from lightning_ssc.capture.trace import WatchedLayer, trace
+
+__all__ = [
+    "Forward",
+    "Layer",
+    "LayerPattern",
+    "Pooling",
+    "Probe",
+    "ProbeSource",
+    "Runner",
+    "WatchedLayer",
+    "balanced",
+    "batch_size",
+    "capture",
+    "class_names",
+    "isolated_random_state",
+    "make_probe",
+    "pictures",
+    "plan_passes",
+    "select_layers",
+    "share_layers",
+    "split_batch",
+    "trace",
+    "unwrapped",
+    "without_trace",
+]

@@ -1,0 +1,171 @@
+"""From a network and its probe to one Gram matrix a layer, within a memory budget.
+
+Hooks live for the length of one pass over the probe. Each copies what its layer puts out at once (an in-place
+activation may overwrite it a moment later) into a buffer of shape (N, d); when the pass is over each buffer is reduced
+to its N x N Gram and freed. Where the buffers of all layers do not fit the budget, the layers are shared out over
+several passes, and a layer that does not fit alone is taken in slices of its features, whose Grams add up. Every pass
+but the last ends with its deepest layer, so that shallow layers, whose activations are the largest, cost little of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ssc.capture.batches import batch_size, take
+from lightning_ssc.capture.isolation import without_trace
+from lightning_ssc.capture.layers import Layer
+from lightning_ssc.capture.outputs import Pooling, features
+from lightning_ssc.capture.plan import FeatureSlice, plan_passes, room
+from lightning_ssc.capture.runner import Runner
+from lightning_ssc.capture.trace import WatchedLayer, hooked
+from lightning_ssc.functional.grams import CentredGram, centred_gram
+
+log = logging.getLogger(__name__)
+
+
+class _EnoughError(BaseException):
+    """Ends a forward pass whose layers have all run; not an Exception, which a network's own code might catch."""
+
+
+class _Wanted(NamedTuple):
+    """Where the features of a layer go during a pass."""
+
+    part: FeatureSlice
+    buffer: Tensor
+    channels_last: bool
+
+
+def capture(
+    runner: Runner,
+    layers: Sequence[WatchedLayer],
+    inputs: Any,
+    pooling: Pooling = "flatten",
+    *,
+    watch: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext(),
+    outputs: list[Tensor] | None = None,
+) -> Iterator[tuple[WatchedLayer, CentredGram]]:
+    """The Gram matrices of the layers over the probe, one after the other, each when it is whole.
+
+    Args:
+        runner: The network, left without a trace. Of several passes all but the last are ended early, by an exception
+            that its ``forward`` must let through. Grams are formed on its device.
+        layers: What :func:`lightning_ssc.capture.trace` returned, or some of it.
+        inputs: The probe's inputs, on any device; they are moved to the network's a chunk at a time.
+        pooling: How activations become features, see :func:`lightning_ssc.capture.outputs.features`.
+        watch: ``watch("forward")`` and ``watch("gram")`` are opened around the two stages.
+        outputs: Gains what the network returned, a chunk at a time and on the CPU, if that is one row of numbers a
+            sample.
+
+    Yields:
+        Each layer with its Gram. Take what is needed of it before asking for the next one.
+
+    Raises:
+        ValueError: Activations hold NaN or infinity (names layer and sample), or the budget is too small for one
+            feature.
+    """
+    n = batch_size(inputs)
+    if not layers:
+        return  # the share of a process where there are more processes than layers
+    model, device, chunk, memory = runner.model, runner.device, runner.chunk, runner.budget()
+    assert device is not None
+    passes = plan_passes(layers, n, memory)
+    cut = dict.fromkeys(layers[s.layer].label for group in passes for s in group if s.start > 0)
+    log.debug(
+        "%d layers of %d samples: %.1f MB of activations in %d passes, because memory=%.1f MB leaves %.1f MB beside "
+        "two Gram matrices; layers too large for one pass: %s",
+        len(layers), n, n * sum(layer.bytes_a_sample for layer in layers) / 1e6, len(passes), memory / 1e6,
+        room(layers, n, memory) / 1e6, ", ".join(map(repr, cut)) or "none",
+    )  # fmt: skip
+    parts: dict[int, CentredGram] = {}
+    for number, group in enumerate(passes):
+        home = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # others lack float64
+        buffers = {s.layer: torch.empty(n, s.stop - s.start, device=home, dtype=layers[s.layer].dtype) for s in group}
+        wanted = {
+            (layers[s.layer].layer, layers[s.layer].call): _Wanted(s, buffers[s.layer], layers[s.layer].channels_last)
+            for s in group
+        }
+        whole = number == len(passes) - 1
+        with watch("forward"), without_trace(model):
+            for start in range(0, n, chunk):
+                rows = slice(start, min(n, start + chunk))
+                keep = partial(_keep, wanted, set() if whole else set(wanted), rows, pooling)
+                output = None
+                with (
+                    nullcontext() if whole else _cut_short(model),
+                    hooked(model, [layer for layer, _ in wanted], keep) as seen,
+                    runner.context(),
+                ):
+                    output = runner(take(inputs, rows))
+                if missing := [layer.label for layer, call in wanted if seen[layer] <= call]:
+                    raise ValueError(
+                        f"Layer {missing[0]!r} ran for the first samples of the probe but not for samples {start} to "
+                        f"{rows.stop - 1}. Watch only layers that run for every input."
+                    )
+                if outputs is not None and whole and isinstance(output, Tensor) and output.dim() == 2:
+                    outputs.append(output.detach().cpu())
+                del output  # or it would be held while Grams are formed
+        wanted.clear()  # each buffer goes when its Gram is there
+        for s in group:
+            layer = layers[s.layer]
+            with watch("gram"):
+                gram = _gram(buffers.pop(s.layer), layer)
+                if s.layer in parts:
+                    gram.add_(parts.pop(s.layer))
+            if s.stop == layer.features:
+                yield layer, gram
+            else:
+                parts[s.layer] = gram
+            del gram
+
+
+@contextmanager
+def _cut_short(model: nn.Module) -> Iterator[None]:
+    """A scope that ends with :class:`_EnoughError`, after which attributes are what they were.
+
+    A module may set one at the start of its forward and take it back at the end, which does not come.
+    """
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    except _EnoughError:
+        for module, attributes in before:
+            for name in vars(module).keys() - attributes.keys():
+                del vars(module)[name]
+            vars(module).update(attributes)
+
+
+def _keep(
+    wanted: dict[tuple[Layer, int], _Wanted],
+    missing: set[tuple[Layer, int]],
+    rows: slice,
+    pooling: Pooling,
+    layer: Layer,
+    call: int,
+    output: Any,
+) -> None:
+    """Copy what a layer has just put out into its buffer, and end the pass if it was the last one missing."""
+    if (layer, call) in wanted:
+        part, buffer, channels_last = wanted[layer, call]
+        found = features(output, layer, rows.stop - rows.start, pooling, channels_last)
+        buffer[rows] = found[:, part.start : part.stop]
+    if missing:
+        missing.discard((layer, call))
+        if not missing:
+            raise _EnoughError
+
+
+def _gram(x: Tensor, layer: WatchedLayer) -> CentredGram:
+    try:
+        return centred_gram(x)
+    except ValueError as error:
+        raise ValueError(
+            f"Layer {layer.label!r} puts out {error}. Its graph is not defined: look at the learning rate, the "
+            f"precision or the inputs, or leave the layer out."
+        ) from error

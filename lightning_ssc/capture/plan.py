@@ -1,0 +1,83 @@
+"""In how many passes over the probe the layers are captured, and by which process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning_ssc.capture.trace import WatchedLayer
+
+
+def share_layers(layers: Sequence[WatchedLayer], rank: int, ranks: int) -> list[WatchedLayer]:
+    """The layers of one of several processes: the widest ones dealt out first, since Grams take time by width.
+
+    Example:
+        >>> from lightning_ssc.capture import Layer
+        >>> layers = [WatchedLayer(Layer(name), 0, name, size) for name, size in (("a", 9), ("b", 1), ("c", 5))]
+        >>> [[layer.label for layer in share_layers(layers, rank, 2)] for rank in (0, 1)]
+        [['a', 'b'], ['c']]
+    """
+    mine = set(sorted(layers, key=lambda layer: layer.features, reverse=True)[rank::ranks])
+    return [layer for layer in layers if layer in mine]
+
+
+@dataclass(frozen=True)
+class FeatureSlice:
+    """Features ``start`` to ``stop`` of one layer, the unit in which passes are planned."""
+
+    layer: int
+    start: int
+    stop: int
+
+
+def plan_passes(layers: Sequence[WatchedLayer], samples: int, memory: int) -> list[list[FeatureSlice]]:
+    """Share layers out over as few passes as fit a memory budget, in their order and each as far as possible whole.
+
+    Each pass needs its buffers and, at its end, one Gram (and the running Gram of a layer in slices). Only a layer that
+    no pass could hold is cut: it begins in what is left of a pass.
+
+    Args:
+        layers: The layers.
+        samples: Number of samples.
+        memory: Bytes.
+
+    Returns:
+        For every pass the slices of layers that it captures; all of a layer's slices come in ascending order.
+
+    Raises:
+        ValueError: The budget does not hold the Grams and one feature; the message says how many bytes would.
+
+    Example:
+        >>> from lightning_ssc.capture import Layer
+        >>> layers = [WatchedLayer(Layer(name), 0, name, size) for name, size in (("a", 50), ("b", 30), ("c", 250))]
+        >>> [[(s.layer, s.start, s.stop) for s in p] for p in plan_passes(layers, 10, 2 * 400 + 4000)]
+        [[(0, 0, 50), (1, 0, 30), (2, 0, 20)], [(2, 20, 120)], [(2, 120, 220)], [(2, 220, 250)]]
+    """
+    widest = max(layer.dtype.itemsize for layer in layers)
+    space = room(layers, samples, memory)
+    if (missing := samples * widest - space) > 0:
+        raise ValueError(
+            f"A memory budget of {memory / 1e6:.1f} MB does not hold the Gram matrices of {samples} samples; it takes "
+            f"at least {(memory + missing) / 1e6:.1f} MB. Raise memory= or use a smaller probe."
+        )
+    passes: list[list[FeatureSlice]] = []
+    left = 0
+    for number, layer in enumerate(layers):
+        column = samples * layer.dtype.itemsize
+        if left < layer.features * column <= space:
+            left = 0
+        start = 0
+        while start < layer.features:
+            if left < column:
+                passes.append([])
+                left = space
+            stop = min(layer.features, start + left // column)
+            passes[-1].append(FeatureSlice(number, start, stop))
+            left -= (stop - start) * column
+            start = stop
+    return passes
+
+
+def room(layers: Sequence[WatchedLayer], samples: int, memory: int) -> int:
+    """Bytes that a budget leaves for activations beside two Grams."""
+    return memory - 2 * samples * samples * max(layer.dtype.itemsize for layer in layers)
