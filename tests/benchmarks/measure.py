@@ -28,11 +28,21 @@ from lightning_ssc.snapshots import ProbeCard
 
 
 class PeakMemory(AbstractContextManager["PeakMemory"]):
-    """The most memory that a process holds inside, beyond what it held before, in bytes; sampled often."""
+    """The most memory that is held inside, beyond what was held before, in bytes.
+
+    A GPU's is what torch has allocated there, the host's that of this process, sampled often.
+    """
 
     extra = 0
 
+    def __init__(self, device: str = "cpu") -> None:
+        self._on_gpu = device == "cuda"
+
     def __enter__(self) -> "PeakMemory":
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+            return self
         process, self._over = psutil.Process(), threading.Event()
         before = process.memory_info().rss
 
@@ -45,6 +55,9 @@ class PeakMemory(AbstractContextManager["PeakMemory"]):
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._on_gpu:
+            self.extra = torch.cuda.max_memory_allocated() - self._before
+            return
         self._over.set()
         self._thread.join()
 
@@ -95,10 +108,18 @@ def plain_forward(model: nn.Module, x: Tensor, chunk: int = 256) -> None:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds of a call, and its result."""
+    """Seconds of a call, a GPU's work included, and its result."""
+    finish()
     start = time.perf_counter()
     result = work()
+    finish()
     return time.perf_counter() - start, result
+
+
+def finish() -> None:
+    """Wait for what a GPU has still to do."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def own_process(script: str, **options: Any) -> dict[str, Any] | None:
