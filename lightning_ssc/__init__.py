@@ -2,15 +2,26 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lightning_ssc.version import __version__
+
 if TYPE_CHECKING:
     from lightning_ssc.callback import SSCMonitor
     from lightning_ssc.pipeline import snapshot
-    from lightning_ssc.snapshots import Snapshot, SnapshotStore
+    from lightning_ssc.recorder import Recorder
+    from lightning_ssc.snapshots import Settings, Snapshot, SnapshotStore
+    from lightning_ssc.writers import Images
 
-__version__ = "0.1.0"
-__all__ = ["SSCMonitor", "Snapshot", "SnapshotStore", "snapshot"]
+__all__ = ["Images", "Recorder", "SSCMonitor", "Settings", "Snapshot", "SnapshotStore", "__version__", "snapshot"]
 
-_WHERE = {"SSCMonitor": "callback", "Snapshot": "snapshots", "SnapshotStore": "snapshots", "snapshot": "pipeline"}
+_WHERE = {
+    "Images": "writers",
+    "Recorder": "recorder",
+    "SSCMonitor": "callback",
+    "Settings": "snapshots",
+    "Snapshot": "snapshots",
+    "SnapshotStore": "snapshots",
+    "snapshot": "pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -22,11 +22,11 @@ class Solver(Protocol):
         """Take a Gram over, to be solved now or later."""
 
 
-class InTurn:
+class Foreground:
     """Solves a Gram at once, so that one is held at a time; a failure is raised at once.
 
     Example:
-        >>> InTurn().submit(lambda gram: gram, "a Gram").result()
+        >>> Foreground().submit(lambda gram: gram, "a Gram").result()
         'a Gram'
     """
 
@@ -37,7 +37,7 @@ class InTurn:
         return done
 
 
-class Beside:
+class Background:
     """Solves Grams in one thread, in the order in which they come.
 
     The solver leaves Python for nearly all of its time, so a training loop goes on meanwhile if there is a core to
@@ -47,7 +47,7 @@ class Beside:
         limit: Bytes of Grams to hold. Whoever brings one more waits; one is always taken, however large.
 
     Example:
-        >>> worker = Beside(limit=100)
+        >>> worker = Background(limit=100)
         >>> worker.submit(lambda gram: len(gram.centred), CentredGram(torch.eye(3), torch.zeros(3), 0.0)).result()
         3
         >>> worker.close()

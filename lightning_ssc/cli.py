@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_ssc import __version__
+from lightning_ssc.version import __version__
 
 OK, FAILED, USAGE = 0, 1, 2
 _SECONDS_BETWEEN_LINES = 5.0
@@ -107,9 +107,8 @@ def _compare(options: argparse.Namespace) -> None:
 def _analyze(options: argparse.Namespace) -> None:
     import torch
 
-    from lightning_ssc.pipeline import Settings
     from lightning_ssc.replay import analyze, find_checkpoints, import_object
-    from lightning_ssc.snapshots import SnapshotStore
+    from lightning_ssc.snapshots import Settings, SnapshotStore
 
     sys.path.insert(0, os.getcwd())  # as python -m does, so that a script beside the runs can be named
     try:

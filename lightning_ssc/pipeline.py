@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +10,13 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_ssc.background import InTurn, Solver
+from lightning_ssc import measures
+from lightning_ssc.background import Foreground, Solver
 from lightning_ssc.capture import (
     Forward,
     LayerPattern,
@@ -31,51 +31,12 @@ from lightning_ssc.capture import (
     unwrapped,
 )
 from lightning_ssc.functional import communities, self_expression
-from lightning_ssc.functional._advice import collected
+from lightning_ssc.functional.advice import collected
 from lightning_ssc.functional.gram_sketch import gram_sketch
 from lightning_ssc.functional.grams import CentredGram
-from lightning_ssc.snapshots import LayerGraph, Snapshot
+from lightning_ssc.snapshots import LayerGraph, Moment, Settings, Snapshot
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How activations become graphs; stored with every snapshot.
-
-    Attributes:
-        tau: Weight of the fit against the sparsity of the self-expression.
-        normalize: Scale every sample to unit length first.
-        solver: ``"active_set"``, exact, or ``"admm"``, Algorithm 1 of the paper.
-        tol: Relative duality gap asked for.
-        preset: ``"paper"`` runs the published setting whatever the other fields say: raw samples, ADMM,
-            tau = mu = 10, adaptive mu, 100 iterations.
-        pooling: ``"flatten"`` keeps every activation, ``"mean"`` averages over space or tokens, ``"cls"`` takes the
-            class token.
-        linear_cka: Keep what linear CKA needs beside the graph.
-        labels: What modularity is measured over: ``"classes"``, the probe's labels, or ``"communities"``, those that
-            Louvain's method finds in each graph.
-    """
-
-    tau: float = 10.0
-    normalize: bool = True
-    solver: Literal["active_set", "admm"] = "active_set"
-    tol: float = 1e-5
-    preset: Literal["paper"] | None = None
-    pooling: Pooling = "flatten"
-    linear_cka: bool = True
-    labels: Literal["classes", "communities"] = "classes"
-
-    def __post_init__(self) -> None:
-        """Raise ValueError where a value is not one of those above: found out now, not after the first epoch."""
-        for name, kind in get_type_hints(Settings).items():
-            value = getattr(self, name)
-            allowed = [v for part in (kind, *get_args(kind)) if get_origin(part) is Literal for v in get_args(part)]
-            if allowed and value is not None and value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
-        for name in ("tau", "tol"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}.")
 
 
 class Stopwatch:
@@ -94,19 +55,21 @@ class Stopwatch:
             self.seconds[stage] += time.perf_counter() - start  # type: ignore[assignment]
 
 
-def graph_of(layer: WatchedLayer, gram: CentredGram, settings: Settings) -> LayerGraph:
-    """Solve one layer: its Gram, which is overwritten, to a certified sparse graph and a compact linear Gram.
+def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labels: Tensor | None = None) -> LayerGraph:
+    """One layer's Gram, which is overwritten, to a certified sparse graph, a compact linear Gram and what they measure.
 
     Args:
         layer: The layer.
         gram: Its Gram, from :func:`lightning_ssc.capture.capture`.
         settings: How.
+        labels: ``(N,)`` classes of the samples, on the CPU.
 
     Raises:
         ValueError: The Gram cannot be solved; the message names the layer.
     """
     try:
         linear = gram_sketch(gram.centred).cpu() if settings.linear_cka else None
+        values = measures.of_layer({"gram": gram.centred, "labels": labels})
         with collected() as advice:
             solved = self_expression(
                 gram=gram.raw_(),
@@ -115,21 +78,36 @@ def graph_of(layer: WatchedLayer, gram: CentredGram, settings: Settings) -> Laye
                 solver=settings.solver,
                 tol=settings.tol,
                 preset=settings.preset,
+                compact=True,
             )
     except ValueError as error:
         raise ValueError(f"Layer {layer.label!r}: {error}") from error
     for message in advice:  # said with the layer's name, without which nobody could act on it
         log.warning("Layer %r: %s", layer.label, message)
-    graph = LayerGraph(
-        coef=solved.coef.cpu().to(torch.float32),
-        gap=solved.gap.cpu().to(torch.float32),
-        converged=solved.converged,
-        features=layer.features,
-        linear=linear,
-    )
+    graph = LayerGraph(solved.coef.cpu(), solved.gap.cpu().float(), solved.converged, layer.features, linear)
     if settings.labels == "communities":
-        return replace(graph, communities=communities(graph.affinity))
-    return graph
+        graph = replace(graph, communities=communities(graph.affinity))
+    return replace(graph, values=measures.of_layer(graph.measurable(labels), values))
+
+
+def compared(taken: Snapshot, previous: Snapshot | None = None, reference: Snapshot | None = None) -> Snapshot:
+    """A snapshot with what its layers measure against those of others and against one another.
+
+    Args:
+        taken: The snapshot.
+        previous: The one before, if there is one.
+        reference: The one that layers of the same name are compared with throughout.
+    """
+    layers = {}
+    for name, layer in taken.layers.items():
+        values = dict(layer.values)
+        if previous is not None and name in previous.layers:
+            values |= measures.between("previous", layer, previous.layers[name])
+        if reference is not None and name in reference.layers:
+            values |= measures.between("reference", layer, reference.layers[name])
+        layers[name] = replace(layer, values=values)
+    pairs = {name: table.float() for name, table in measures.of_pairs(layers.values()).items()}
+    return replace(taken, layers=layers, pairs=pairs, previous=None if previous is None else previous.step)
 
 
 def classified(outputs: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
@@ -152,14 +130,14 @@ class Pending:
     Attributes:
         taken: The snapshot without its layers.
         graphs: What becomes of each layer, by label.
-        watch: Seconds spent by stage.
+        timed: Seconds spent by stage.
         started: When it was begun, on the clock of ``time.perf_counter``.
         ended: When each layer was solved.
     """
 
     taken: Snapshot
     graphs: dict[str, Future[LayerGraph]]
-    watch: Stopwatch
+    timed: Stopwatch
     started: float
     ended: list[float]
 
@@ -195,7 +173,7 @@ class Pending:
             self.cancel()
             raise
         total = max(self.ended, default=self.started) - self.started
-        return replace(self.taken, layers=layers, seconds={**self.watch.seconds, "total": total})
+        return replace(self.taken, layers=layers, seconds={**self.timed.seconds, "total": total})
 
 
 def begin_snapshot(
@@ -203,9 +181,8 @@ def begin_snapshot(
     probe: Probe,
     watched: Sequence[WatchedLayer],
     settings: Settings,
+    moment: Moment,
     *,
-    epoch: int = 0,
-    step: int = 0,
     learning_rate: float | None = None,
     solver: Solver | None = None,
     progress: Callable[[int], None] = lambda done: None,
@@ -217,8 +194,7 @@ def begin_snapshot(
         probe: The probe.
         watched: The layers, from :func:`lightning_ssc.capture.trace`.
         settings: How activations become graphs.
-        epoch: Finished epochs, to be kept with the snapshot.
-        step: Logging step, to be kept with the snapshot.
+        moment: When this is, to be kept with the snapshot.
         learning_rate: Learning rate of the finished epoch, to be kept with the snapshot.
         solver: Where layers are solved; by default here, each as soon as its Gram is there.
         progress: Called with 1 when a layer is handed over, or solved where that is done here.
@@ -229,19 +205,19 @@ def begin_snapshot(
     Raises:
         ValueError: Activations are not finite, or a layer cannot be solved; the message names the layer.
     """
-    solver = InTurn() if solver is None else solver
-    watch, started = Stopwatch(), time.perf_counter()
+    solver = Foreground() if solver is None else solver
+    timed, started = Stopwatch(), time.perf_counter()
     ended: list[float] = []
     outputs: list[Tensor] = []
     graphs: dict[str, Future[LayerGraph]] = {}
 
     def solve(layer: WatchedLayer, gram: CentredGram) -> LayerGraph:
-        with watch("solve"):
-            graph = graph_of(layer, gram, settings)
+        with timed("solve"):
+            graph = solve_layer(layer, gram, settings, probe.labels)
         ended.append(time.perf_counter())
         return graph
 
-    grams = capture(runner, watched, probe.inputs, settings.pooling, watch=watch, outputs=outputs)
+    grams = capture(runner, watched, probe.inputs, settings.pooling, timed=timed, outputs=outputs)
     try:
         for layer, gram in grams:
             graphs[layer.label] = solver.submit(partial(solve, layer), gram)
@@ -254,8 +230,7 @@ def begin_snapshot(
     # Without labels nothing says that the network's output is about classes.
     predictions, confidence = classified(outputs if probe.labels is not None else [])
     taken = Snapshot(
-        epoch=epoch,
-        step=step,
+        moment=moment,
         layers={},
         labels=probe.labels,
         indices=probe.indices,
@@ -266,7 +241,7 @@ def begin_snapshot(
         seconds={},
         learning_rate=learning_rate,
     )
-    return Pending(taken, {layer.label: graphs[layer.label] for layer in watched}, watch, started, ended)
+    return Pending(taken, {layer.label: graphs[layer.label] for layer in watched}, timed, started, ended)
 
 
 def snapshot(
@@ -282,8 +257,8 @@ def snapshot(
     preset: Literal["paper"] | None = None,
     pooling: Pooling = "flatten",
     linear_cka: bool = True,
-    epoch: int = 0,
-    step: int = 0,
+    epoch: float = 0,
+    step: int | None = None,
     learning_rate: float | None = None,
     forward: Forward | None = None,
     chunk: int = 256,
@@ -307,7 +282,8 @@ def snapshot(
         pooling: How activations become features: ``"flatten"``, ``"mean"`` or ``"cls"``.
         linear_cka: Keep what linear CKA needs.
         epoch: Finished epochs, kept with the snapshot.
-        step: Logging step, kept with the snapshot.
+        step: Training steps that were done, the key of the snapshot in a store; where it is not given epochs count as
+            steps.
         learning_rate: Learning rate of the finished epoch, kept with the snapshot; from it the curves know where it
             dropped.
         forward: ``forward(model, inputs)`` runs the network, where ``model(inputs)`` would not do.
@@ -332,6 +308,6 @@ def snapshot(
     probe = make_probe((inputs,) if labels is None or isinstance(labels, str) else (inputs, labels))
     runner = Runner(inner, forward, context, chunk=chunk, memory=memory)
     watched = trace(runner, select_layers(inner, layers), probe.inputs, pooling)
-    return begin_snapshot(
-        runner, probe, watched, settings, epoch=epoch, step=step, learning_rate=learning_rate
-    ).result()
+    moment = Moment(int(epoch) if step is None else step, epoch)
+    taken = begin_snapshot(runner, probe, watched, settings, moment, learning_rate=learning_rate).result()
+    return compared(taken)

@@ -8,36 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from lightning_ssc.measures import CURVES, measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lightning_ssc.analysis.dynamics import Dynamics, Progress
+    from lightning_ssc.analysis.dynamics import Dynamics
     from lightning_ssc.analysis.inputs import Inputs
+    from lightning_ssc.progress import Progress
 
 _TICKS = 40  # tick labels that an axis of a heatmap can hold before they overlap
 _MARKERS = "os^DvP*X<>"
-
-
-class Family(NamedTuple):
-    """How a family of curves is called."""
-
-    title: str
-    axis: str
-
-
-FAMILIES = {
-    "modularity": Family("Modularity of the affinity graphs", "modularity"),
-    "cka_to_final": Family("SSC-CKA to the final state", "SSC-CKA (biased HSIC)"),
-    "linear_cka_to_final": Family("Linear CKA to the final state", "linear CKA (biased HSIC)"),
-    "cka_to_previous": Family("SSC-CKA to the previous snapshot", "SSC-CKA (biased HSIC)"),
-    "cka_to_reference": Family("SSC-CKA to the reference", "SSC-CKA (biased HSIC)"),
-}
 
 
 def heatmap(
@@ -98,7 +85,8 @@ def curves(
     *,
     title: str = "",
     ylabel: str = "",
-    ylim: tuple[float, float] | None = (0, 1),
+    ylim: tuple[float | None, float | None] = (0, 1),
+    log: bool = False,
     ax: Axes | None = None,
 ) -> Figure:
     """One line a layer over the epochs, dark for shallow and bright for deep layers (figures 1 and 2 of the paper).
@@ -109,7 +97,8 @@ def curves(
         layers: Names of the L layers.
         title: Title of the figure.
         ylabel: What is drawn.
-        ylim: Range of the vertical axis; values below it extend it.
+        ylim: Range of the vertical axis, ``None`` to leave an end to the data; values below it extend it.
+        log: Whether the vertical axis is logarithmic.
         ax: Where to draw; a new figure by default.
 
     Returns:
@@ -137,9 +126,13 @@ def curves(
             "label": name,
         }
         lines += axes.plot(np.asarray(epochs), table[:, i], **style)
-    if ylim is not None:
-        lowest = np.nanmin(table, initial=ylim[0])
-        axes.set_ylim(min(ylim[0], 1.05 * lowest), ylim[1] * 1.02)
+    if log:
+        axes.set_yscale("log", nonpositive="mask")
+    low, high = ylim
+    if low is not None:
+        axes.set_ylim(bottom=min(low, 1.05 * np.nanmin(table, initial=low)))
+    if high is not None:
+        axes.set_ylim(top=high * 1.02)
     axes.set_xlabel("finished epochs (0: untrained)")
     axes.set_ylabel(ylabel)
     axes.set_title(_plain(title, 120), fontsize=10)
@@ -151,32 +144,33 @@ def curves(
 
 
 def dynamics_figures(table: Dynamics) -> dict[str, Figure]:
-    """The curves of a run, one figure a family that has values (the panels of figures 1 and 2 of the paper).
+    """The curves of a run, one figure a measure that has values (the panels of figures 1 and 2 of the paper).
 
     Args:
         table: What :func:`lightning_ssc.analysis.dynamics` returns.
 
     Returns:
-        Figures by family, see :data:`FAMILIES`.
+        Figures by the name of the measure, see :data:`lightning_ssc.measures.CURVES`.
     """
-    present = [family for family in FAMILIES if not np.isnan(getattr(table, family)).all()]
-    return {family: dynamics_curves(table, family) for family in present}
+    present = [record.name for record in CURVES if not np.isnan(table.curves[record.name]).all()]
+    return {name: dynamics_curves(table, name) for name in present}
 
 
-def dynamics_curves(table: Dynamics, family: str, *, ax: Axes | None = None) -> Figure:
-    """One family of curves of a run, a panel of figure 1 or 2 of the paper; grey where the learning rate dropped.
+def dynamics_curves(table: Dynamics, name: str, *, ax: Axes | None = None) -> Figure:
+    """One measure of a run, a panel of figure 1 or 2 of the paper; grey where the learning rate dropped.
 
     Args:
         table: What :func:`lightning_ssc.analysis.dynamics` returns.
-        family: Which curves: a key of :data:`FAMILIES`.
+        name: Which measure.
         ax: Where to draw; a new figure by default.
 
     Returns:
         The figure.
     """
-    title, ylabel = FAMILIES[family]
+    record = measure(name)
     axes = _axes(ax, (8.0, 4.2))
-    figure = curves(getattr(table, family), table.epochs, table.layers, title=title, ylabel=ylabel, ax=axes)
+    style: dict[str, Any] = {"title": record.title, "ylabel": record.axis, "ylim": record.range, "log": record.log}
+    figure = curves(table.curves[name], table.epochs, table.layers, ax=axes, **style)
     for before, after in table.drops():
         axes.axvspan(before, after, color="0.92", lw=0, zorder=0)
     return figure

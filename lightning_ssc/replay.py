@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_ssc.analysis.dynamics import Progress
-from lightning_ssc.callback.lightning import first_loader
 from lightning_ssc.capture import (
     Forward,
     LayerPattern,
@@ -26,20 +24,19 @@ from lightning_ssc.capture import (
     Runner,
     WatchedLayer,
     class_names,
+    first_loader,
     isolated_random_state,
     make_probe,
     pictures,
     select_layers,
     trace,
 )
-from lightning_ssc.pipeline import Settings, begin_snapshot
-from lightning_ssc.snapshots import ProbeCard, SnapshotStore
+from lightning_ssc.pipeline import begin_snapshot, compared
+from lightning_ssc.progress import Progress
+from lightning_ssc.snapshots import Moment, ProbeCard, Settings, Snapshot, SnapshotStore
+from lightning_ssc.weights import CheckpointError, load_weights, read_checkpoint
 
 _SUFFIXES = (".ckpt", ".pt", ".pth")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message names the file and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +45,13 @@ class Checkpoint:
 
     Attributes:
         path: The file.
-        epoch: Finished epochs; 0 is the untrained network.
-        step: The step under which the epoch's metrics were logged, as the callback has it.
+        moment: When it was taken, as the callback has it.
         learning_rate: That of the first optimizer's first group, or ``None`` where it is not known.
         scheduled: Whether it is the one that a scheduler has already set for the next epoch.
     """
 
     path: Path
-    epoch: int
-    step: int
+    moment: Moment
     learning_rate: float | None = None
     scheduled: bool = False
 
@@ -111,40 +106,11 @@ def find_checkpoints(folder: str | Path, progress: Progress = iter) -> list[Chec
             f"There are no checkpoints ({', '.join('*' + s for s in _SUFFIXES)}) in {root} or {root / 'checkpoints'}."
         )
     found = [progress_of(read_checkpoint(path), path) for path in progress(paths)]
-    by_epoch = {checkpoint.epoch: checkpoint for checkpoint in found if checkpoint is not None}
+    by_epoch = {int(checkpoint.moment.epoch): checkpoint for checkpoint in found if checkpoint is not None}
     if not by_epoch:
         raise CheckpointError(f"All {len(paths)} checkpoints in {root} are from the middle of an epoch.")
     rates = {epoch + checkpoint.scheduled: checkpoint.learning_rate for epoch, checkpoint in by_epoch.items()}
     return [replace(by_epoch[epoch], learning_rate=rates.get(epoch), scheduled=False) for epoch in sorted(by_epoch)]
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint on the CPU, without executing anything in it.
-
-    Raises:
-        CheckpointError: It is damaged, or holds objects that only code could restore, or no weights by name.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever damaged bytes lead the reader to
-        if refused := re.search(r"GLOBAL (\w\S*)", str(error)):
-            raise CheckpointError(
-                f"{path} holds {refused[1]} beside tensors and plain values, which is not loaded because that could "
-                f"run any code. If you trust it, let the module of --model allow it with "
-                f"torch.serialization.add_safe_globals."
-            ) from error
-        # Before the colon torch advises to load without its safeguard.
-        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint ({reason or type(error).__name__}). Remove it if it is damaged."
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds {type(content).__name__}, not a checkpoint or a state dict.")
-    state, saved = content.get("state_dict", content), content.get("hyper_parameters", {})
-    for part, what in ((state, "weights"), (saved, "hyperparameters")):
-        if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
-            raise CheckpointError(f"{path} is no checkpoint: it does not hold {what} by name.")
-    return content
 
 
 def progress_of(content: Mapping[str, Any], path: Path) -> Checkpoint | None:
@@ -155,13 +121,14 @@ def progress_of(content: Mapping[str, Any], path: Path) -> Checkpoint | None:
 
     Example:
         >>> progress_of({"weight": torch.zeros(1)}, Path("net-12.pt"))
-        Checkpoint(path=PosixPath('net-12.pt'), epoch=12, step=12, learning_rate=None, scheduled=False)
+        Checkpoint(path=PosixPath('net-12.pt'), moment=Moment(step=12, epoch=12, trigger='checkpoint', logged=12), \
+learning_rate=None, scheduled=False)
     """
     if "state_dict" not in content or "epoch" not in content:
         numbers = re.findall(r"\d+", path.stem)
         if not numbers:
             raise CheckpointError(f"{path} does not say its epoch; put the number of finished epochs in its name.")
-        return Checkpoint(path, int(numbers[-1]), int(numbers[-1]))
+        return Checkpoint(path, Moment(int(numbers[-1]), int(numbers[-1]), "checkpoint"))
     try:
         return _progress_in_lightning(content, path)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -179,13 +146,13 @@ def _progress_in_lightning(content: Mapping[str, Any], path: Path) -> Checkpoint
     loops = content.get("loops", {}).get("fit_loop")
     if loops is None:  # saved at the end of an epoch, whose number from 0 it holds
         begun, steps = int(content["epoch"]) + 1, int(content.get("global_step", 0))
-        return Checkpoint(path, begun, max(0, steps - 1), rate, scheduled)
+        return Checkpoint(path, Moment(steps, begun, "checkpoint", max(0, steps - 1)), rate, scheduled)
     batches = loops["epoch_loop.batch_progress"]
     begun = int(loops["epoch_progress"]["current"]["ready"])
     if begun and not batches["is_last_batch"]:
         return None
     steps = int(loops["epoch_loop.state_dict"]["_batches_that_stepped"])
-    return Checkpoint(path, begun, max(0, steps - 1), rate, scheduled)
+    return Checkpoint(path, Moment(steps, begun, "checkpoint", max(0, steps - 1)), rate, scheduled)
 
 
 def build_model(
@@ -218,39 +185,6 @@ def build_model(
         configure()  # where Lightning lets a network make its layers
     load_weights(model, content.get("state_dict", content))
     return model
-
-
-def load_weights(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Load weights by name, seen through ``torch.compile`` and through the attribute that holds the inner network.
-
-    Raises:
-        CheckpointError: Names or shapes do not fit.
-
-    Example:
-        >>> net = nn.Linear(2, 1)
-        >>> state = {"model.weight": torch.ones(1, 2), "model.bias": torch.zeros(1), "metric.total": torch.zeros(1)}
-        >>> load_weights(net, state)
-        >>> net.weight.tolist()
-        [[1.0, 1.0]]
-    """
-    given = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
-    wanted = {name.replace("_orig_mod.", ""): name for name in model.state_dict()}
-    if not wanted:
-        raise CheckpointError("The network has no weights that a checkpoint could fill.")
-    first = next(iter(wanted))
-    prefixes = ["", *sorted(name.removesuffix(first) for name in given if name.endswith(f".{first}"))]
-    prefix = next((p for p in prefixes if all(p + name in given for name in wanted)), None)
-    if prefix is None:
-        missing = [name for name in wanted if name not in given]
-        raise CheckpointError(
-            f"The checkpoint does not fit the network: it lacks {len(missing)} weights, first "
-            f"{', '.join(missing[:3])}, and holds others, first {', '.join(list(given)[:3])}. Give --model the "
-            f"class that was trained, and its arguments with --model-arg."
-        )
-    try:
-        model.load_state_dict({full: given[prefix + name] for name, full in wanted.items()})
-    except RuntimeError as error:
-        raise CheckpointError(f"The checkpoint does not fit the network: {error}") from error
 
 
 def probe_source(data: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -334,36 +268,36 @@ def analyze(
     if len(store) and checkpoints:  # also where nothing is left to do
         _check_layers(store, [layer.label for layer in watch(checkpoints[0])[1]])
     store.save_card(ProbeCard(probe.fingerprint, pictures(probe.inputs), class_names(*owners)))
+    previous: Snapshot | None = None
     for checkpoint in progress(checkpoints):
-        if checkpoint.epoch in store:
+        if checkpoint.moment.step in store.steps:
+            previous = None
             continue
         runner, watched = watch(checkpoint)
-        taken = begin_snapshot(
-            runner,
-            probe,
-            watched,
-            settings,
-            epoch=checkpoint.epoch,
-            step=checkpoint.step,
-            learning_rate=checkpoint.learning_rate,
-        ).result()
-        store.save(taken)
+        if previous is None and (earlier := [step for step in store.steps if step < checkpoint.moment.step]):
+            previous = store.load(step=earlier[-1])
+        begun = begin_snapshot(
+            runner, probe, watched, settings, checkpoint.moment, learning_rate=checkpoint.learning_rate
+        )
+        previous = compared(begun.result(), previous)
+        store.save(previous)
 
 
 def _check_alike(store: SnapshotStore, probe: Probe, settings: Settings) -> None:
-    for epoch in store.epochs:
-        header = store.header(epoch)
+    for step in store.steps:
+        header = store.header(step=step)
         if header.probe != probe.fingerprint or header.settings != asdict(settings):
             raise CheckpointError(
-                f"{store.root} already holds snapshots of another probe or other settings (epoch {epoch}). Name a new "
-                f"folder with --out, or move them away."
+                f"{store.root} already holds snapshots of another probe or other settings ({header.moment}). Name a "
+                f"new folder with --out, or move them away."
             )
 
 
 def _check_layers(store: SnapshotStore, layers: list[str]) -> None:
-    for epoch in store.epochs:
-        if (held := store.header(epoch).layers) != layers:
+    for step in store.steps:
+        header = store.header(step=step)
+        if (held := header.layers) != layers:
             raise CheckpointError(
-                f"{store.root} already holds snapshots of other layers (epoch {epoch}: {', '.join(held)}; now "
+                f"{store.root} already holds snapshots of other layers ({header.moment}: {', '.join(held)}; now "
                 f"{', '.join(layers)}). Name a new folder with --out, or move them away."
             )

@@ -5,14 +5,12 @@ Works with the loggers of a Trainer (``trainer.loggers``), of Fabric, or of a pl
 
 Tags, where ``<root>`` is the monitor's name, ``ssc`` by default:
 
-* with every snapshot ``<root>/modularity/<layer>``, ``<root>/cka_to_previous/<layer>``,
-  ``<root>/cka_to_reference/<layer>``, ``<root>/gap/<layer>`` (the worst of all inputs),
-  ``<root>/nnz_per_input/<layer>`` and ``<root>/seconds/<stage>``; images ``<root>/pairwise_cka``,
-  ``<root>/embedding/<layer>`` and, of the last hidden layer, ``<root>/neighbours/<layer>``;
-* at the end of fit, at the steps of the snapshots, ``<root>/cka_to_final/<layer>``; images ``<root>/curves/<family>``;
-  on request, in TensorBoard's projector tab, ``<root>/<layer>``;
-* the same kinds of CKA for linear CKA, under ``linear_cka/`` (of a monitor with a name of its own,
-  ``<name>_linear_cka/``).
+* scalars ``<root>/<measure>/<layer>`` and, of linear CKA, ``linear_cka/<measure>/<layer>`` (of a monitor with a name of
+  its own ``<name>_linear_cka/``) for every record of :data:`lightning_ssc.measures.MEASURES`: with every snapshot, and
+  those to the final state at the end, at the steps of the snapshots; ``<root>/seconds/<stage>``;
+* images ``<root>/pairwise_cka``, ``<root>/embedding/<layer>`` and, of the last hidden layer,
+  ``<root>/neighbours/<layer>`` with every snapshot; ``<root>/curves/<measure>`` at the end;
+* on request, in TensorBoard's projector tab, ``<root>/<layer>``.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,27 +28,41 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_ssc import plots
-from lightning_ssc.analysis.dynamics import linear_cka, ssc_cka
-from lightning_ssc.analysis.inputs import last_hidden_layer
-from lightning_ssc.analysis.inputs import neighbours as nearest_inputs
+from lightning_ssc import measures, plots
+from lightning_ssc.analysis import Dynamics, last_hidden_layer
+from lightning_ssc.analysis import neighbours as nearest_inputs
 from lightning_ssc.capture import balanced
-from lightning_ssc.functional import pairwise_cka, spectral_embedding
-from lightning_ssc.snapshots import ProbeCard
+from lightning_ssc.functional import spectral_embedding
+from lightning_ssc.snapshots import ProbeCard, Snapshot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lightning_ssc.analysis import Dynamics
-    from lightning_ssc.snapshots.store import Snapshot
-
 _PROJECTED = 16  # dimensions that the projector gets
 _THUMBNAIL = 32  # pixels a side of a picture in the projector; its sheet of all pictures may have 8192
 _EMBEDDED = 24  # layers whose embeddings are drawn: more would take seconds and hundreds of megabytes in a run
-_THREADS = 8  # that compute scalars: each may start as many again for its products
-_BESIDE = 2  # that compute pictures beside the one that draws: each may solve a dense eigenproblem
+_BESIDE = 2  # threads that compute pictures beside the one that draws: each may solve a dense eigenproblem
 _ENOUGH = 1e-3  # residual of the eigenvectors in a picture
-_FAMILIES = ("modularity", "cka_to_final", "cka_to_previous", "cka_to_reference", "gap", "nnz_per_input")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Which images are drawn.
+
+    Attributes:
+        heatmap: SSC-CKA between all layers, with every snapshot.
+        embedding: The spectral embedding of every layer or, where there are more, of 24 spread over the depth, with
+            every snapshot.
+        neighbours: For how many inputs, the same throughout and one a class as far as that goes, their nearest inputs
+            in the last hidden layer come with every snapshot; 0 for none.
+        projector: Every layer's embedding of the final state, with classes and pictures, for TensorBoard's projector
+            tab. Each layer takes some megabytes there.
+    """
+
+    heatmap: bool = True
+    embedding: bool = True
+    neighbours: int = 3
+    projector: bool = False
 
 
 def linear_root(root: str) -> str:
@@ -59,7 +72,7 @@ def linear_root(root: str) -> str:
         >>> linear_root("ssc"), linear_root("convs")
         ('linear_cka', 'convs_linear_cka')
     """
-    return "linear_cka" if root == "ssc" else f"{root}_linear_cka"
+    return measures.tag(measures.measure("linear_cka_to_final"), root).partition("/")[0]
 
 
 def log_layout(loggers: Iterable[Any], roots: Iterable[str] = ("ssc",), *, reference: bool = True) -> None:
@@ -72,62 +85,40 @@ def log_layout(loggers: Iterable[Any], roots: Iterable[str] = ("ssc",), *, refer
         roots: First parts of the tags, one a monitor.
         reference: Whether there is a reference to draw CKA to.
     """
-    families = [family for family in _FAMILIES if reference or family != "cka_to_reference"]
+    shown = [record for record in measures.CURVES if reference or record.over != "reference"]
     for logger in loggers:
         if not hasattr(getattr(logger, "experiment", None), "add_custom_scalars"):
             continue
         prefix = getattr(logger, "_prefix", "")  # Lightning puts it before scalars' tags, but not into a layout
         start = re.escape(f"{prefix}-" if prefix else "")
-        logger.experiment.add_custom_scalars(
-            {
-                category: {
-                    family: ["Multiline", [f"{start}{re.escape(category)}/{family}/.*"]]
-                    for family in families
-                    if category == root or family.startswith("cka")
-                }
-                for root in roots
-                for category in (root, linear_root(root))
-            }
-        )
+        layout: dict[str, dict[str, list[Any]]] = {}
+        for root in roots:
+            for record in shown:
+                category, _, family = measures.tag(record, root).partition("/")
+                chart = ["Multiline", [f"{start}{re.escape(category)}/{family}/.*"]]
+                layout.setdefault(category, {})[family] = chart
+        logger.experiment.add_custom_scalars(layout)
 
 
-def snapshot_scalars(
-    taken: Snapshot, previous: Snapshot | None = None, reference: Snapshot | None = None, root: str = "ssc"
-) -> dict[str, float]:
+def scalars_of(taken: Snapshot, root: str = "ssc") -> dict[str, float]:
     """What a snapshot says in numbers, by tag.
 
     Args:
         taken: The snapshot.
-        previous: The one before, for CKA to it.
-        reference: The one to compare with throughout.
         root: First part of the tags.
 
     Example:
         >>> import torch
         >>> from lightning_ssc import snapshot
         >>> taken = snapshot(torch.nn.Sequential(torch.nn.Linear(4, 3)), torch.rand(20, 4), layers="Linear")
-        >>> sorted(snapshot_scalars(taken))
-        ['ssc/gap/0', 'ssc/nnz_per_input/0', 'ssc/seconds/forward', 'ssc/seconds/gram', 'ssc/seconds/solve', \
-'ssc/seconds/total']
+        >>> [tag for tag in scalars_of(taken) if tag.startswith("ssc/gap")]
+        ['ssc/gap/0']
     """
     scalars = {f"{root}/seconds/{stage}": seconds for stage, seconds in sorted(taken.seconds.items())}
-
-    def of_layer(name: str) -> dict[str, float]:
-        layer, found = taken.layers[name], {}
-        if taken.labels is not None or layer.communities is not None:
-            found[f"{root}/modularity/{name}"] = layer.modularity(taken.labels)
-        found[f"{root}/gap/{name}"] = float(layer.gap.max())
-        found[f"{root}/nnz_per_input/{name}"] = layer.neighbours
-        for other, family in ((previous, "cka_to_previous"), (reference, "cka_to_reference")):
-            if other is not None and name in other.layers:
-                found[f"{root}/{family}/{name}"] = ssc_cka(layer, other.layers[name])
-                if layer.linear is not None and other.layers[name].linear is not None:
-                    found[f"{linear_root(root)}/{family}/{name}"] = linear_cka(layer, other.layers[name])
-        return found
-
-    with ThreadPoolExecutor(min(_THREADS, torch.get_num_threads())) as threads:
-        for found in threads.map(of_layer, taken.layers):
-            scalars |= found
+    for name, layer in taken.layers.items():
+        for record in measures.CURVES:
+            if record.name in layer.values:
+                scalars[f"{measures.tag(record, root)}/{name}"] = layer.values[record.name]
     return scalars
 
 
@@ -168,10 +159,7 @@ def log_snapshot(
     loggers: Iterable[Any],
     taken: Snapshot,
     scalars: Mapping[str, float],
-    *,
-    heatmap: bool = True,
-    embedding: bool = True,
-    neighbours: int = 0,
+    images: Images,
     card: ProbeCard | None = None,
     root: str = "ssc",
 ) -> None:
@@ -180,42 +168,38 @@ def log_snapshot(
     Args:
         loggers: Where to.
         taken: The snapshot.
-        scalars: From :func:`snapshot_scalars`.
-        heatmap: Draw SSC-CKA between all layers.
-        embedding: Draw the spectral embedding of every layer, or of 24 spread over the depth where there are more.
-        neighbours: For how many inputs to draw the inputs nearest to them in the last hidden layer.
+        scalars: From :func:`scalars_of`.
+        images: Which images to draw.
         card: Pictures of the inputs and names of the classes.
         root: First part of the tags.
     """
-    loggers = list(loggers)
-    log_scalars(loggers, scalars, taken.step)
+    loggers, step = list(loggers), taken.moment.logged
+    log_scalars(loggers, scalars, step)
     loggers = [logger for logger in loggers if takes_images(logger)]
     if not loggers:
         return  # nothing is drawn that nobody takes
     names = list(taken.layers)
     beside = ThreadPoolExecutor(_BESIDE)  # computes what later pictures show
     try:
-        matrix = None
-        if heatmap and len(names) > 1:
-            matrix = beside.submit(pairwise_cka, [layer.affinity for layer in taken.layers.values()])
-        embeddings = _embeddings(taken, beside) if embedding else ()
-        if neighbours > 0:
+        embeddings = _embeddings(taken, beside) if images.embedding else ()
+        if images.neighbours > 0:
             name, card = last_hidden_layer(taken), card or ProbeCard("")
             layer = taken.layers[name]
             figure = plots.neighbours(
-                _spread(taken, neighbours),
+                _spread(taken, images.neighbours),
                 nearest_inputs(layer)[0],
                 card.images,
                 taken.labels,
                 card.class_names,
-                title=f"nearest inputs in {name}, epoch {taken.epoch}",
+                title=f"nearest inputs in {name}, {taken.moment}",
             )
-            log_figure(loggers, f"{root}/neighbours/{name}", figure, taken.step)
-        if matrix is not None:
-            figure = plots.heatmap(matrix.result(), names, title=f"SSC-CKA between layers, epoch {taken.epoch}")
-            log_figure(loggers, f"{root}/pairwise_cka", figure, taken.step)
-        for name, image in plots.embedding_images(embeddings, taken.labels, f", epoch {taken.epoch}"):
-            log_image(loggers, f"{root}/embedding/{name}", image, taken.step)
+            log_figure(loggers, f"{root}/neighbours/{name}", figure, step)
+        if images.heatmap and len(names) > 1 and "pairwise_cka" in taken.pairs:
+            title = f"{measures.measure('pairwise_cka').title}, {taken.moment}"
+            figure = plots.heatmap(taken.pairs["pairwise_cka"].numpy(), names, title=title)
+            log_figure(loggers, f"{root}/pairwise_cka", figure, step)
+        for name, image in plots.embedding_images(embeddings, taken.labels, f", {taken.moment}"):
+            log_image(loggers, f"{root}/embedding/{name}", image, step)
     finally:
         beside.shutdown(wait=False, cancel_futures=True)  # nobody draws the rest after an error
 
@@ -230,20 +214,20 @@ def _embeddings(taken: Snapshot, beside: ThreadPoolExecutor) -> Iterable[tuple[s
 
 
 def log_history(loggers: Iterable[Any], table: Dynamics, root: str = "ssc") -> None:
-    """Write CKA of every snapshot to the last one at the steps of the snapshots, and a run's curves as images."""
+    """Write values to the last snapshot at the steps of the snapshots, and a run's curves as images."""
     loggers = list(loggers)
-    curves = {root: table.cka_to_final, linear_root(root): table.linear_cka_to_final}
-    for t, step in enumerate(table.steps.tolist()):
+    to_final = [record for record in measures.CURVES if record.over == "final"]
+    for t, moment in enumerate(table.moments):
         scalars = {
-            f"{category}/cka_to_final/{name}": float(curve[t, i])
-            for category, curve in curves.items()
+            f"{measures.tag(record, root)}/{name}": float(table.curves[record.name][t, i])
+            for record in to_final
             for i, name in enumerate(table.layers)
-            if curve[t, i] == curve[t, i]  # what was not kept has no value
+            if not np.isnan(table.curves[record.name][t, i])  # what was not kept has no value
         }
-        log_scalars(loggers, scalars, step)
+        log_scalars(loggers, scalars, moment.logged)
     loggers = [logger for logger in loggers if takes_images(logger)]
     for family, figure in plots.dynamics_figures(table).items() if loggers else ():
-        log_figure(loggers, f"{root}/curves/{family}", figure, int(table.steps[-1]))
+        log_figure(loggers, f"{root}/curves/{family}", figure, table.moments[-1].logged)
 
 
 def log_projector(loggers: Iterable[Any], taken: Snapshot, card: ProbeCard | None = None, root: str = "ssc") -> None:
@@ -280,7 +264,7 @@ def log_projector(loggers: Iterable[Any], taken: Snapshot, card: ProbeCard | Non
         vectors = spectral_embedding(affinity, size).nan_to_num()
         points = vectors * (vectors * (affinity @ vectors)).sum(0).clamp_min(0).sqrt()
         for experiment in experiments:
-            experiment.add_embedding(points.float(), global_step=taken.step, tag=f"{root}/{name}", **described)
+            experiment.add_embedding(points.float(), global_step=taken.moment.logged, tag=f"{root}/{name}", **described)
 
 
 def _spread(taken: Snapshot, count: int) -> list[int]:

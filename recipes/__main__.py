@@ -16,7 +16,6 @@ from rich.table import Table
 
 from lightning_ssc import SnapshotStore, SSCMonitor
 from lightning_ssc.analysis.dynamics import Dynamics, dynamics
-from lightning_ssc.functional import pairwise_cka
 from lightning_ssc.plots import dynamics_figures, evenly, heatmap, short_names
 from recipes.data import ImageData
 from recipes.module import Classifier
@@ -79,10 +78,10 @@ def write_figures(store: SnapshotStore, table: Dynamics, folder: Path, heatmaps:
     for family, figure in dynamics_figures(table).items():
         figure.savefig(folder / f"{family}.png", dpi=150, bbox_inches="tight")
     for place in evenly(len(table.epochs), heatmaps):
-        epoch = int(table.epochs[place])
-        matrix = pairwise_cka([store.load_layer(epoch, name).affinity for name in table.layers])
-        figure = heatmap(matrix, table.layers, title=f"SSC-CKA between layers, epoch {epoch}")
-        figure.savefig(folder / f"heatmap_epoch_{epoch:03d}.png", dpi=150, bbox_inches="tight")
+        moment = table.moments[place]
+        matrix = store.pairs(moment.step)["pairwise_cka"]
+        figure = heatmap(matrix, table.layers, title=f"SSC-CKA between layers, {moment}")
+        figure.savefig(folder / f"heatmap_{str(moment).replace(' ', '_')}.png", dpi=150, bbox_inches="tight")
 
 
 def main(args: list[str] | None = None, run: bool = True) -> RecipeCLI:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -6,6 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+
+# Tests run in as many processes as there are cores, each with one thread that sleeps while it waits; before torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tests.browser import chromium
 from tests.pretend import PretendGPU, pretend_gpu
@@ -19,8 +24,16 @@ def cifar_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with CIFAR-10 as torchvision keeps it and ``cifar100/{train,test}/CLASS/*.png``."""
     if not UNPACK.exists():
         pytest.skip("the packed CIFAR images (../shared/data) are not beside this checkout")
-    root = tmp_path_factory.mktemp("cifar")
-    subprocess.run([sys.executable, UNPACK, root], check=True, capture_output=True)
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # one for all workers
+    root = shared / "cifar"
+    if not root.exists():
+        mine = tmp_path_factory.mktemp("cifar")
+        subprocess.run([sys.executable, UNPACK, mine], check=True, capture_output=True)
+        try:
+            mine.rename(root)
+        except OSError:  # another worker was faster
+            return root
     return root
 
 

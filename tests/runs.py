@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from lightning_ssc.functional.gram_sketch import gram_sketch
-from lightning_ssc.snapshots import LayerGraph, ProbeCard, Snapshot, SnapshotStore
+from lightning_ssc.snapshots import LayerGraph, Moment, ProbeCard, Snapshot, SnapshotStore
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;</b>$\\frac{%{x}{{data}}"
 
@@ -32,8 +32,7 @@ def taken(
 ) -> Snapshot:
     """A snapshot of layers with these coefficients."""
     return Snapshot(
-        epoch=more.pop("epoch", 0),
-        step=more.pop("step", 0),
+        moment=Moment(more.get("step", int(more.get("epoch", 0))), more.get("epoch", 0)),
         layers={name: layer_graph(coef, linear=more.get("linear", False)) for name, coef in layers.items()},
         labels=None if labels is None else torch.tensor(labels),
         predictions=None if predictions is None else torch.tensor(predictions),

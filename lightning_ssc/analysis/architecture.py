@@ -70,17 +70,24 @@ def similarity(one: Snapshot, other: Snapshot | None = None, *, linear: bool = T
             f"The snapshots are of different probes ({one.probe} and {other.probe}), so their graphs cannot be "
             f"compared. Take both on the same inputs in the same order, with the same transforms."
         )
-    layers = list(one.layers.values())
-    others = layers if other is None else list(other.layers.values())
-    graphs = [layer.affinity for layer in layers]
-    ssc = pairwise_cka(graphs, None if other is None else [layer.affinity for layer in others])
-    linear_table = np.full((len(layers), len(others)), np.nan)
+    if other is None and "pairwise_cka" in one.pairs:
+        ssc = one.pairs["pairwise_cka"].double()
+    else:
+        ssc = pairwise_cka(
+            [layer.affinity for layer in one.layers.values()],
+            None if other is None else [layer.affinity for layer in other.layers.values()],
+        )
+    linear_table = np.full(tuple(ssc.shape), np.nan)
     if linear:
-        for i, layer in enumerate(layers):
-            for j, second in enumerate(others):
-                mirrored = other is None and j < i
-                linear_table[i, j] = linear_table[j, i] if mirrored else linear_cka(layer, second)
+        linear_table = _linear(one, other)
     return Similarity(list(one.layers), list((other or one).layers), ssc.numpy(), linear_table)
+
+
+def _linear(one: Snapshot, other: Snapshot | None) -> Table:
+    if other is None and "pairwise_linear_cka" in one.pairs:
+        return one.pairs["pairwise_linear_cka"].double().numpy()
+    rows, columns = list(one.layers.values()), list((other or one).layers.values())
+    return np.array([[linear_cka(row, column) for column in columns] for row in rows])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_ssc.analysis.architecture import Similarity, similarity
-from lightning_ssc.analysis.dynamics import Dynamics, Progress, dynamics
+from lightning_ssc.analysis.dynamics import Dynamics, dynamics
+from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import SnapshotError, SnapshotStore
 
 
@@ -59,12 +60,12 @@ def compare(
         SnapshotError: A snapshot is missing or cannot be read, or the probes differ.
     """
     first, second = (
-        store.load(max(store.epochs, default=0) if epoch is None else epoch)
+        store.load(epoch) if epoch is not None else store.load(step=max(store.steps, default=0))
         for store, epoch in zip((one, other), epochs, strict=True)
     )
     if first.probe != second.probe:
         raise SnapshotError(
-            f"{one.root} and {other.root} are of different probes ({first.probe} and {second.probe}), so their graphs "
+            f"{one} and {other} are of different probes ({first.probe} and {second.probe}), so their graphs "
             f"cannot be compared. Take both on the same inputs in the same order, with the same transforms."
         )
     return Comparison(

@@ -1,8 +1,8 @@
-"""How layers form and settle over the epochs of a run."""
+"""How layers form and settle over the moments of a run, read from what was measured when its snapshots were taken."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,51 +10,56 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_ssc import measures
 from lightning_ssc.analysis._csv import write_csv
-from lightning_ssc.functional import cka
 from lightning_ssc.functional.gram_sketch import sketch_cka
-from lightning_ssc.snapshots import LayerGraph, Snapshot, SnapshotError, SnapshotStore
+from lightning_ssc.progress import Progress
+from lightning_ssc.snapshots import LayerGraph, Moment, Snapshot, SnapshotError, Store
 
 Table = NDArray[np.float64]
-Progress = Callable[[Sequence[Any]], Iterable[Any]]
-
-CURVES = ("modularity", "cka_to_final", "cka_to_previous", "cka_to_reference", "linear_cka_to_final")
 
 
 @dataclass(frozen=True)
 class Dynamics:
-    """Curves of a run, one row an epoch and one column a layer.
+    """Curves of a run, one row a snapshot and one column a layer.
+
+    Every curve is also an attribute by its name: ``table.modularity`` is ``table.curves["modularity"]``.
 
     Attributes:
         layers: Labels of the layers in order of execution.
-        epochs: ``(T,)`` finished epochs.
-        steps: ``(T,)`` logging steps.
+        moments: The T moments of the snapshots, ascending.
         learning_rate: ``(T,)`` learning rate of the finished epoch; NaN where it is not known.
-        modularity: ``(T, L)`` modularity over the labels (Eq. 5 of the paper); NaN without labels.
-        cka_to_final: ``(T, L)`` SSC-CKA (Eq. 3) to the last snapshot.
-        cka_to_previous: ``(T, L)`` SSC-CKA to the snapshot before; NaN in the first row.
-        linear_cka_to_final: ``(T, L)`` linear CKA to the last snapshot; NaN where it was not kept.
-        cka_to_reference: ``(T, L)`` SSC-CKA to the layer of the same name in a reference; NaN where there is none.
+        curves: ``(T, L)`` values by the names of :data:`lightning_ssc.measures.CURVES`; NaN where there is none.
     """
 
     layers: list[str]
-    epochs: NDArray[np.int64]
-    steps: NDArray[np.int64]
+    moments: Sequence[Moment]
     learning_rate: Table
-    modularity: Table
-    cka_to_final: Table
-    cka_to_previous: Table
-    linear_cka_to_final: Table
-    cka_to_reference: Table
+    curves: Mapping[str, Table]
+
+    def __getattr__(self, name: str) -> Table:
+        """A curve by its name."""
+        try:
+            return self.__dict__["curves"][name]  # type: ignore[no-any-return]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} has no attribute or curve {name!r}") from None
+
+    @property
+    def epochs(self) -> NDArray[Any]:
+        """``(T,)`` finished epochs, integers where all are whole; NaN where they are not known."""
+        return np.array([moment.epoch for moment in self.moments])
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """``(T,)`` training steps that were done."""
+        return np.array([moment.step for moment in self.moments], dtype=np.int64)
 
     def settled(self, threshold: float = 0.9) -> Table:
         """``(L,)`` first epoch from which a layer's SSC-CKA to final stays at or above the threshold; NaN if never.
 
         Example:
-            >>> import numpy as np
-            >>> curve = np.array([[0.2], [0.95], [0.8], [0.92], [1.0]])
-            >>> nan = np.full((5, 1), np.nan)
-            >>> Dynamics(["fc"], np.arange(5), np.arange(5), nan[:, 0], nan, curve, nan, nan, nan).settled().tolist()
+            >>> curve, moments = np.array([[0.2], [0.95], [0.8], [0.92], [1.0]]), [Moment(t, t) for t in range(5)]
+            >>> Dynamics(["fc"], moments, np.full(5, np.nan), {"cka_to_final": curve}).settled().tolist()
             [3.0]
         """
         stays = np.logical_and.accumulate((self.cka_to_final >= threshold)[::-1], axis=0)[::-1]
@@ -67,10 +72,9 @@ class Dynamics:
         are left out; NaN where fewer than two are left or all settle at the same epoch.
 
         Example:
-            >>> import numpy as np
             >>> curve = np.array([[0.95, 0.5, 0.2], [0.96, 0.95, 0.6], [1.0, 1.0, 1.0]])
-            >>> nan = np.full((3, 3), np.nan)
-            >>> table = Dynamics(list("abc"), np.arange(3), np.arange(3), nan[:, 0], nan, curve, nan, nan, nan)
+            >>> moments = [Moment(t, t) for t in range(3)]
+            >>> table = Dynamics(list("abc"), moments, np.full(3, np.nan), {"cka_to_final": curve})
             >>> round(table.depth_correlation(), 6)
             1.0
         """
@@ -81,16 +85,15 @@ class Dynamics:
             return float("nan")
         return float(np.corrcoef(ranks, depths)[0, 1])
 
-    def drops(self) -> NDArray[np.int64]:
+    def drops(self) -> NDArray[Any]:
         """``(D, 2)`` epochs of the snapshots before and after each drop of the learning rate.
 
         A drop is a fall to half or less from one snapshot to the next: a step of a step-wise schedule. One that falls
         smoothly, such as a cosine between snapshots that are not far apart, has drops at most at its very end.
 
         Example:
-            >>> import numpy as np
-            >>> nan, rate = np.full((4, 1), np.nan), np.array([np.nan, 0.1, 0.02, 0.02])
-            >>> Dynamics(["fc"], np.array([0, 30, 31, 60]), np.arange(4), rate, *[nan] * 5).drops().tolist()
+            >>> rate, moments = np.array([np.nan, 0.1, 0.02, 0.02]), [Moment(t, t) for t in (0, 30, 31, 60)]
+            >>> Dynamics(["fc"], moments, rate, {}).drops().tolist()
             [[30, 31]]
         """
         before = self._before_drops()
@@ -100,11 +103,9 @@ class Dynamics:
         """``(D, L)`` gain in SSC-CKA to final across each of the :meth:`drops` (section 4.2 of the paper).
 
         Example:
-            >>> import numpy as np
-            >>> curve, nan = np.array([[0.2], [0.3], [0.8], [1.0]]), np.full((4, 1), np.nan)
-            >>> rate = np.array([np.nan, 0.1, 0.02, 0.02])
-            >>> epochs = np.array([0, 30, 31, 60])
-            >>> Dynamics(["fc"], epochs, np.arange(4), rate, nan, curve, nan, nan, nan).jumps().tolist()
+            >>> curve, rate = np.array([[0.2], [0.3], [0.8], [1.0]]), np.array([np.nan, 0.1, 0.02, 0.02])
+            >>> moments = [Moment(t, t) for t in (0, 30, 31, 60)]
+            >>> Dynamics(["fc"], moments, rate, {"cka_to_final": curve}).jumps().tolist()
             [[0.5]]
         """
         before = self._before_drops()
@@ -125,14 +126,9 @@ class Dynamics:
                 "step": np.repeat(self.steps, count),
                 "learning_rate": np.repeat(self.learning_rate, count),
                 "layer": np.tile(self.layers, len(self.epochs)),
-                **{curve: getattr(self, curve) for curve in CURVES},
+                **self.curves,
             },
         )
-
-
-def ssc_cka(one: LayerGraph, other: LayerGraph) -> float:
-    """SSC-CKA of two graphs over the same probe (Eq. 3 of the paper)."""
-    return cka(one.affinity, other.affinity)
 
 
 def linear_cka(one: LayerGraph, other: LayerGraph) -> float:
@@ -143,19 +139,24 @@ def linear_cka(one: LayerGraph, other: LayerGraph) -> float:
 
 
 def dynamics(
-    store: SnapshotStore,
-    epochs: list[int] | None = None,
+    store: Store,
+    epochs: Sequence[int] | None = None,
     *,
+    steps: Sequence[int] | None = None,
     reference: Snapshot | None = None,
     progress: Progress = iter,
 ) -> Dynamics:
-    """The curves of a run from its stored snapshots; one layer is read at a time.
+    """The curves of a run from its stored snapshots.
+
+    What was measured when they were taken is read from their headers. What is to the final state, which was not known
+    then, or to a ``reference`` named now is a sparse product a layer and snapshot.
 
     Args:
         store: The snapshots.
-        epochs: Which of them, ascending; all by default.
+        epochs: Which of them, ascending, by whole epochs; all by default.
+        steps: Which of them, ascending, by steps.
         reference: A snapshot, say of another run, that layers of the same name are compared with.
-        progress: Wrapped around the layers, such as ``tqdm.tqdm``.
+        progress: Wrapped around the snapshots, such as ``tqdm.tqdm``.
 
     Raises:
         SnapshotError: There are none, one cannot be read, or they are of different probes.
@@ -171,40 +172,46 @@ def dynamics(
         array([[1.],
                [1.]])
     """
-    epochs = store.epochs if epochs is None else epochs
-    if not epochs:
-        raise SnapshotError(f"There are no snapshots in {store.root}.")
-    headers = [store.header(epoch) for epoch in epochs]
+    if epochs is not None:
+        steps = [store.header(epoch).step for epoch in epochs]
+    steps = store.steps if steps is None else steps
+    if not steps:
+        raise SnapshotError(f"There are no snapshots in {store}.")
+    headers = [store.header(step=step) for step in steps]
     final = headers[-1]
     for header in headers:
         if header.probe != final.probe:
             raise SnapshotError(
-                f"The snapshots of epochs {header.epoch} and {final.epoch} in {store.root} are of different probes and "
-                f"cannot be compared."
+                f"The snapshots of {header.moment} and {final.moment} in {store} are of different probes and cannot be "
+                f"compared."
             )
     if reference is not None and reference.probe != final.probe:
-        raise SnapshotError(f"The reference and the snapshots in {store.root} are of different probes.")
-    layers = final.layers
-    tables = {curve: np.full((len(epochs), len(layers)), np.nan) for curve in CURVES}
-    labels = store.labels(final.epoch)
-    for i, name in enumerate(progress(layers)):
-        last = store.load_layer(final.epoch, name)
-        refer = None if reference is None else reference.layers.get(name)
-        previous = None
-        for t, header in enumerate(headers):
-            if name not in header.layers:
-                continue
-            layer = last if header is final else store.load_layer(header.epoch, name)
-            tables["modularity"][t, i] = layer.modularity(labels)
-            tables["cka_to_final"][t, i] = ssc_cka(layer, last)
-            tables["linear_cka_to_final"][t, i] = linear_cka(layer, last)
-            for other, curve in ((previous, "cka_to_previous"), (refer, "cka_to_reference")):
-                if other is not None:
-                    tables[curve][t, i] = ssc_cka(layer, other)
-            previous = layer
-    steps = np.array([header.step for header in headers])
-    rates = np.array([header.learning_rate for header in headers], dtype=float)
-    return Dynamics(layers, np.array(epochs), steps, rates, **tables)
+        raise SnapshotError(f"The reference and the snapshots in {store} are of different probes.")
+    curves = {record.name: np.full((len(headers), len(final.layers)), np.nan) for record in measures.CURVES}
+    last = dict(store.layers(final.step))
+    labels = store.labels(final.step)
+    before: dict[str, LayerGraph] = {}
+    for t, header in enumerate(progress(headers)):
+        follows = header.previous == (headers[t - 1].step if t else None)  # else it was compared with another one
+        now = dict(store.layers(header.step, final.layers))
+        for name, layer in now.items():
+            stored = header.values[name]
+            values = dict(stored) or measures.of_layer(layer.measurable(labels))
+            values |= measures.between("final", layer, last[name])
+            if not (stored and follows):
+                values = {key: value for key, value in values.items() if measures.measure(key).over != "previous"}
+                values |= measures.between("previous", layer, before[name]) if name in before else {}
+            if reference is not None and name in reference.layers:
+                values |= measures.between("reference", layer, reference.layers[name])
+            for key, value in values.items():
+                curves[key][t, final.layers.index(name)] = value
+        before = now
+    return Dynamics(
+        final.layers,
+        [header.moment for header in headers],
+        np.array([header.learning_rate for header in headers], dtype=float),
+        curves,
+    )
 
 
 def _ranks(values: Table) -> Table:

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_ssc.analysis._csv import write_csv
-from lightning_ssc.analysis.dynamics import Progress, Table
+from lightning_ssc.analysis.dynamics import Table
 from lightning_ssc.functional import class_affinity, spectral_embedding
+from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import LayerGraph, Snapshot, SnapshotError
 
 Index = NDArray[np.int64]
@@ -25,7 +26,7 @@ class Inputs:
 
     Attributes:
         layer: Label of the layer.
-        epoch: Finished epochs.
+        epoch: Finished epochs, a fraction inside one.
         labels: ``(N,)`` class of every input.
         shares: ``(N, K)`` share of an input's affinity that goes to each class; NaN for isolated inputs.
         ssc_labels: ``(N,)`` class with the largest share; -1 for isolated inputs.
@@ -35,7 +36,7 @@ class Inputs:
     """
 
     layer: str
-    epoch: int
+    epoch: float
     labels: Index
     shares: Table
     ssc_labels: Index
@@ -126,7 +127,7 @@ def last_hidden_layer(snapshot: Snapshot) -> str:
     """
     names = list(snapshot.layers)
     if not names:
-        raise SnapshotError(f"The snapshot of epoch {snapshot.epoch} has no layers.")
+        raise SnapshotError(f"The snapshot of {snapshot.moment} has no layers.")
     is_classifier = snapshot.layers[names[-1]].features == _class_count(snapshot)
     return names[-2] if is_classifier and len(names) > 1 else names[-1]
 
@@ -152,11 +153,11 @@ def inputs(snapshot: Snapshot, layer: str | None = None) -> Inputs:
     name = last_hidden_layer(snapshot) if layer is None else layer
     if name not in snapshot.layers:
         raise SnapshotError(
-            f"The snapshot of epoch {snapshot.epoch} holds no layer {name!r}, only {', '.join(snapshot.layers)}."
+            f"The snapshot of {snapshot.moment} holds no layer {name!r}, only {', '.join(snapshot.layers)}."
         )
     if snapshot.labels is None:
         raise SnapshotError(
-            f"The snapshot of epoch {snapshot.epoch} has no class labels, so inputs have no class affinity. Give the "
+            f"The snapshot of {snapshot.moment} has no class labels, so inputs have no class affinity. Give the "
             f"probe labels: (inputs, labels), or a data set whose items are such pairs."
         )
     shares = class_affinity(snapshot.layers[name].affinity, snapshot.labels, _class_count(snapshot)).numpy()

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from lightning_ssc.analysis._csv import write_csv
 from lightning_ssc.analysis.architecture import Blocks, Similarity, find_blocks, similarity
-from lightning_ssc.analysis.dynamics import Dynamics, Progress, Table, dynamics
+from lightning_ssc.analysis.dynamics import Dynamics, Table, dynamics
 from lightning_ssc.analysis.inputs import Index, Inputs, embeddings, inputs, last_hidden_layer, neighbours
 from lightning_ssc.functional import pairwise_cka
+from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import Snapshot, SnapshotHeader, SnapshotStore
 
 NEIGHBOURS = 8  # as many as figure 9 of the paper shows
@@ -180,17 +181,17 @@ def summarise(
         ('0', (1, 2, 2), (20, 8))
     """
     curves = dynamics(store, reference=reference, progress=progress)
-    last = store.load(int(curves.epochs[-1]))
+    last = store.load(step=curves.moments[-1].step)
     layer = last_hidden_layer(last) if layer is None else layer
     table = None if last.labels is None else inputs(last, layer)
-    heatmaps = np.stack([_heatmap(store.load(epoch), curves.layers) for epoch in progress(curves.epochs.tolist())])
-    graph = store.load_layer(last.epoch, layer)
+    heatmaps = np.stack([_heatmap(store, moment.step, curves.layers) for moment in progress(curves.moments)])
+    graph = last.layers.get(layer) or store.load_layer(layer=layer, step=last.step)
     card = store.load_card()
     shown = card is not None and card.fingerprint == last.probe  # else these are pictures of other inputs
     images = card.images if card is not None and shown else None
     return Summary(
         root=store.root,
-        header=store.header(last.epoch),
+        header=store.header(step=last.step),
         size=len(graph.gap),
         dynamics=curves,
         layers=_layer_table(last, curves),
@@ -207,12 +208,17 @@ def summarise(
     )
 
 
-def _heatmap(snapshot: Snapshot, layers: Sequence[str]) -> Table:
-    """SSC-CKA between layers; NaN for those that the snapshot does not hold."""
-    held = [i for i, name in enumerate(layers) if name in snapshot.layers]
+def _heatmap(store: SnapshotStore, step: int, layers: Sequence[str]) -> Table:
+    """SSC-CKA between layers at one snapshot; NaN for those that it does not hold."""
+    names = store.header(step=step).layers
+    stored = store.pairs(step).get("pairwise_cka")
+    if stored is None and names:  # of format 1, which did not keep it
+        stored = pairwise_cka([layer.affinity for _, layer in store.layers(step)])
     table = np.full((len(layers), len(layers)), np.nan)
-    if held:
-        table[np.ix_(held, held)] = pairwise_cka([snapshot.layers[layers[i]].affinity for i in held]).numpy()
+    held = [name for name in layers if name in names]
+    if held and stored is not None:
+        there, here = ([of.index(name) for name in held] for of in (names, layers))
+        table[np.ix_(here, here)] = stored.numpy()[np.ix_(there, there)]
     return table
 
 

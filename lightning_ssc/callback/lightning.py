@@ -1,4 +1,4 @@
-"""The one place that touches Lightning, under whichever of its two import names is installed.
+"""The one place that touches Lightning and its Trainers, under whichever of its two import names is installed.
 
 ``lightning`` and ``pytorch_lightning`` ship the same code as distinct classes. A callback works in the Trainers of
 both, and from LightningCLI, when it derives from every ``Callback`` there is.
@@ -6,18 +6,25 @@ both, and from LightningCLI, when it derives from every ``Callback`` there is.
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
+
+from lightning_ssc.capture import Forward, Runner, first_loader
+from lightning_ssc.capture.memory import free_memory
+from lightning_ssc.ranks import Ranks
 
 _PACKAGES = [name for name, top in (("lightning.pytorch", "lightning"), ("pytorch_lightning",) * 2) if find_spec(top)]
 
@@ -39,27 +46,180 @@ else:
         {"__doc__": "An argument and the Trainer do not go together."},
     )
 
-__all__ = [
-    "SIGTERM",
-    "Callback",
-    "LightningModule",
-    "MisconfigurationError",
-    "Trainer",
-    "agree",
-    "epoch_step",
-    "first_loader",
-    "interruptible",
-    "is_last_epoch",
-    "learning_rate",
-    "metrics_steering",
-    "progress",
-    "validation_loader",
-]
+__all__ = ["SIGTERM", "Callback", "LightningModule", "MisconfigurationError", "Trainer", "Training", "interruptible"]
 
 
-def epoch_step(trainer: Trainer) -> int:
-    """The step under which Lightning logs an epoch's metrics, so that all curves of an epoch line up."""
-    return max(0, int(trainer.fit_loop.epoch_loop._batches_that_stepped) - 1)
+class StrategyRanks(Ranks):
+    """The processes of a Trainer, which talk through its strategy where that can."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._strategy = trainer.strategy
+
+    def broadcast(self, value: Any) -> Any:
+        """The value of rank zero, on every process."""
+        return self._strategy.broadcast(value)
+
+
+class Training:
+    """What a monitor has to know of a Trainer: every attribute of one, private ones too, is named here and only here.
+
+    Args:
+        trainer: The Trainer.
+        module: Its module.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        self._trainer, self._module = trainer, module
+
+    # -- Where
+
+    @property
+    def sharded_by(self) -> str | None:
+        """Name of a strategy that shards the model, ``None`` for one that does not."""
+        strategy = self._trainer.strategy
+        return type(strategy).__name__ if strategy.restore_checkpoint_after_setup else None
+
+    @property
+    def ranks(self) -> Ranks:
+        """How the processes talk."""
+        return StrategyRanks(self._trainer)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is one process."""
+        return int(self._trainer.world_size) == 1
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether this is the process that writes."""
+        return bool(self._trainer.is_global_zero)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the run's files go, or ``None`` where it is to write none; all ranks have to ask together."""
+        folder = self._trainer.log_dir or self._trainer.default_root_dir
+        return None if self._trainer.fast_dev_run else Path(folder)
+
+    @property
+    def loggers(self) -> list[Any]:
+        """The run's loggers."""
+        return list(self._trainer.loggers)
+
+    def callbacks(self, kind: type[Any]) -> list[Any]:
+        """The Trainer's callbacks of a kind."""
+        return [callback for callback in self._trainer.callbacks if isinstance(callback, kind)]
+
+    @property
+    def steered_by(self) -> list[str]:
+        """Metrics that callbacks (early stopping, checkpoints) and learning-rate schedulers go by."""
+        callbacks = [getattr(callback, "monitor", None) for callback in self._trainer.callbacks]
+        schedulers = [config.monitor for config in self._trainer.lr_scheduler_configs]
+        return [key for key in (*callbacks, *schedulers) if isinstance(key, str)]
+
+    def publish(self, scalars: dict[str, float]) -> None:
+        """Let checkpoints and early stopping go by these."""
+        self._trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
+
+    def print(self, text: str) -> None:
+        """Print a line without breaking a progress bar."""
+        self._module.print(text)
+
+    # -- How the network runs
+
+    def runner(self, forward: Forward | None, chunk: int, memory: int | None) -> Runner:
+        """The module as validation runs it: in the Trainer's precision, on its device.
+
+        Args:
+            forward: What the user gave to run it.
+            chunk: Samples a forward pass.
+            memory: Bytes for activations and Grams; by default half of what this process may count as its own.
+        """
+        plugin, device = self._trainer.precision_plugin, self._trainer.strategy.root_device
+        plain = Runner(self._module, forward, device=device)
+
+        def converted(module: nn.Module, inputs: Any) -> Any:
+            return plain(plugin.convert_input(inputs))
+
+        memory = self.free_memory(device) // 2 if memory is None else memory
+        return Runner(self._module, converted, plugin.forward_context, device, chunk, memory)
+
+    def free_memory(self, device: torch.device) -> int:
+        """What this process may count as its own of what a device has free: the host is shared by its ranks."""
+        return free_memory(device) // (1 if device.type == "cuda" else self._trainer.num_devices)
+
+    # -- Data
+
+    def probe_source(self) -> Any:
+        """What ``probe_dataloader()`` of the data module or the module gives, else the validation data, or ``None``."""
+        for owner in (self._trainer.datamodule, self._module):
+            if callable(hook := getattr(owner, "probe_dataloader", None)):
+                return first_loader(hook())
+        # The Trainer's own val_dataloaders come later than the start of fit, with a distributed sampler, and not at all
+        # with limit_val_batches=0.
+        source = self._trainer.fit_loop.epoch_loop.val_loop._data_source
+        return first_loader(source.dataloader()) if source.is_defined() else None
+
+    @property
+    def datamodule(self) -> Any:
+        """The data module, or ``None``."""
+        return self._trainer.datamodule
+
+    # -- When
+
+    @property
+    def step(self) -> int:
+        """Training steps that are done: batches after which an optimizer stepped, as Lightning counts them in logs."""
+        return int(self._trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    @property
+    def logged(self) -> int:
+        """The step under which Lightning logs an epoch's metrics, so that all curves of an epoch line up."""
+        return max(0, self.step - 1)
+
+    @property
+    def epochs_begun(self) -> int:
+        """Epochs that are done, with the one that is running or just ends."""
+        return int(self._trainer.current_epoch) + 1
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs that are done, once training is over or has not begun."""
+        return int(self._trainer.current_epoch)
+
+    @property
+    def epoch(self) -> float:
+        """Epochs that are done at the end of one, a fraction where it was left early; NaN if its length is unknown."""
+        loop, batches = self._trainer.fit_loop.epoch_loop, self._trainer.num_training_batches
+        if loop.batch_progress.is_last_batch:
+            return self.epochs_begun
+        return self.epochs_done + (loop.batch_progress.current.ready / batches if batches < float("inf") else math.nan)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no step has been taken, in this fit or one that it resumes."""
+        return int(self._trainer.global_step) == 0
+
+    @property
+    def is_behind_epoch(self) -> bool:
+        """Whether a checkpoint was resumed that was saved with an epoch's last batch, before the epoch's end."""
+        return not self.is_new and bool(self._trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
+
+    def stops_after(self, epoch: int) -> bool:
+        """Whether training stops when ``epoch`` epochs are done; ``fit_loop.done`` would say so to the user, too."""
+        trainer = self._trainer
+        limits = (epoch, trainer.max_epochs), (trainer.global_step, trainer.max_steps)
+        stopped = trainer.should_stop and trainer.fit_loop._can_stop_early  # not before min_epochs
+        return stopped or any(limit not in (None, -1) and reached >= limit for reached, limit in limits)
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The learning rate that the first optimizer's first group has now, or ``None`` where there is no optimizer."""
+        optimizers = self._trainer.optimizers
+        return float(optimizers[0].param_groups[0]["lr"]) if optimizers else None
+
+    def bar(self, total: int, description: str) -> AbstractContextManager[Callable[[int], None]]:
+        """A bar beneath the Trainer's own, see :func:`_progress_bar`."""
+        return _progress_bar(self._trainer.progress_bar_callback, total, description)
 
 
 @contextmanager
@@ -75,71 +235,13 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def is_last_epoch(trainer: Trainer, epoch: int) -> bool:
-    """Whether training stops when ``epoch`` epochs are finished; ``fit_loop.done`` would say so to the user, too."""
-    limits = (epoch, trainer.max_epochs), (trainer.global_step, trainer.max_steps)
-    stopped = trainer.should_stop and trainer.fit_loop._can_stop_early  # not before min_epochs
-    return stopped or any(limit not in (None, -1) and reached >= limit for reached, limit in limits)
-
-
-def learning_rate(trainer: Trainer) -> float | None:
-    """The learning rate that the first optimizer's first group has now, or ``None`` where there is no optimizer."""
-    return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else None
-
-
-def metrics_steering(trainer: Trainer) -> list[str]:
-    """Metrics that callbacks (early stopping, checkpoints) and learning-rate schedulers go by."""
-    callbacks = [getattr(callback, "monitor", None) for callback in trainer.callbacks]
-    schedulers = [config.monitor for config in trainer.lr_scheduler_configs]
-    return [key for key in (*callbacks, *schedulers) if isinstance(key, str)]
-
-
-def validation_loader(trainer: Trainer) -> Any:
-    """The first validation loader as the user made it, or ``None``.
-
-    The Trainer's own ``val_dataloaders`` come later than the start of fit, with a distributed sampler, and not at all
-    with ``limit_val_batches=0``.
-    """
-    source = trainer.fit_loop.epoch_loop.val_loop._data_source
-    if not source.is_defined():
-        return None
-    return first_loader(source.dataloader())
-
-
-def first_loader(loaders: Any) -> Any:
-    """The first loader of what ``val_dataloader()`` may return: one, a list, a dict or a ``CombinedLoader`` of them."""
-    while isinstance(loaders, (list, tuple, dict)) or hasattr(loaders, "iterables"):
-        loaders = getattr(loaders, "iterables", loaders)  # a CombinedLoader
-        if isinstance(loaders, (list, tuple, dict)):
-            loaders = next(iter(loaders.values() if isinstance(loaders, dict) else loaders), None)
-    return loaders
-
-
-def agree(value: Any, error: Exception | None) -> list[Any]:
-    """The values of all processes in the order of their ranks, on every process.
-
-    Raises:
-        RuntimeError: A process had an error; all of them raise, naming it. A lone process raises its error itself.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        if error is not None:
-            raise error
-        return [value]
-    told: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(told, (value, None if error is None else f"{type(error).__name__}: {error}"))
-    if failed := [f"rank {rank}: {why}" for rank, (_, why) in enumerate(told) if why is not None]:
-        raise RuntimeError("SSCMonitor failed on " + "; ".join(failed)) from error
-    return [value for value, _ in told]
-
-
 @contextmanager
-def progress(trainer: Trainer, total: int, description: str, patience: float = 2.0) -> Iterator[Callable[[int], None]]:
-    """A bar beneath the Trainer's own, of the same kind, for work that turns out to take long.
+def _progress_bar(owner: Any, total: int, description: str, patience: float = 2.0) -> Iterator[Callable[[int], None]]:
+    """A bar beneath a Trainer's own, of the same kind, for work that turns out to take long.
 
     Yields a function to call with 1 after each of ``total`` parts, and with 0 to show that one takes long. Nothing is
     shown in the first ``patience`` seconds, or where the Trainer has no progress bar.
     """
-    owner = trainer.progress_bar_callback
     start, done, shown = time.monotonic(), 0, ExitStack()
     bar: Callable[[int], object] | None = None
 
@@ -151,7 +253,7 @@ def progress(trainer: Trainer, total: int, description: str, patience: float = 2
             and time.monotonic() - start > patience
             and done < total
             and owner is not None
-            and owner.is_enabled
+            and getattr(owner, "is_enabled", False)  # which Lightning's base class of bars does not have
         ):
             rich = getattr(owner, "progress", None)
             if rich is not None:

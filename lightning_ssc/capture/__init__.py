@@ -1,6 +1,6 @@
 """From a network and a probe to one Gram matrix a watched layer, without a trace on the network."""
 
-from lightning_ssc.capture.batches import batch_size, split_batch
+from lightning_ssc.capture.batches import batch_size, first_loader, split_batch
 from lightning_ssc.capture.isolation import isolated_random_state, without_trace
 from lightning_ssc.capture.layers import Layer, LayerPattern, select_layers
 from lightning_ssc.capture.outputs import Pooling
@@ -8,7 +8,7 @@ from lightning_ssc.capture.passes import capture
 from lightning_ssc.capture.pictures import class_names, pictures
 from lightning_ssc.capture.plan import plan_passes, share_layers
 from lightning_ssc.capture.probe import Probe, ProbeSource, balanced, make_probe
-from lightning_ssc.capture.runner import Forward, Runner, unwrapped
+from lightning_ssc.capture.runner import Forward, Runner, check_sizes, unwrapped
 from lightning_ssc.capture.trace import WatchedLayer, trace
 
 __all__ = [
@@ -23,7 +23,9 @@ __all__ = [
     "balanced",
     "batch_size",
     "capture",
+    "check_sizes",
     "class_names",
+    "first_loader",
     "isolated_random_state",
     "make_probe",
     "pictures",

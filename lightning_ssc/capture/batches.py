@@ -45,6 +45,15 @@ def concatenate(parts: list[Any]) -> Any:
     return tuple(concatenate([p[i] for p in parts]) for i in range(len(first)))
 
 
+def first_loader(loaders: Any) -> Any:
+    """The first loader of what ``val_dataloader()`` may return: one, a list, a dict or a ``CombinedLoader`` of them."""
+    while isinstance(loaders, (list, tuple, dict)) or hasattr(loaders, "iterables"):
+        loaders = getattr(loaders, "iterables", loaders)  # a CombinedLoader
+        if isinstance(loaders, (list, tuple, dict)):
+            loaders = next(iter(loaders.values() if isinstance(loaders, dict) else loaders), None)
+    return loaders
+
+
 def split_batch(batch: Any) -> tuple[Any, Tensor | None]:
     """What of a batch the network takes, and the class labels if there are any.
 

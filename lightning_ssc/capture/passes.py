@@ -48,7 +48,7 @@ def capture(
     inputs: Any,
     pooling: Pooling = "flatten",
     *,
-    watch: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext(),
+    timed: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext(),
     outputs: list[Tensor] | None = None,
 ) -> Iterator[tuple[WatchedLayer, CentredGram]]:
     """The Gram matrices of the layers over the probe, one after the other, each when it is whole.
@@ -59,7 +59,7 @@ def capture(
         layers: What :func:`lightning_ssc.capture.trace` returned, or some of it.
         inputs: The probe's inputs, on any device; they are moved to the network's a chunk at a time.
         pooling: How activations become features, see :func:`lightning_ssc.capture.outputs.features`.
-        watch: ``watch("forward")`` and ``watch("gram")`` are opened around the two stages.
+        timed: ``timed("forward")`` and ``timed("gram")`` are opened around the two stages.
         outputs: Gains what the network returned, a chunk at a time and on the CPU, if that is one row of numbers a
             sample.
 
@@ -92,7 +92,7 @@ def capture(
             for s in group
         }
         whole = number == len(passes) - 1
-        with watch("forward"), without_trace(model):
+        with timed("forward"), without_trace(model):
             for start in range(0, n, chunk):
                 rows = slice(start, min(n, start + chunk))
                 keep = partial(_keep, wanted, set() if whole else set(wanted), rows, pooling)
@@ -114,7 +114,7 @@ def capture(
         wanted.clear()  # each buffer goes when its Gram is there
         for s in group:
             layer = layers[s.layer]
-            with watch("gram"):
+            with timed("gram"):
                 gram = _gram(buffers.pop(s.layer), layer)
                 if s.layer in parts:
                     gram.add_(parts.pop(s.layer))

@@ -40,10 +40,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_ssc.functional._advice import advise
 from lightning_ssc.functional._batched import solve_batch
 from lightning_ssc.functional._checks import blocks
 from lightning_ssc.functional._sparse import to_csr
+from lightning_ssc.functional.advice import advise
 from lightning_ssc.functional.duality import CHUNK, row_block
 
 _ROWS = 32  # rows a thread takes at a time: enough to forget the call, few enough to end together

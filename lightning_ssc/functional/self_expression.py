@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_ssc.functional._advice import advise
 from lightning_ssc.functional._checks import blocks, check_dense, check_gram, check_samples
 from lightning_ssc.functional._sparse import to_coo, to_csr
 from lightning_ssc.functional.active_set import active_set
 from lightning_ssc.functional.admm import admm
+from lightning_ssc.functional.advice import advise
 from lightning_ssc.functional.duality import CHUNK, duality_gap
 
 _ROUNDING = 8  # inner products within this many epsilons of the samples' lengths are taken for zero
@@ -25,8 +25,9 @@ class SelfExpression:
     """The weights by which samples rebuild one another, and the proof of their quality.
 
     Attributes:
-        coef: (N, N) ``torch.sparse_csr``, float64 whatever the input, since the certificate speaks of these very
-            numbers; row i holds the weights of the other samples in rebuilding sample i (column i of the paper's C).
+        coef: (N, N) ``torch.sparse_csr``, float64 whatever the input unless ``compact`` was asked for, since the
+            certificate speaks of these very numbers; row i holds the weights of the other samples in rebuilding sample
+            i (column i of the paper's C).
         gap: (N,) float64, relative duality gap of each row, measured on ``coef`` (:func:`duality_gap`).
         objective: (N,) float64, ``||c||_1 + tau/2 ||x_i - X'c||^2`` of each row.
         converged: Whether every gap is within the tolerance asked for.
@@ -55,6 +56,7 @@ def self_expression(
     max_iter: int | None = None,
     init: Tensor | None = None,
     preset: Literal["paper"] | None = None,
+    compact: bool = False,
 ) -> SelfExpression:
     """Rebuild every sample from few of the others.
 
@@ -78,6 +80,8 @@ def self_expression(
         init: (N, N) earlier ``coef``, sparse or dense, to start from, say of the previous epoch. A diagonal is ignored.
         preset: ``"paper"`` is the published setting: raw samples, ADMM, tau = mu = 10, adaptive mu, 100 iterations. It
             overrides ``tau``, ``alpha``, ``normalize`` and ``solver``.
+        compact: Round the weights to float32, and measure their gaps again, where that leaves every gap within ``tol``
+            or within a tenth of what it was. (It does not for raw samples or a large ``tau``.)
 
     Returns:
         Weights with the certificate of each row, on the device of the input (CPU or CUDA).
@@ -119,6 +123,11 @@ def self_expression(
     else:
         coef, n_iter = admm(gram, tau, tol, max_iter, init)
         objective, gap = duality_gap(gram, coef, tau)
+    if compact:
+        rounded = coef.float()
+        objective_of_rounded, gap_of_rounded = duality_gap(gram, rounded, tau)
+        if bool((gap_of_rounded <= (1.1 * gap).clamp_min(tol)).all()):
+            coef, objective, gap = rounded, objective_of_rounded, gap_of_rounded
     return SelfExpression(coef, gap, objective, bool((gap <= tol).all()), n_iter, tau)
 
 

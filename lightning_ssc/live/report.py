@@ -20,37 +20,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from lightning_ssc import plots
 from lightning_ssc.analysis.comparison import Comparison
-from lightning_ssc.analysis.dynamics import Progress
+from lightning_ssc.analysis.dynamics import Table
 from lightning_ssc.analysis.runs import find_store
 from lightning_ssc.analysis.summary import Summary, summarise
+from lightning_ssc.measures import CURVES
+from lightning_ssc.progress import Progress
+from lightning_ssc.snapshots import Moment
+from lightning_ssc.version import __version__
 
 _MISSING = -32768
 _WRONG = 12  # confidently wrong inputs on the page
 
-_MEANINGS = {
-    "modularity": (
-        "How much more affinity runs inside classes than chance would have it: near 0 a layer mixes the classes, near "
-        "1 it has parted them. In the paper deeper layers ended higher and took longer."
-    ),
-    "cka_to_final": (
-        "How alike a layer's graph is to its own at the end of training. A layer that reaches 1 early has settled; in "
-        "the paper layers settled from the bottom up."
-    ),
-    "linear_cka_to_final": (
-        "The same by linear CKA of the activations, which compares distances between inputs. With many "
-        "inputs it is estimated from a sample of their pairs."
-    ),
-    "cka_to_previous": (
-        "How alike a layer's graph is to the one at the snapshot before: low while a layer is on the move."
-    ),
-    "cka_to_reference": (
-        "How alike a layer's graph is to that of the layer of the same name in the last snapshot of the reference run."
-    ),
-}
-_OVER_COMMUNITIES = (
-    "How much more affinity runs inside communities, those that Louvain's method finds in each graph, than chance "
-    "would have it: near 0 a layer's graph has no clusters, near 1 it falls apart into them."
-)
 _AT_DROPS = " Grey bands are where the learning rate drops; in the paper layers jumped there."
 
 
@@ -90,7 +70,7 @@ def read_run(
     return summarise(
         find_store(run),
         layer=layer,
-        reference=None if other is None else other.load(other.epochs[-1]),
+        reference=None if other is None else other.load(step=other.steps[-1]),
         progress=progress,
     )
 
@@ -136,13 +116,14 @@ def write_figures(summary: Summary, folder: Path, progress: Progress = iter) -> 
     to six layers, and the three most confidently wrong inputs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    layers, epochs = summary.dynamics.layers, summary.dynamics.epochs
+    layers, moments = summary.dynamics.layers, summary.dynamics.moments
     labels = None if summary.inputs is None else summary.inputs.labels
     figures = plots.dynamics_figures(summary.dynamics)
-    for t in plots.evenly(len(epochs), 4):
-        title = f"SSC-CKA between layers, epoch {epochs[t]}"
+    for t in plots.evenly(len(moments), 4):
+        moment = summary.dynamics.moments[t]
+        title = f"SSC-CKA between layers, {moment}"
         blocks = summary.blocks[t].starts
-        figures[f"heatmap_epoch_{epochs[t]:03d}"] = plots.heatmap(
+        figures[f"heatmap_{_file_name(moment)}"] = plots.heatmap(
             summary.heatmaps[t], layers, title=title, blocks=blocks
         )
     if not np.isnan(summary.similarity.linear).all():
@@ -240,7 +221,7 @@ def _contents(summary: Summary) -> dict[str, Any]:
 
     curves, table = summary.dynamics, summary.inputs
     names = plots.short_names(curves.layers)
-    families = [family for family in _MEANINGS if not np.isnan(getattr(curves, family)).all()]
+    families = [record for record in CURVES if not np.isnan(curves.curves[record.name]).all()]
     classes = 0 if table is None else table.shares.shape[1]
     return {
         "overview": _overview(summary),
@@ -252,12 +233,14 @@ def _contents(summary: Summary) -> dict[str, Any]:
         "drops": curves.drops().tolist(),
         "families": [
             {
-                "title": plots.FAMILIES[family].title,
-                "axis": plots.FAMILIES[family].axis,
-                "text": _meaning(family, summary),
-                "values": pack(getattr(curves, family)),
+                "title": record.title,
+                "axis": record.axis,
+                "range": list(record.range),
+                "log": record.log,
+                "text": record.meaning + (_AT_DROPS if record.over == "final" and len(curves.drops()) else ""),
+                "values": pack(_drawn(curves.curves[record.name], record.log)),
             }
-            for family in families
+            for record in families
         ],
         "heatmaps": pack(summary.heatmaps),
         "blocks": [{"starts": b.starts, "text": _block_text(b, names)} for b in summary.blocks],
@@ -284,17 +267,23 @@ def _contents(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _meaning(family: str, summary: Summary) -> str:
-    communities = family == "modularity" and summary.header.settings.get("labels") == "communities"
-    text = _OVER_COMMUNITIES if communities else _MEANINGS[family]
-    return text + _AT_DROPS if family == "cka_to_final" and len(summary.dynamics.drops()) else text
+def _drawn(values: Table, log: bool) -> Table:
+    """Values, or their logarithms for an axis of them: 16 bits hold either as finely as eyes see."""
+    if not log:
+        return values
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log10(values)
+
+
+def _file_name(moment: Moment) -> str:
+    return f"epoch_{moment.epoch:03d}" if moment.is_whole else f"step_{moment.step:09d}"
 
 
 def _overview(summary: Summary) -> str:
-    epochs = summary.dynamics.epochs
+    moments = summary.dynamics.moments
     return (
-        f"{len(summary.dynamics.layers)} layers watched on {summary.size} inputs in {len(epochs)} snapshots, "
-        f"epochs {epochs[0]} to {epochs[-1]}."
+        f"{len(summary.dynamics.layers)} layers watched on {summary.size} inputs in {len(moments)} snapshots, "
+        f"{moments[0]} to {moments[-1]}."
     )
 
 
@@ -325,9 +314,9 @@ def _block_text(blocks: Any, names: Sequence[str]) -> str:
 
 
 def _layer_rows(summary: Summary, names: Sequence[str]) -> dict[str, Any]:
-    table, epochs = summary.layers, summary.dynamics.epochs
+    table, moments = summary.layers, summary.dynamics.moments
     head = [
-        "layer", "features", f"modularity, epoch {epochs[0]}", f"epoch {epochs[-1]}", "settled", "SSC label",
+        "layer", "features", f"modularity, {moments[0]}", f"{moments[-1]}", "settled", "SSC label",
         "agreement", "neighbours an input", "isolated inputs", "gap",
     ]  # fmt: skip
     rows = [
@@ -366,8 +355,6 @@ def _label_text(summary: Summary, names: Sequence[str]) -> str:
 
 
 def _about_rows(summary: Summary) -> dict[str, Any]:
-    from lightning_ssc import __version__
-
     seconds = summary.header.seconds.get("total")
     entries = {
         "run": run_name(summary.root),

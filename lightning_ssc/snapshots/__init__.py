@@ -1,13 +1,30 @@
 """Snapshots, the state of every watched layer at one moment, and where they are kept."""
 
-from lightning_ssc.snapshots.store import (
+from lightning_ssc.snapshots.resume import MismatchError, continued_folder, free_folder
+from lightning_ssc.snapshots.settings import Settings
+from lightning_ssc.snapshots.snapshot import (
     LayerGraph,
-    MemoryStore,
+    Moment,
     ProbeCard,
     Snapshot,
     SnapshotError,
     SnapshotHeader,
-    SnapshotStore,
 )
+from lightning_ssc.snapshots.store import SUPERSEDED, MemoryStore, SnapshotStore, Store
 
-__all__ = ["LayerGraph", "MemoryStore", "ProbeCard", "Snapshot", "SnapshotError", "SnapshotHeader", "SnapshotStore"]
+__all__ = [
+    "SUPERSEDED",
+    "LayerGraph",
+    "MemoryStore",
+    "MismatchError",
+    "Moment",
+    "ProbeCard",
+    "Settings",
+    "Snapshot",
+    "SnapshotError",
+    "SnapshotHeader",
+    "SnapshotStore",
+    "Store",
+    "continued_folder",
+    "free_folder",
+]

@@ -1,277 +1,269 @@
-"""Snapshots, the state of every watched layer at one epoch, and the folder that keeps them.
-
-A snapshot is one ``.npz`` file: a zip archive of plain arrays with one JSON header. It loads without executing
-anything, each array is read only when asked for, and it appears under its name only when it is whole.
-"""
+"""Where a run's snapshots are kept: a folder with a file a snapshot, or memory."""
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import re
 import shutil
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, cached_property
-from importlib import metadata
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_ssc import __version__
-from lightning_ssc.functional import affinity, modularity
-from lightning_ssc.functional.gram_sketch import GramSketch
+from lightning_ssc.snapshots import codec
+from lightning_ssc.snapshots.snapshot import LayerGraph, ProbeCard, Snapshot, SnapshotError, SnapshotHeader
 
-FORMAT = 1
 SUPERSEDED = "superseded"  # subfolder of snapshots that a later start of the run has replaced
-_CLASSES = 1 << 20  # more classes than this are no classes, and would fill the memory of whoever counts them
-_OF_SAMPLES = ("labels", "indices", "predictions", "confidence")
-_NAME = re.compile(r"epoch_(\d+)\.npz")
+_NAME = re.compile(r"step_(\d+)\.npz")
+_NAME_1 = re.compile(r"epoch_(\d+)\.npz")  # of format 1
 
 
-class SnapshotError(RuntimeError):
-    """A stored snapshot cannot be read; the message names the file and the remedy.
-
-    Attributes:
-        epoch: Epoch of the snapshot that cannot be read, or ``None`` where the trouble is another one.
-    """
-
-    def __init__(self, message: str, epoch: int | None = None) -> None:
-        super().__init__(message)
-        self.epoch = epoch
-
-
-@dataclass(frozen=True)
-class LayerGraph:
-    """One layer at one epoch.
-
-    Attributes:
-        coef: ``(N, N)`` float32 sparse CSR on the CPU, the self-expression; row i rebuilds sample i.
-        gap: ``(N,)`` float32, relative duality gap of every row, measured on the solution in float64. Rounding the
-            weights to float32 to keep them moves it by about 1e-6 at tau = 10 and 1e-5 at tau = 100.
-        converged: Whether every gap is within the tolerance asked for.
-        features: Number of features a sample.
-        linear: The layer's centred linear Gram in compact form, or ``None`` where linear CKA was not asked for.
-        communities: ``(N,)`` int64 community of every sample that Louvain's method found in the graph, where
-            ``labels="communities"`` asked for them.
-    """
-
-    coef: Tensor
-    gap: Tensor
-    converged: bool
-    features: int
-    linear: GramSketch | None = None
-    communities: Tensor | None = None
-
-    @cached_property
-    def affinity(self) -> Tensor:
-        """``(N, N)`` sparse CSR, |C| + |C|ᵀ."""
-        return affinity(self.coef)
-
-    def modularity(self, labels: Tensor | None) -> float:
-        """Modularity of the graph (Eq. 5 of the paper) over its communities if it has them, else over the class labels.
-
-        NaN where there are neither, or the graph is empty.
-        """
-        groups = labels if self.communities is None else self.communities
-        return float("nan") if groups is None else modularity(self.affinity, groups)
+class Store(ABC):
+    """Snapshots of one run by their steps, ascending; those between two epochs by their epochs, too."""
 
     @property
-    def neighbours(self) -> float:
-        """Mean number of samples that rebuild a sample."""
-        return self.coef.values().numel() / len(self.gap)
+    @abstractmethod
+    def steps(self) -> list[int]:
+        """Steps of the snapshots, ascending."""
+
+    @abstractmethod
+    def save(self, snapshot: Snapshot) -> None:
+        """Keep a snapshot, replacing an earlier one of the same step."""
+
+    @abstractmethod
+    def load(self, epoch: int | None = None, *, step: int | None = None) -> Snapshot:
+        """One snapshot."""
+
+    @abstractmethod
+    def layers(self, step: int, names: Iterable[str] | None = None) -> Iterator[tuple[str, LayerGraph]]:
+        """Layers of one snapshot, one at a time; all or those of the names that it holds."""
+
+    @abstractmethod
+    def labels(self, step: int) -> Tensor | None:
+        """``(N,)`` labels of one snapshot, or ``None`` where it has none."""
+
+    @abstractmethod
+    def pairs(self, step: int) -> Mapping[str, Tensor]:
+        """Tables ``(L, L)`` between the layers of one snapshot, by the names of the measures; may be empty."""
+
+    @abstractmethod
+    def header(self, epoch: int | None = None, *, step: int | None = None) -> SnapshotHeader:
+        """What a snapshot says of itself."""
+
+    @abstractmethod
+    def save_card(self, card: ProbeCard) -> None:
+        """Keep what readers see of the probe."""
+
+    @abstractmethod
+    def load_card(self) -> ProbeCard | None:
+        """What readers see of the probe, or ``None`` where nothing was kept."""
+
+    def load_layer(self, epoch: int | None = None, layer: str = "", *, step: int | None = None) -> LayerGraph:
+        """One layer of one snapshot, without the others.
+
+        Raises:
+            SnapshotError: The snapshot cannot be read or does not hold the layer.
+        """
+        step = self._step_of(epoch, step)
+        for _, found in self.layers(step, [layer]):
+            return found
+        held = ", ".join(self.header(step=step).layers)
+        raise SnapshotError(f"The snapshot of step {step} in {self} holds no layer {layer!r}, only {held}.", step)
+
+    @property
+    def epochs(self) -> list[int]:
+        """Epochs of the snapshots that lie between two epochs, ascending; those that cannot be read are left out."""
+        return sorted(self._by_epoch()[0])
+
+    def _by_epoch(self) -> tuple[dict[int, int], list[SnapshotError]]:
+        """The last step of every whole epoch, and why snapshots could not be asked for theirs."""
+        found: dict[int, int] = {}
+        unreadable = []
+        for step in self.steps:
+            try:
+                moment = self.header(step=step).moment
+            except SnapshotError as error:
+                unreadable.append(error)
+                continue
+            if moment.is_whole:
+                found[int(moment.epoch)] = step
+        return found, unreadable
+
+    def _step_of(self, epoch: int | None, step: int | None) -> int:
+        """The step that is meant by an epoch or a step."""
+        if (epoch is None) == (step is None):
+            raise ValueError("Name a snapshot by its epoch, load(3), or by its step, load(step=391).")
+        if step is not None:
+            if step not in (steps := self.steps):
+                raise SnapshotError(f"There is no snapshot of step {step} in {self}; it holds steps {steps}.", step)
+            return step
+        by_epoch, unreadable = self._by_epoch()
+        if epoch not in by_epoch:
+            why = "".join(f" {error}" for error in unreadable)
+            raise SnapshotError(
+                f"There is no snapshot of epoch {epoch} in {self}; it holds epochs {sorted(by_epoch)}.{why}"
+            )
+        return by_epoch[epoch]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __contains__(self, epoch: int) -> bool:
+        return epoch in self.epochs
+
+    def __iter__(self) -> Iterator[Snapshot]:
+        return (self.load(step=step) for step in self.steps)
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """The graphs of all watched layers at one epoch.
+class SnapshotStore(Store):
+    """A folder of snapshots, one file a snapshot.
 
-    Attributes:
-        epoch: Finished epochs; 0 is the untrained network.
-        step: Step under which the epoch's metrics are logged.
-        layers: The layers' graphs by label, in order of execution.
-        labels: ``(N,)`` int64 class of every sample, or ``None``.
-        indices: ``(N,)`` int64 place of every sample in its data set, or ``None``.
-        predictions: ``(N,)`` int64 class that the network gave every sample, or ``None`` where it does not return
-            logits.
-        confidence: ``(N,)`` float32 softmax score of that class.
-        settings: How the graphs were made: tau, normalize, solver, tol, pooling and so on.
-        probe: Fingerprint of the probe; graphs can be compared only where it is equal.
-        seconds: Time spent by stage: forward, gram, solve.
-        learning_rate: Learning rate of the finished epoch, or ``None`` where it is not known.
-    """
-
-    epoch: int
-    step: int
-    layers: dict[str, LayerGraph]
-    labels: Tensor | None = None
-    indices: Tensor | None = None
-    predictions: Tensor | None = None
-    confidence: Tensor | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    probe: str = ""
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    learning_rate: float | None = None
-
-
-@dataclass(frozen=True)
-class ProbeCard:
-    """What a reader sees of the probe; stored once beside the snapshots.
-
-    Attributes:
-        fingerprint: Fingerprint of the probe that it shows.
-        images: ``(N, H, W, 3)`` uint8 pictures of the inputs, or ``None`` where they are not images.
-        class_names: Name of every class, by its number; may be empty.
-    """
-
-    fingerprint: str
-    images: NDArray[np.uint8] | None = None
-    class_names: tuple[str, ...] = ()
-
-
-class SnapshotHeader(NamedTuple):
-    """What a stored snapshot says of itself; reading it reads no graph."""
-
-    epoch: int
-    step: int
-    layers: list[str]
-    settings: dict[str, Any]
-    probe: str
-    seconds: dict[str, float]
-    versions: dict[str, str]
-    learning_rate: float | None
-
-
-class SnapshotStore:
-    """A folder of snapshots, one file an epoch.
-
-    Writing is atomic: a file is whole or not there. Saving an epoch again replaces it.
+    Writing is atomic: a file is whole or not there. Saving a step again replaces it.
 
     Args:
         root: The folder; made when the first snapshot is saved.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from lightning_ssc import snapshot
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> store = SnapshotStore(tempfile.mkdtemp())
-        >>> store.save(snapshot(net, torch.rand(20, 4), torch.arange(20) % 2, layers="Linear", epoch=3))
-        >>> store.epochs, list(store.load(3).layers)
-        ([3], ['0', '2'])
+        >>> x, y = torch.rand(20, 4), torch.arange(20) % 2
+        >>> store.save(snapshot(net, x, y, layers="Linear", epoch=3, step=1173))
+        >>> store.steps, store.epochs, list(store.load(3).layers)
+        ([1173], [3], ['0', '2'])
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        self._headers: dict[tuple[str, int, int], SnapshotHeader] = {}  # by what tells one file from another
+
+    def __str__(self) -> str:
+        return str(self.root)
 
     @property
-    def epochs(self) -> list[int]:
-        """Epochs of the stored snapshots, ascending."""
+    def steps(self) -> list[int]:
+        """Steps of the stored snapshots, ascending; known from the names of files, but for format 1."""
+        return sorted(self._files())
+
+    def _files(self) -> dict[int, Path]:
         if not self.root.is_dir():
-            return []
-        return sorted(int(m[1]) for path in self.root.iterdir() if (m := _NAME.fullmatch(path.name)))
+            return {}
+        paths = list(self.root.iterdir())
+        files = {int(name[1]): path for path in paths if (name := _NAME.fullmatch(path.name))}
+        # A file of format 1 has its epoch for a name. Its step is in its header, but need not tell it from others.
+        last = -1
+        for path in sorted(path for path in paths if _NAME_1.fullmatch(path.name)):
+            try:
+                last = max(last + 1, self._read_header(path, None).step)
+            except SnapshotError:
+                last += 1
+            files.setdefault(last, path)
+        return files
 
-    def __len__(self) -> int:
-        return len(self.epochs)
-
-    def __contains__(self, epoch: int) -> bool:
-        return self.path(epoch).is_file()
-
-    def __iter__(self) -> Iterator[Snapshot]:
-        return (self.load(epoch) for epoch in self.epochs)
-
-    def path(self, epoch: int) -> Path:
-        """File of an epoch's snapshot."""
-        return self.root / f"epoch_{epoch:06d}.npz"
+    def path(self, step: int) -> Path:
+        """File of a step's snapshot: the one that is there, or the one that :meth:`save` would write."""
+        return self._files().get(step, self.root / f"step_{step:09d}.npz")
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write a snapshot, replacing an earlier one of the same epoch.
+        """Write a snapshot, replacing an earlier one of the same step.
 
         Raises:
             OSError: The disk is full or the folder cannot be written; nothing that was stored before is lost.
         """
-        _write(self.path(snapshot.epoch), _to_arrays(snapshot))
+        before, path = self.path(snapshot.step), self.root / f"step_{snapshot.step:09d}.npz"
+        codec.write(path, codec.encode(snapshot))
+        if before != path:
+            before.unlink(missing_ok=True)  # of format 1
 
-    def take_over(self, other: SnapshotStore, epochs: Sequence[int]) -> None:
+    def take_over(self, other: SnapshotStore, steps: Sequence[int]) -> None:
         """Bring in snapshots of another store, as links to its files where the file system can and as copies elsewhere.
 
-        Epochs that this store has, or the other one lacks, are passed over.
+        Steps that this store has, or the other one lacks, are passed over.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         for leftover in self.root.glob("*.partial"):  # of a process that was killed while it wrote
             leftover.unlink()
-        for epoch in epochs:
-            if epoch in other and epoch not in self:
+        mine, theirs = self._files(), other._files()
+        for step in steps:
+            if step in theirs and step not in mine:
+                target = self.root / theirs[step].name
                 try:
-                    os.link(other.path(epoch), self.path(epoch))
+                    os.link(theirs[step], target)
                 except OSError:
-                    shutil.copy2(other.path(epoch), self.path(epoch))
+                    shutil.copy2(theirs[step], target)
 
-    def set_aside(self, epochs: Sequence[int]) -> None:
+    def set_aside(self, steps: Sequence[int]) -> None:
         """Move snapshots into the subfolder ``superseded``, where no reader looks."""
-        for epoch in epochs:
-            aside = self.root / SUPERSEDED / self.path(epoch).name
+        files = self._files()
+        for step in steps:
+            aside = self.root / SUPERSEDED / files[step].name
             aside.parent.mkdir(exist_ok=True)
-            self.path(epoch).replace(aside)
+            files[step].replace(aside)
 
-    def load(self, epoch: int) -> Snapshot:
-        """Read one snapshot.
+    def load(self, epoch: int | None = None, *, step: int | None = None) -> Snapshot:
+        """Read one snapshot, by a whole epoch or by its step.
 
         Raises:
             SnapshotError: It is not there, damaged, or of a newer format.
         """
-        with self._open(epoch) as arrays:
-            header = _snapshot_header(arrays, self.path(epoch))
-            of_samples = _of_samples(arrays, header)
-            return Snapshot(
-                layers={name: _layer(arrays, i, header["layers"][i]) for i, name in enumerate(_names(header))},
-                **of_samples,
-                learning_rate=header.get("learning_rate"),
-                **{key: header[key] for key in ("epoch", "step", "settings", "probe", "seconds")},
-            )
+        step = self._step_of(epoch, step)
+        path = self.path(step)
+        with codec.reading(path, step) as arrays:
+            return codec.decode(arrays, path, step)
 
-    def load_layer(self, epoch: int, layer: str) -> LayerGraph:
-        """Read one layer of one snapshot, without reading the others.
-
-        Raises:
-            SnapshotError: The snapshot cannot be read or does not hold the layer.
-        """
-        with self._open(epoch) as arrays:
-            header = _snapshot_header(arrays, self.path(epoch))
-            names = _names(header)
-            if layer not in names:
-                raise SnapshotError(f"{self.path(epoch)} holds no layer {layer!r}, only {', '.join(names)}.")
-            return _layer(arrays, names.index(layer), header["layers"][names.index(layer)])
-
-    def labels(self, epoch: int) -> Tensor | None:
-        """Read the labels of one snapshot, or ``None`` where it has none.
+    def layers(self, step: int, names: Iterable[str] | None = None) -> Iterator[tuple[str, LayerGraph]]:
+        """Read layers of one snapshot, one at a time; all or those of the names that it holds.
 
         Raises:
             SnapshotError: The snapshot cannot be read.
         """
-        with self._open(epoch) as arrays:
-            return _of_samples(arrays, _snapshot_header(arrays, self.path(epoch))).get("labels")
+        path = self.path(self._step_of(None, step))
+        with codec.reading(path, step) as arrays:
+            yield from codec.decode_layers(arrays, path, names)
 
-    def header(self, epoch: int) -> SnapshotHeader:
+    def labels(self, step: int) -> Tensor | None:
+        """Read the labels of one snapshot.
+
+        Raises:
+            SnapshotError: The snapshot cannot be read.
+        """
+        path = self.path(self._step_of(None, step))
+        with codec.reading(path, step) as arrays:
+            return codec.decode_of_samples(arrays, None).get("labels")
+
+    def pairs(self, step: int) -> Mapping[str, Tensor]:
+        """Read the tables between the layers of one snapshot, and no graph.
+
+        Raises:
+            SnapshotError: The snapshot cannot be read.
+        """
+        path = self.path(self._step_of(None, step))
+        with codec.reading(path, step) as arrays:
+            return codec.decode_pairs(arrays, len(codec.decode_header(arrays, path, step).layers))
+
+    def header(self, epoch: int | None = None, *, step: int | None = None) -> SnapshotHeader:
         """Read what a snapshot says of itself.
 
         Raises:
             SnapshotError: The snapshot cannot be read.
         """
-        with self._open(epoch) as arrays:
-            header = _snapshot_header(arrays, self.path(epoch))
-            _size(arrays, header)
-            return SnapshotHeader(
-                layers=_names(header),
-                versions=header.get("versions", {}),
-                learning_rate=header.get("learning_rate"),
-                **{k: header[k] for k in ("epoch", "step", "settings", "probe", "seconds")},
-            )
+        step = self._step_of(epoch, step)
+        header = self._read_header(self.path(step), step)
+        return replace(header, moment=replace(header.moment, step=step))
+
+    def _read_header(self, path: Path, step: int | None) -> SnapshotHeader:
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise SnapshotError(f"{path} cannot be opened ({error.strerror or error}).", step) from error
+        key = (path.name, stat.st_mtime_ns, stat.st_ino)
+        if key not in self._headers:
+            with codec.reading(path, step) as arrays:
+                self._headers[key] = codec.decode_header(arrays, path, step)
+        return self._headers[key]
 
     def save_card(self, card: ProbeCard) -> None:
         """Write what readers see of the probe.
@@ -279,9 +271,7 @@ class SnapshotStore:
         Raises:
             OSError: The disk is full or the folder cannot be written.
         """
-        header = {"format": FORMAT, "fingerprint": card.fingerprint, "class_names": list(card.class_names)}
-        arrays = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
-        _write(self.root / "probe.npz", arrays if card.images is None else {**arrays, "images": card.images})
+        codec.write(self.root / "probe.npz", codec.encode_card(card))
 
     def load_card(self) -> ProbeCard | None:
         """Read what readers see of the probe, or ``None`` where nothing was stored.
@@ -292,38 +282,76 @@ class SnapshotStore:
         path = self.root / "probe.npz"
         if not path.is_file():
             return None
-        with _Reading(path) as arrays:
-            header = _header(arrays, path)
-            images = arrays.get("images")
-            _check(isinstance(header["fingerprint"], str), "the fingerprint is no text")
-            _check(all(isinstance(name, str) for name in header["class_names"]), "a class name is no text")
-            pictures = images is None or (images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3)
-            _check(pictures, "the pictures are not (N, H, W, 3) bytes")
-            return ProbeCard(header["fingerprint"], images, tuple(header["class_names"]))
-
-    def _open(self, epoch: int) -> _Reading:
-        return _Reading(self.path(epoch))
+        with codec.reading(path) as arrays:
+            return codec.decode_card(arrays, path)
 
 
-class MemoryStore(SnapshotStore):
-    """Snapshots of a run that writes no files."""
+class MemoryStore(Store):
+    """Snapshots of a run that writes no files.
+
+    Example:
+        >>> from lightning_ssc import snapshot
+        >>> import torch
+        >>> store = MemoryStore()
+        >>> store.save(snapshot(torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.rand(20, 4), layers="Linear"))
+        >>> store.steps
+        [0]
+    """
 
     def __init__(self) -> None:
-        super().__init__("memory")
         self._snapshots: dict[int, Snapshot] = {}
         self._card: ProbeCard | None = None
 
+    def __str__(self) -> str:
+        return "memory"
+
     @property
-    def epochs(self) -> list[int]:
-        """Epochs of the kept snapshots, ascending."""
+    def steps(self) -> list[int]:
+        """Steps of the kept snapshots, ascending."""
         return sorted(self._snapshots)
 
-    def __contains__(self, epoch: int) -> bool:
-        return epoch in self._snapshots
-
     def save(self, snapshot: Snapshot) -> None:
-        """Keep a snapshot, replacing an earlier one of the same epoch."""
-        self._snapshots[snapshot.epoch] = snapshot
+        """Keep a snapshot, replacing an earlier one of the same step."""
+        self._snapshots[snapshot.step] = snapshot
+
+    def load(self, epoch: int | None = None, *, step: int | None = None) -> Snapshot:
+        """The kept snapshot.
+
+        Raises:
+            SnapshotError: There is none.
+        """
+        return self._snapshots[self._step_of(epoch, step)]
+
+    def layers(self, step: int, names: Iterable[str] | None = None) -> Iterator[tuple[str, LayerGraph]]:
+        """Layers of a kept snapshot."""
+        wanted = None if names is None else set(names)
+        for name, layer in self.load(step=step).layers.items():
+            if wanted is None or name in wanted:
+                yield name, layer
+
+    def labels(self, step: int) -> Tensor | None:
+        """Labels of a kept snapshot."""
+        return self.load(step=step).labels
+
+    def pairs(self, step: int) -> Mapping[str, Tensor]:
+        """Tables between the layers of a kept snapshot."""
+        return self.load(step=step).pairs
+
+    def header(self, epoch: int | None = None, *, step: int | None = None) -> SnapshotHeader:
+        """What a kept snapshot says of itself."""
+        taken = self.load(step=self._step_of(epoch, step))
+        return SnapshotHeader(
+            moment=taken.moment,
+            layers=list(taken.layers),
+            values={name: layer.values for name, layer in taken.layers.items()},
+            size=next((len(layer.gap) for layer in taken.layers.values()), None),
+            settings=taken.settings,
+            probe=taken.probe,
+            seconds=taken.seconds,
+            versions=codec.versions(),
+            learning_rate=taken.learning_rate,
+            previous=taken.previous,
+        )
 
     def save_card(self, card: ProbeCard) -> None:
         """Keep what readers see of the probe."""
@@ -332,216 +360,3 @@ class MemoryStore(SnapshotStore):
     def load_card(self) -> ProbeCard | None:
         """What readers see of the probe."""
         return self._card
-
-    def load(self, epoch: int) -> Snapshot:
-        """The kept snapshot."""
-        return self._snapshots[epoch]
-
-    def load_layer(self, epoch: int, layer: str) -> LayerGraph:
-        """One layer of a kept snapshot."""
-        return self.load(epoch).layers[layer]
-
-    def labels(self, epoch: int) -> Tensor | None:
-        """The labels of a kept snapshot."""
-        return self.load(epoch).labels
-
-    def header(self, epoch: int) -> SnapshotHeader:
-        """What a kept snapshot says of itself."""
-        s = self.load(epoch)
-        return SnapshotHeader(
-            s.epoch, s.step, list(s.layers), dict(s.settings), s.probe, dict(s.seconds), versions(), s.learning_rate
-        )
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of what the numbers come from; every stored snapshot carries them."""
-    found = {"lightning_ssc": __version__, "python": platform.python_version()}
-    for package in ("torch", "lightning", "pytorch-lightning", "numpy", "numba"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # of Lightning's two names one is usually missing
-            continue
-    return found
-
-
-def _write(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    """Write an archive, as ``numpy.savez`` does, under its name only when it is whole.
-
-    Indices are compressed, to two thirds of their size; the digits of weights and Grams are as good as random, and to
-    compress them too took more than four times as long for 7 % of the file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            with zipfile.ZipFile(file, "w") as archive:
-                for name, array in arrays.items():
-                    member = zipfile.ZipInfo(f"{name}.npy")
-                    member.compress_type = zipfile.ZIP_STORED if array.dtype.kind == "f" else zipfile.ZIP_DEFLATED
-                    with archive.open(member, "w", force_zip64=True) as entry:
-                        np.lib.format.write_array(entry, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-class _Reading:
-    """An open snapshot file, in whose scope every kind of damage becomes a :class:`SnapshotError`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Mapping[str, NDArray[Any]]:
-        try:
-            self._file = self.path.open("rb")
-        except FileNotFoundError:
-            epochs = SnapshotStore(self.path.parent).epochs
-            raise SnapshotError(
-                f"There is no snapshot {self.path}; the folder holds epochs {epochs}.", self._epoch
-            ) from None
-        except OSError as error:
-            raise self._damaged(error) from error
-        try:
-            arrays = np.load(self._file, allow_pickle=False)
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise ValueError("a single array, not an archive")
-        except Exception as error:
-            self._file.close()
-            raise self._damaged(error) from error
-        return arrays
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self._file.close()
-        if isinstance(error, Exception) and not isinstance(error, SnapshotError):
-            raise self._damaged(error) from error  # whatever reading meets, the file is not what it should be
-
-    @property
-    def _epoch(self) -> int | None:
-        return _epoch_of(self.path)
-
-    def _damaged(self, why: object) -> SnapshotError:
-        return SnapshotError(
-            f"{self.path} is not a readable snapshot ({why}). Delete the file; the run's other snapshots are "
-            f"not affected.",
-            self._epoch,
-        )
-
-
-def _header(arrays: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    header: dict[str, Any] = json.loads(bytes(arrays["header"]))
-    if header["format"] > FORMAT:
-        raise SnapshotError(
-            f"{path} has snapshot format {header['format']}; this version of lightning_ssc reads up to {FORMAT}. "
-            f"Upgrade lightning-ssc to read it."
-        )
-    return header
-
-
-def _check(holds: bool, what: str) -> None:
-    """Refuse what an archive holds; :class:`_Reading` adds which file it is."""
-    if not holds:
-        raise ValueError(what)
-
-
-def _snapshot_header(arrays: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    header = _header(arrays, path)
-    names, rate = _names(header), header.get("learning_rate")
-    _check(
-        all(isinstance(name, str) for name in names) and len(set(names)) == len(names),
-        "its names of layers are not texts that differ",
-    )
-    for layer in header["layers"]:
-        _check(
-            type(layer["features"]) is int and type(layer["converged"]) is bool, f"layer {layer['name']!r} is damaged"
-        )
-    _check(header["epoch"] == _epoch_of(path), f"it says that it is of epoch {header['epoch']}")
-    _check(type(header["step"]) is int and isinstance(header["probe"], str), "its step or probe is damaged")
-    _check(rate is None or type(rate) in (int, float), f"its learning rate is {rate!r}")
-    for key in ("settings", "seconds", "versions"):
-        _check(isinstance(header.get(key, {}), dict), f"its {key} are damaged")
-    _check(all(type(value) in (int, float) for value in header["seconds"].values()), "its seconds are damaged")
-    return header
-
-
-def _size(arrays: Mapping[str, Any], header: Mapping[str, Any]) -> int | None:
-    """The number of samples, which all layers must share; ``None`` without layers."""
-    sizes = {arrays[f"{i}/gap"].shape for i in range(len(header["layers"]))}
-    _check(len(sizes) <= 1, "its layers are of different numbers of samples")
-    return next((shape[0] for shape in sizes), None)
-
-
-def _of_samples(arrays: Mapping[str, Any], header: Mapping[str, Any]) -> dict[str, Any]:
-    """Labels, predictions and so on, one entry a sample."""
-    size = _size(arrays, header)
-    found: dict[str, NDArray[Any]] = {key: arrays[key] for key in _OF_SAMPLES if key in arrays}
-    for key, values in found.items():
-        _check(values.ndim == 1 and size in (None, len(values)), f"its {key} are not one a sample")
-        _check(values.dtype.kind == ("f" if key == "confidence" else "i"), f"its {key} are {values.dtype}")
-        if key in ("labels", "predictions"):
-            in_range = (values >= np.iinfo(np.int32).min) & (values < _CLASSES)
-            _check(bool(in_range.all()), f"its {key} are no numbers of classes")
-    return {key: torch.from_numpy(values) for key, values in found.items()}
-
-
-def _epoch_of(path: Path) -> int | None:
-    name = _NAME.fullmatch(path.name)
-    return None if name is None else int(name[1])
-
-
-def _names(header: Mapping[str, Any]) -> list[str]:
-    return [layer["name"] for layer in header["layers"]]
-
-
-def _to_arrays(snapshot: Snapshot) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {}
-    layers = []
-    for i, (name, layer) in enumerate(snapshot.layers.items()):
-        arrays[f"{i}/crow"] = layer.coef.crow_indices().numpy().astype(np.int32)
-        small = np.uint16 if len(layer.gap) <= 1 << 16 else np.int32
-        arrays[f"{i}/col"] = layer.coef.col_indices().numpy().astype(small)
-        arrays[f"{i}/value"] = layer.coef.values().numpy()
-        arrays[f"{i}/gap"] = layer.gap.numpy()
-        entry: dict[str, Any] = {"name": name, "converged": layer.converged, "features": layer.features}
-        if layer.communities is not None:
-            arrays[f"{i}/communities"] = layer.communities.numpy()
-        if layer.linear is not None:
-            arrays[f"{i}/linear/diagonal"] = layer.linear.diagonal.numpy()
-            arrays[f"{i}/linear/pairs"] = layer.linear.pairs.numpy()
-        layers.append(entry)
-    for key in _OF_SAMPLES:
-        if (tensor := getattr(snapshot, key)) is not None:
-            arrays[key] = tensor.numpy()
-    header = {
-        "format": FORMAT,
-        "layers": layers,
-        "settings": dict(snapshot.settings),
-        "seconds": dict(snapshot.seconds),
-        "versions": versions(),
-        **{key: getattr(snapshot, key) for key in ("epoch", "step", "probe", "learning_rate")},
-    }
-    arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    return arrays
-
-
-def _layer(arrays: Mapping[str, Any], i: int, entry: Mapping[str, Any]) -> LayerGraph:
-    crow, col, value = (torch.from_numpy(arrays[f"{i}/{part}"]) for part in ("crow", "col", "value"))
-    gap, found = torch.from_numpy(arrays[f"{i}/gap"]), arrays.get(f"{i}/communities")
-    n = len(crow) - 1
-    for values in (gap, found):
-        _check(values is None or tuple(values.shape) == (n,), f"layer {entry['name']!r} has a column of another length")
-    _check(
-        value.is_floating_point() and bool(value.isfinite().all()),
-        f"layer {entry['name']!r} has weights that are no numbers",
-    )
-    try:  # unchecked, indices out of range would be read as memory
-        coef = torch.sparse_csr_tensor(crow.long(), col.long(), value, (n, n), check_invariants=True)
-    except RuntimeError as error:
-        raise ValueError(str(error).splitlines()[0]) from error
-    linear = None
-    if f"{i}/linear/pairs" in arrays:
-        linear = GramSketch(*(torch.from_numpy(arrays[f"{i}/linear/{part}"]) for part in ("diagonal", "pairs")))
-    communities = None if found is None else torch.from_numpy(found)
-    return LayerGraph(coef, gap, entry["converged"], entry["features"], linear, communities)

@@ -25,7 +25,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_ssc import SnapshotStore, SSCMonitor, snapshot, writers
+from lightning_ssc import Images, SnapshotStore, SSCMonitor, snapshot, writers
 from lightning_ssc.analysis import dynamics, neighbours
 from lightning_ssc.functional import modularity
 from lightning_ssc.snapshots import ProbeCard
@@ -125,7 +125,7 @@ def test_neighbours_are_of_the_same_inputs_in_every_snapshot(
     card, ignore = store.load_card(), lambda *_, **__: None
     logger = SimpleNamespace(log_metrics=ignore, log_image=ignore, experiment=None)
     for one in store:
-        writers.log_snapshot([logger], one, {}, heatmap=False, embedding=False, neighbours=3, card=card)
+        writers.log_snapshot([logger], one, {}, Images(False, False, 3), card)
     assert [given[0] for given in drawn] == [[0, 1, 2]] * 4  # one of each class
     assert drawn[0][1].tolist() != drawn[3][1].tolist()
     assert np.array_equal(drawn[3][1], neighbours(store.load_layer(3, "model.4"))[0])
@@ -285,7 +285,7 @@ def test_probes_in_order_of_preference(tmp_path: Path) -> None:
     def probed(probe: Any, datamodule: Any, **kwargs: Any) -> int:
         watching = monitor(probe=probe, layers="model.9", probe_size=1000)
         trainer(tmp_path, watching, max_epochs=1, **kwargs).fit(Classifier(), datamodule=datamodule)
-        found = watching._probe.inputs  # type: ignore[union-attr]
+        found = watching.recorder.probe.inputs  # type: ignore[union-attr]
         return next(seed for seed in range(9) if torch.equal(found, data(seed=seed).tensors[0]))
 
     assert probed(data(seed=4), WithProbe()) == 4
@@ -347,7 +347,7 @@ def test_two_runs_in_one_folder_are_kept_apart(tmp_path: Path) -> None:
     fit(tmp_path, second, max_epochs=2)
     assert (first.store.root.name, second.store.root.name) == ("ssc", "ssc-1")  # type: ignore[union-attr]
     assert (first.store.epochs, second.store.epochs) == ([0, 1], [0, 1, 2])  # type: ignore[union-attr]
-    with pytest.raises(Exception, match=r"already holds the snapshots of another run \(epochs \[0, 1\]\)"):
+    with pytest.raises(Exception, match=r"already holds the snapshots of another run \(steps \[0, 3\]\)"):
         fit(tmp_path, monitor(store=tmp_path / "ssc"))
 
 
@@ -382,7 +382,8 @@ def test_resuming_continues_the_history(tmp_path: Path) -> None:
     assert store is not None
     assert store.root == tmp_path / "second"
     assert store.epochs == [0, 1, 2, 3, 4]
-    assert [header.step for header in map(store.header, store.epochs)] == [0, 2, 5, 8, 11]
+    assert store.steps == [0, 3, 6, 9, 12]
+    assert [store.header(epoch).moment.logged for epoch in store.epochs] == [0, 2, 5, 8, 11]
     for epoch in (0, 1, 2):
         one, other = store.load(epoch), whole.store.load(epoch)  # type: ignore[union-attr]
         assert torch.equal(one.layers["model.4"].coef.to_dense(), other.layers["model.4"].coef.to_dense())
@@ -509,21 +510,21 @@ def test_a_run_stopped_within_an_epoch_goes_on_as_lightning_does(tmp_path: Path)
     watching = monitor(store=tmp_path / "ssc")
     _, stopped = fit(tmp_path, watching, max_steps=4, max_epochs=-1)  # in the second epoch of three steps
     stopped.save_checkpoint(tmp_path / "kept" / "stopped.ckpt")
-    assert [h.step for h in map(watching.store.header, [0, 1, 2])] == [0, 2, 3]  # type: ignore[union-attr]
+    assert watching.store.steps == [0, 3, 4]  # type: ignore[union-attr]
     resumed = monitor(store=tmp_path / "ssc")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")
         fit(tmp_path, resumed, max_epochs=3, resume="stopped.ckpt")
     store = resumed.store
     assert store is not None
-    assert resumed._steps == {0: 0, 1: 2, 2: 3, 3: 6}  # for Lightning the second epoch ended with its first step
-    assert [store.header(epoch).step for epoch in store.epochs] == [0, 2, 3, 6]
+    # For Lightning the second epoch ended with its first step; the snapshot says how much of it was done.
+    assert {step: store.header(step=step).epoch for step in store.steps} == {0: 0, 3: 1, 4: 4 / 3, 7: 3}
 
 
 def test_a_resumed_run_does_not_mix_with_another(tmp_path: Path) -> None:
     fit(tmp_path, monitor(store=tmp_path / "a"), checkpoints(tmp_path), max_epochs=1)
     fit(tmp_path, monitor(store=tmp_path / "b"), max_epochs=1, seed=5)
-    with pytest.raises(Exception, match=r"b already holds the snapshots of another run \(epochs \[0, 1\]\)"):
+    with pytest.raises(Exception, match=r"b already holds the snapshots of another run \(steps \[0, 3\]\)"):
         fit(tmp_path, monitor(store=tmp_path / "b"), checkpoints(tmp_path), max_epochs=2, resume="last.ckpt")
 
 
@@ -543,7 +544,7 @@ def test_of_very_many_layers_some_embeddings_are_drawn() -> None:
     for count, expected in ((24, 24), (104, 24)):
         tags.clear()
         made = taken({f"layer{i}": ring for i in range(count)})
-        writers.log_snapshot([Logger()], made, {}, heatmap=False)
+        writers.log_snapshot([Logger()], made, {}, Images(heatmap=False, neighbours=0))
         assert len(set(tags)) == len(tags) == expected
         assert tags[0] == "ssc/embedding/layer0"
         assert tags[-1] == f"ssc/embedding/layer{count - 1}"
@@ -566,6 +567,6 @@ def test_after_an_error_in_drawing_no_more_is_computed(monkeypatch: pytest.Monke
     monkeypatch.setattr(writers, "spectral_embedding", slow)
     made = taken({f"layer{i}": np.roll(np.eye(12), 1, 1) for i in range(8)})
     with pytest.raises(ZeroDivisionError):
-        writers.log_snapshot([Logger()], made, {}, heatmap=False)
+        writers.log_snapshot([Logger()], made, {}, Images(heatmap=False, neighbours=0))
     go_on.set()
     assert len(calls) <= 3  # the one that was drawn, and those of both threads

@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressB
 from torch.utils.data import DataLoader
 
 import lightning_ssc.callback.lightning as lightning_module
-from lightning_ssc import SnapshotStore, SSCMonitor, snapshot, writers
+from lightning_ssc import Images, SnapshotStore, SSCMonitor, snapshot, writers
 from tests.nets import Classifier, convnet, data, trainer
 
 # A ModelCheckpoint of another folder, by which nothing of the first run is overwritten.
@@ -39,15 +39,15 @@ def fit(root: Path, *callbacks: Any, resume: Path | None = None, **kwargs: Any) 
     return run
 
 
-def epochs(watching: SSCMonitor) -> list[int]:
+def epochs(watching: SSCMonitor) -> list[float]:
     assert watching.store is not None
-    return watching.store.epochs
+    return [taken.epoch for taken in watching.store]
 
 
 @pytest.mark.parametrize(
     ("how", "expected"),
     [
-        ({"max_steps": 4, "max_epochs": -1}, [0, 1, 2]),  # stops in its second epoch of three steps
+        ({"max_steps": 4, "max_epochs": -1}, [0, 1, 4 / 3]),  # stops in its second epoch of three steps
         ({"max_epochs": 2, "val_check_interval": 2}, [0, 1, 2]),
         ({"max_epochs": 2, "limit_val_batches": 0}, [0, 1, 2]),
         ({"max_epochs": 2, "num_sanity_val_steps": 2}, [0, 1, 2]),
@@ -58,7 +58,7 @@ def epochs(watching: SSCMonitor) -> list[int]:
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_trainer_settings(tmp_path: Path, how: dict[str, Any], expected: list[int]) -> None:
+def test_trainer_settings(tmp_path: Path, how: dict[str, Any], expected: list[float]) -> None:
     watching = monitor()
     pl.seed_everything(0, verbose=False)
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -121,7 +121,7 @@ def test_resuming_in_the_same_folder_doubles_nothing(tmp_path: Path) -> None:
     fit(tmp_path, resumed, again, max_epochs=4, resume=tmp_path / "kept" / "epoch=0.ckpt")
     assert epochs(resumed) == [0, 1, 2, 3, 4]
     aside = (tmp_path / "ssc" / "superseded").iterdir()  # what the first run had gone on to after the checkpoint
-    assert sorted(path.name for path in aside) == ["epoch_000002.npz", "epoch_000003.npz"]
+    assert sorted(path.name for path in aside) == ["step_000000006.npz", "step_000000009.npz"]
 
 
 def test_resuming_without_the_old_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -133,7 +133,7 @@ def test_resuming_without_the_old_folder(tmp_path: Path, caplog: pytest.LogCaptu
     again = ModelCheckpoint(tmp_path / "again")
     fit(tmp_path, resumed, again, max_epochs=2, resume=tmp_path / "kept" / "last.ckpt")
     assert epochs(resumed) == [1, 2]  # the checkpoint is of epoch 1, which can be taken again
-    assert "The snapshots of epochs [0, 1] are gone from" in caplog.text
+    assert "The snapshots of steps [0, 3] are gone from" in caplog.text
 
 
 @pytest.mark.parametrize("on_error", ["warn", "raise"])
@@ -143,7 +143,7 @@ def test_a_damaged_snapshot_is_named_and_the_others_are_compared(
     class Damages(Callback):
         def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
             if trainer.current_epoch == 1:
-                (tmp_path / "ssc" / "epoch_000001.npz").write_bytes(b"noise")
+                (tmp_path / "ssc" / "step_000000003.npz").write_bytes(b"noise")
 
     written: list[Any] = []
     watching = monitor(on_error=on_error, store=tmp_path / "ssc")
@@ -153,10 +153,10 @@ def test_a_damaged_snapshot_is_named_and_the_others_are_compared(
         try:
             fit(tmp_path, Damages(), watching, max_epochs=3)
             assert on_error == "warn"
-            assert "epoch_000001.npz is not a readable snapshot" in caplog.text
+            assert "step_000000003.npz is not a readable snapshot" in caplog.text
         except Exception as error:
             assert on_error == "raise"
-            assert "epoch_000001.npz is not a readable snapshot" in str(error)  # noqa: PT017
+            assert "step_000000003.npz is not a readable snapshot" in str(error)  # noqa: PT017
     assert original is writers.log_history
     assert written[0].epochs.tolist() == [0, 2, 3]
 
@@ -247,13 +247,10 @@ def test_a_plain_loop(tmp_path: Path) -> None:
     net, store = convnet(), SnapshotStore(tmp_path / "store")
     logger = pl.loggers.CSVLogger(tmp_path)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    previous = None
     for epoch in range(3):
         taken = snapshot(net, x, y, layers="conv", epoch=epoch, step=10 * epoch)
         store.save(taken)
-        scalars = writers.snapshot_scalars(taken, previous)
-        writers.log_snapshot([logger], taken, scalars)
-        previous = taken
+        writers.log_snapshot([logger], taken, writers.scalars_of(taken), Images())
         torch.nn.functional.cross_entropy(net(x), y).backward()
         optimizer.step()
     logger.save()
@@ -268,15 +265,15 @@ def test_a_bar_for_snapshots_that_take_long(tmp_path: Path, bar: Any, capsys: An
     def impatient(*args: Any, **kwargs: Any) -> Any:
         return original(*args, **kwargs, patience=0.0)
 
-    original = lightning_module.progress
+    original = lightning_module._progress_bar
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars only where it believes in a terminal
-    monkeypatch.setattr("lightning_ssc.callback.monitor.progress", impatient)
+    monkeypatch.setattr(lightning_module, "_progress_bar", impatient)
     pl.seed_everything(0, verbose=False)
     run = trainer(tmp_path, monitor(layers="**"), bar(), max_epochs=1, enable_progress_bar=True)
     run.fit(Classifier())
     out = capsys.readouterr()
     assert "SSC epoch 1" in out.out + out.err
-    monkeypatch.setattr("lightning_ssc.callback.monitor.progress", original)
+    monkeypatch.setattr(lightning_module, "_progress_bar", original)
     quick = trainer(tmp_path, monitor(layers="**"), bar(), max_epochs=1, enable_progress_bar=True)
     quick.fit(Classifier())
     out = capsys.readouterr()
@@ -296,7 +293,7 @@ def test_states_in_checkpoints_are_plain(tmp_path: Path) -> None:
     fit(tmp_path, watching, kept, max_epochs=1)
     state = torch.load(tmp_path / "kept" / "last.ckpt", weights_only=True)["callbacks"][watching.state_key]
     assert json.loads(json.dumps(state)) == state
-    assert state["epochs"] == [0, 1]
+    assert state["steps"] == [0, 3]
 
 
 def test_sharded_strategies_are_refused(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_activations_and_grams_stay_within_the_budget(room: float, monkeypatch: 
         counts.most = counts.now
 
     with Counts([x, *net.parameters()]) as counts:
-        for _, gram in capture(Runner(net, chunk=chunk, memory=budget), watched, x, watch=watch):
+        for _, gram in capture(Runner(net, chunk=chunk, memory=budget), watched, x, timed=watch):
             del gram
     mirrored, small = 3 * 4 * 256 * 256, 50_000
     assert most["gram"] > budget / 2  # it was counted

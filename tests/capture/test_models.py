@@ -125,7 +125,7 @@ def test_channels_last_and_configure_model(tmp_path: Path) -> None:
                 self.model = convnet().to(memory_format=torch.channels_last)
 
     monitor = watch(tmp_path, Late(), size=8, layers="conv")
-    assert [layer.channels_last for layer in monitor._watched] == [True, True]
+    assert [layer.channels_last for layer in monitor.recorder.watched] == [True, True]
 
 
 def test_a_forward_of_several_tensors(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import contextlib
 import json
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 
 import lightning_ssc.snapshots.store as store_module
 from lightning_ssc import Snapshot, SnapshotStore, snapshot
-from lightning_ssc.snapshots import MemoryStore, ProbeCard, SnapshotError
+from lightning_ssc.snapshots import MemoryStore, Moment, ProbeCard, SnapshotError
+from lightning_ssc.snapshots.codec import FORMAT
 from tests.nets import convnet, data
 
 PAIRS = 1 << 18  # Gram entries that a sketch for linear CKA keeps, two bytes each
@@ -31,14 +33,20 @@ def store(tmp_path: Path, taken: Snapshot) -> SnapshotStore:
 
 
 def assert_same(one: Snapshot, other: Snapshot) -> None:
-    for key in ("epoch", "step", "settings", "probe", "seconds", "learning_rate"):
+    for key in ("moment", "settings", "probe", "seconds", "learning_rate", "previous"):
         assert getattr(one, key) == getattr(other, key), key
     for key in ("labels", "predictions", "confidence"):
         assert torch.equal(getattr(one, key), getattr(other, key))
     assert list(one.layers) == list(other.layers)
+    assert one.pairs.keys() == other.pairs.keys()
+    for name, table in one.pairs.items():
+        assert torch.equal(table, other.pairs[name])
     for a, b in zip(one.layers.values(), other.layers.values(), strict=True):
         assert torch.equal(a.coef.to_dense(), b.coef.to_dense())
         assert torch.equal(a.affinity.to_dense(), b.affinity.to_dense())
+        assert a.coef.dtype == b.coef.dtype
+        assert a.values == b.values
+        assert a.graph.norm == b.graph.norm
         assert torch.equal(a.gap, b.gap)
         assert (a.features, a.converged) == (b.features, b.converged)
         assert a.linear is not None
@@ -62,7 +70,7 @@ def test_a_store_in_memory_answers_alike(store: SnapshotStore, taken: Snapshot) 
     assert_same(memory.load(3), store.load(3))
     assert memory.header(3) == store.header(3)
     assert (memory.epochs, 3 in memory, 4 in memory) == (store.epochs, True, False)
-    assert torch.equal(memory.labels(3), store.labels(3))  # type: ignore[arg-type]
+    assert torch.equal(memory.labels(17), store.labels(17))  # type: ignore[arg-type]
     assert memory.load_card() is store.load_card() is None
 
 
@@ -77,10 +85,10 @@ def test_without_labels_or_linear_cka(tmp_path: Path) -> None:
 
 
 def test_snapshots_from_before_the_learning_rate_was_kept(store: SnapshotStore) -> None:
-    arrays = dict(np.load(store.path(3)))
+    arrays = dict(np.load(store.path(17)))
     header = json.loads(bytes(arrays["header"]))
     assert header.pop("learning_rate") == store.header(3).learning_rate == 0.1
-    np.savez(store.path(3), **arrays | {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)})
+    np.savez(store.path(17), **arrays | {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)})
     assert store.load(3).learning_rate is store.header(3).learning_rate is None
 
 
@@ -131,7 +139,7 @@ def test_the_size_of_a_store_is_known_beforehand(tmp_path: Path) -> None:
 def test_saving_again_replaces_and_a_failure_keeps_what_was_there(
     store: SnapshotStore, taken: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = store.path(3).read_bytes()
+    before = store.path(17).read_bytes()
 
     def full(file: Any, array: Any, **kwargs: Any) -> None:
         file.write(b"half of it")
@@ -141,15 +149,15 @@ def test_saving_again_replaces_and_a_failure_keeps_what_was_there(
         patch.setattr(np.lib.format, "write_array", full)
         with pytest.raises(OSError, match="No space left"):
             store.save(taken)
-    assert store.path(3).read_bytes() == before
-    assert [path.name for path in store.root.iterdir()] == ["epoch_000003.npz"]
+    assert store.path(17).read_bytes() == before
+    assert [path.name for path in store.root.iterdir()] == ["step_000000017.npz"]
     store.save(taken)
     assert store.epochs == [3]
 
 
-@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "array", "missing part", "directory"])
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "array", "missing part"])
 def test_damage_is_named(store: SnapshotStore, damage: str) -> None:
-    path = store.path(3)
+    path = store.path(17)
     whole = path.read_bytes()
     if damage == "cut":
         path.write_bytes(whole[: len(whole) // 2])
@@ -160,17 +168,92 @@ def test_damage_is_named(store: SnapshotStore, damage: str) -> None:
     elif damage == "array":
         with path.open("wb") as file:
             np.save(file, np.arange(3))
-    elif damage == "missing part":
+    else:
         with zipfile.ZipFile(path) as source:
             members = {name: source.read(name) for name in source.namelist() if not name.startswith("0/col")}
         with zipfile.ZipFile(path, "w") as target:
             for name, content in members.items():
                 target.writestr(name, content)
-    else:
-        path.unlink()
-        path.mkdir()
-    with pytest.raises(SnapshotError, match=r"epoch_000003\.npz is not a readable snapshot .* Delete the file"):
+    with pytest.raises(SnapshotError, match=r"step_000000017\.npz is not a readable snapshot .* Delete the file"):
         store.load(3)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(24, "Too many open files")])
+def test_what_cannot_be_opened_is_not_called_damaged(
+    store: SnapshotStore, error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(path: Path, mode: str = "r", **kwargs: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(Path, "open", closed)
+    with pytest.raises(SnapshotError, match=rf"step_000000017\.npz cannot be opened \({error.strerror}") as caught:
+        store.load(step=17)
+    assert "Delete" not in str(caught.value)
+    assert caught.value.step == 17
+
+
+def test_a_folder_by_the_name_of_a_snapshot(store: SnapshotStore) -> None:
+    (store.root / "step_000000020.npz").mkdir()
+    assert store.epochs == [3]
+    with pytest.raises(SnapshotError, match=r"step_000000020\.npz cannot be opened \(Is a directory"):
+        store.load(step=20)
+
+
+def test_moments() -> None:
+    assert (Moment(3, 2.0).epoch, Moment(3, 2.5).epoch, Moment(7, 2).logged, Moment(7, 2, "", 6).logged) == (
+        2,
+        2.5,
+        7,
+        6,
+    )
+    assert isinstance(Moment(3, 2.0).epoch, int)
+    assert [Moment(1, epoch).is_whole for epoch in (0, 1.5, float("nan"))] == [True, False, False]
+    with pytest.raises(ValueError, match="step of at least 0, got -1"):
+        Moment(-1, 0)
+
+
+def test_steps_are_keys_and_whole_epochs_are_names(store: SnapshotStore, taken: Snapshot) -> None:
+    for moment in (Moment(5, 1), Moment(20, 3.5, "steps"), Moment(25, float("nan"))):
+        store.save(replace(taken, moment=moment))
+    assert (store.steps, store.epochs, len(store)) == ([5, 17, 20, 25], [1, 3], 4)
+    assert store.load(step=20).moment == Moment(20, 3.5, "steps")
+    assert np.isnan(store.header(step=25).epoch)
+    assert [snapshot.step for snapshot in store] == store.steps
+    with pytest.raises(SnapshotError, match=r"no snapshot of step 6 in .*; it holds steps \[5, 17, 20, 25\]"):
+        store.load(step=6)
+    with pytest.raises(ValueError, match="by its epoch"):
+        store.load()
+    with pytest.raises(ValueError, match="by its epoch"):
+        store.load(3, step=17)
+
+
+def test_a_header_is_read_alone_and_once(
+    store: SnapshotStore, taken: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    original = np.lib.npyio.NpzFile.__getitem__
+    monkeypatch.setattr(
+        np.lib.npyio.NpzFile, "__getitem__", lambda self, key: (read.append(key), original(self, key))[1]
+    )
+    assert store.header(3).values["4"] == taken.layers["4"].values
+    assert store.header(step=17).size == 40
+    assert read == ["header"]
+    store.save(replace(taken, learning_rate=0.5))
+    assert store.header(3).learning_rate == 0.5
+
+
+def test_weights_in_float64_and_values_that_are_nan_survive(store: SnapshotStore, taken: Snapshot) -> None:
+    layer = taken.layers["4"]
+    wide = replace(
+        layer,
+        coef=(layer.coef.to_dense().double() / 3).to_sparse_csr(),
+        values={"modularity": float("nan"), "gap": 1e-7},
+    )
+    store.save(replace(taken, layers={"4": wide}, pairs={}))
+    found = store.load(3).layers["4"]
+    assert torch.equal(found.coef.values(), wide.coef.values())
+    assert np.isnan(found.values["modularity"])
+    assert found.values["gap"] == 1e-7
 
 
 def edit_layer(**values: Any) -> Any:
@@ -189,7 +272,11 @@ HOSTILE = {
     "name of a layer is a number": edit_layer(name=7),
     "names of layers repeat": edit_layer(name="4"),
     "features are text": edit_layer(features="many"),
-    "another epoch": edit(epoch=5),
+    "another step": edit(moment={"step": 5, "epoch": 3, "trigger": "", "logged": 5}),
+    "a step that is none": edit(moment={"step": 1.5, "epoch": 3, "trigger": "", "logged": 5}),
+    "values are text": edit_layer(values={"gap": "small"}),
+    "another size": edit(size=41),
+    "a table of another size": change("pairs/pairwise_cka", lambda a: a[:1]),
     "no seconds": edit(seconds=None),
     "seconds are text": edit(seconds={"total": "long"}),
     "learning rate is text": edit(learning_rate="x"),
@@ -207,22 +294,22 @@ HOSTILE = {
 
 @pytest.mark.parametrize("damage", HOSTILE)
 def test_what_a_readable_archive_holds_is_checked(store: SnapshotStore, damage: str) -> None:
-    with np.load(store.path(3)) as archive:
+    with np.load(store.path(17)) as archive:
         arrays = dict(archive)
     header = json.loads(bytes(arrays["header"]))
     HOSTILE[damage](header, arrays)
-    np.savez(store.path(3), **arrays | {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)})
-    with pytest.raises(SnapshotError, match=r"epoch_000003\.npz is not a readable snapshot"):
+    np.savez(store.path(17), **arrays | {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)})
+    with pytest.raises(SnapshotError, match=r"step_000000017\.npz is not a readable snapshot"):
         store.load(3)
 
 
 def test_a_whole_archive_rewritten_is_readable(store: SnapshotStore, taken: Snapshot) -> None:
     """What the test above relies on; a negative label, as classes to ignore have, is none of the damage."""
-    with np.load(store.path(3)) as archive:
+    with np.load(store.path(17)) as archive:
         arrays = dict(archive)
     arrays["labels"] = np.where(np.arange(len(arrays["labels"])) == 0, -100, arrays["labels"])
-    np.savez(store.path(3), **arrays)
-    assert store.load(3).labels.tolist()[0] == store.labels(3).tolist()[0] == -100  # type: ignore[union-attr]
+    np.savez(store.path(17), **arrays)
+    assert store.load(3).labels.tolist()[0] == store.labels(17).tolist()[0] == -100  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -241,7 +328,7 @@ def test_a_damaged_card_is_named(store: SnapshotStore, card: ProbeCard) -> None:
 
 
 def test_flipped_bytes_are_noticed(store: SnapshotStore) -> None:
-    path = store.path(3)
+    path = store.path(17)
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 0xFF
     path.write_bytes(content)
@@ -254,26 +341,26 @@ def test_a_pickle_is_not_executed(store: SnapshotStore) -> None:
         def __reduce__(self) -> Any:
             return (pytest.fail, ("a pickle was executed",))
 
-    store.path(3).write_bytes(pickle.dumps(Bomb()))
+    store.path(17).write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(SnapshotError, match="not a readable snapshot"):
         store.load(3)
-    with store.path(3).open("wb") as file:
+    with store.path(17).open("wb") as file:
         np.savez(file, header=np.array([Bomb()], dtype=object))
     with pytest.raises(SnapshotError, match="not a readable snapshot"):
         store.load(3)
 
 
 def test_a_newer_format_and_a_missing_epoch(store: SnapshotStore) -> None:
-    with pytest.raises(SnapshotError, match=r"no snapshot .*epoch_000009\.npz; the folder holds epochs \[3\]"):
+    with pytest.raises(SnapshotError, match=r"no snapshot of epoch 9 in .*ssc; it holds epochs \[3\]"):
         store.load(9)
     with pytest.raises(SnapshotError, match="holds no layer 'fc', only 0, 4"):
         store.load_layer(3, "fc")
-    header = json.dumps({"format": store_module.FORMAT + 1}).encode()
-    np.savez(store.path(4), header=np.frombuffer(header, np.uint8))
+    header = json.dumps({"format": FORMAT + 1}).encode()
+    np.savez(store.path(18), header=np.frombuffer(header, np.uint8))
     with pytest.raises(
-        SnapshotError, match=r"has snapshot format 2; this version of lightning_ssc reads up to 1\. Upgrade"
+        SnapshotError, match=r"has snapshot format 3; this version of lightning_ssc reads up to 2\. Upgrade"
     ):
-        store.load(4)
+        store.load(step=18)
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -281,24 +368,24 @@ def test_taking_over(store: SnapshotStore, taken: Snapshot, tmp_path: Path, link
     if not links:
         monkeypatch.setattr(store_module.os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
     new = SnapshotStore(tmp_path / "new")
-    new.take_over(store, [2, 3])
+    new.take_over(store, [2, 17])
     assert_same(new.load(3), taken)
     assert new.epochs == [3]
 
 
 def test_no_damage_escapes(store: SnapshotStore) -> None:
     """Whatever a flipped byte does to an archive, reading says which file it is, or reads what was written."""
-    content = store.path(3).read_bytes()
+    content = store.path(17).read_bytes()
     generator = np.random.default_rng(0)
     for place in generator.integers(0, len(content), 150).tolist() + list(range(30)):
         damaged = bytearray(content)
         damaged[place] ^= int(generator.integers(1, 256))
-        store.path(3).write_bytes(damaged)
+        store.path(17).write_bytes(damaged)
         with contextlib.suppress(SnapshotError):
             assert store.load(3).layers
 
 
 def test_setting_aside(store: SnapshotStore) -> None:
-    store.set_aside([3])
-    assert store.epochs == []
-    assert (store.root / "superseded" / "epoch_000003.npz").is_file()
+    store.set_aside([17])
+    assert store.steps == store.epochs == []
+    assert (store.root / "superseded" / "step_000000017.npz").is_file()

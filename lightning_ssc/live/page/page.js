@@ -69,7 +69,8 @@ const layout = (more) => ({
 
 const shown = data.layers.map(() => true);
 const charts = data.families.map((family) => {
-  const values = unpack(family.values);
+  const logarithmic = (v) => (v === null ? null : 10 ** v);
+  const values = unpack(family.values).map((row) => (family.log ? row.map(logarithmic) : row));
   const plot = element("div", { class: "plot", role: "img", "aria-label": `Line chart: ${family.title}. Its values are in the table below.` });
   const details = element("details", {}, element("summary", {}, "Values as a table"),
     element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Table: ${family.title}` }));
@@ -80,13 +81,14 @@ const charts = data.families.map((family) => {
     data.epochs.map((epoch, t) => [String(epoch), ...values[t].filter((_, i) => shown[i]).map((v) => number(v))])));
   const traces = data.layers.map((name, i) => ({
     x: data.epochs, y: values.map((row) => row[i]), name: plain(name), mode: "lines+markers",
-    text: values.map((row, t) => `${plain(name)}<br>epoch ${data.epochs[t]}: ${number(row[i])}`), hoverinfo: "text",
+    text: values.map((row, t) => `${plain(name)}<br>epoch ${data.epochs[t]}: ${value(row[i])}`), hoverinfo: "text",
     line: { color: data.layer_colours[i], width: 2 }, marker: { size: 6, symbol: SYMBOLS[i % SYMBOLS.length], line: { color: FONT.color, width: 0.6 } },
   }));
   const draw = () => Plotly.newPlot(plot, traces, layout({
     xaxis: { title: { text: "finished epochs (0: untrained)" }, zeroline: false,
       ...(data.epochs[data.epochs.length - 1] < 12 ? { dtick: 1 } : {}) },
-    yaxis: { title: { text: family.axis }, rangemode: "tozero", zeroline: false },
+    yaxis: { title: { text: family.axis }, zeroline: false,
+      ...(family.log ? { type: "log", exponentformat: "power" } : { rangemode: "tozero" }) },
     shapes: data.drops.map(([x0, x1]) => ({ type: "rect", x0, x1, y0: 0, y1: 1, yref: "paper", layer: "below", fillcolor: "#eceff1", line: { width: 0 } })),
   }), config);
   return { plot, redraw, draw };

@@ -1,0 +1,443 @@
+"""A series of snapshots of one network, from the probe to stored and logged measures, in any training loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_ssc import writers
+from lightning_ssc.analysis import dynamics
+from lightning_ssc.background import Background
+from lightning_ssc.capture import (
+    LayerPattern,
+    Probe,
+    ProbeSource,
+    Runner,
+    WatchedLayer,
+    make_probe,
+    pictures,
+    plan_passes,
+    select_layers,
+    share_layers,
+    trace,
+    unwrapped,
+)
+from lightning_ssc.capture.memory import free_memory
+from lightning_ssc.pipeline import Pending, Stopwatch, begin_snapshot, compared
+from lightning_ssc.ranks import Ranks
+from lightning_ssc.reference import read_reference
+from lightning_ssc.snapshots import (
+    MemoryStore,
+    MismatchError,
+    Moment,
+    ProbeCard,
+    Settings,
+    Snapshot,
+    SnapshotError,
+    SnapshotStore,
+    Store,
+    continued_folder,
+    free_folder,
+)
+from lightning_ssc.weights import with_weights
+from lightning_ssc.writers import Images
+
+log = logging.getLogger(__name__)
+
+Bar = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass
+class _Begun:
+    """A snapshot that waits to be collected: this process's share of it, or why that failed."""
+
+    moment: Moment
+    share: Pending | None = None
+    error: Exception | None = None
+
+    def done(self) -> bool:
+        return self.share is None or self.share.done()
+
+
+class Recorder:
+    """Takes, compares, stores and logs snapshots of one network: what the callback does, for a loop of your own.
+
+    Over several processes (``torch.distributed``) all make one and call the same methods; each solves its share of the
+    layers, and rank zero stores and logs.
+
+    Args:
+        network: The network, or a :class:`~lightning_ssc.capture.Runner` that says how it is run. What DDP, Fabric
+            and ``torch.compile`` wrap around it is looked through. It is left as it was.
+        probe: The inputs: ``(inputs, labels)``, tensors, a data set or a loader.
+        layers: Which layers, see :func:`lightning_ssc.capture.select_layers`.
+        settings: How activations become graphs.
+        store: The folder for the snapshots, or ``None`` to keep them in memory.
+        loggers: Anything with ``log_metrics(metrics, step)``, such as Lightning's or Fabric's loggers.
+        images: Which images the loggers get.
+        reference: What to compare with throughout: a snapshot, the file of one, a folder of them (its last is taken),
+            or a checkpoint of the same network.
+        background: Solve in a thread beside training. :meth:`record` then returns when the Grams are formed, and the
+            results are stored and logged by the next :meth:`poll` after they are there, :meth:`record` or
+            :meth:`finish`.
+        name: First part of the tags.
+        resume: What :meth:`state_dict` returned in the run that this one goes on with.
+        probe_size: How many samples to draw from a data set.
+        class_names: Names of the classes, for pages and pictures.
+        ranks: How the processes talk.
+        bar: ``bar(parts, description)`` shows progress, as a context that gives a function to call with 1 a part.
+        beside: Whether a folder beside ``store`` is taken where that one holds another run's snapshots.
+        layout: Names of all recorders with these loggers, for TensorBoard's custom scalars, of which it keeps the last
+            layout it is given; empty where another one does it.
+
+    Raises:
+        ValueError: A layer is unknown or never runs, or the probe cannot be made.
+        MismatchError: The folder holds another run's snapshots, or the run that is resumed had another probe.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> recorder = Recorder(net, (torch.rand(30, 4), torch.arange(30) % 2), layers="Linear")
+        >>> for epoch in range(3):
+        ...     values = recorder.record(epoch=epoch)
+        >>> recorder.finish()
+        >>> recorder.store.epochs, "ssc/cka_to_previous/2" in values
+        ([0, 1, 2], True)
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | Runner,
+        probe: Probe | ProbeSource,
+        layers: str | type[nn.Module] | Sequence[LayerPattern] = "blocks",
+        *,
+        settings: Settings | None = None,
+        store: str | Path | None = None,
+        loggers: Iterable[Any] = (),
+        images: Images | None = None,
+        reference: Snapshot | str | Path | None = None,
+        background: bool = False,
+        name: str = "ssc",
+        resume: Mapping[str, Any] | None = None,
+        probe_size: int = 1000,
+        class_names: Sequence[str] = (),
+        ranks: Ranks | None = None,
+        bar: Bar = lambda parts, description: nullcontext(lambda done: None),
+        beside: bool = False,
+        layout: Sequence[str] | None = None,
+    ) -> None:
+        self.settings, self.images, self.name = settings or Settings(), images or Images(), name
+        self.loggers, self.background = list(loggers), background
+        self.scalars: dict[str, float] = {}
+        self._ranks, self._bar = ranks or Ranks(), bar
+        self._layout = [name] if layout is None else list(layout)
+        self._runner = network if isinstance(network, Runner) else _runner(network)
+        self.probe = probe if isinstance(probe, Probe) else make_probe(probe, probe_size)
+        self.watched = self._trace(layers)
+        self._reference_source = reference if isinstance(reference, Snapshot) or reference is None else Path(reference)
+        self._reference: Snapshot | None = None
+        self._steps: list[int] = []
+        self._begun: _Begun | None = None
+        self._worker: Background | None = None
+        self._last: Snapshot | None = None  # on rank zero
+        self._finished_at: list[int] = []
+        self.store = self._open(store, resume, beside)
+        self.card = ProbeCard(self.probe.fingerprint, pictures(self.probe.inputs), tuple(class_names))
+        self._ranks.on_zero(lambda: self.store.save_card(self.card))
+
+    # -- Before the first snapshot
+
+    def _trace(self, layers: str | type[nn.Module] | Sequence[LayerPattern]) -> list[WatchedLayer]:
+        prints = self._ranks.everyones(self.probe.fingerprint)
+        if len(set(prints)) > 1:
+            raise MismatchError(
+                "The processes draw different probes, as from a stream that shards itself by rank. Give probe= the "
+                "same tensors or a map-style data set on all of them."
+            )
+        chosen = select_layers(self._runner.model, layers)
+        watched = trace(self._runner, chosen, self.probe.inputs, self.settings.pooling)
+        if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
+            plan_passes(watched, len(self.probe), self._runner.memory)  # raises where it is too small
+        return watched
+
+    def _open(self, folder: str | Path | None, resume: Mapping[str, Any] | None, beside: bool) -> Store:
+        """Rank zero decides for all: ranks must not go by what each of them sees on disk."""
+        if folder is None:
+            return MemoryStore()
+        root = Path(folder)
+
+        def choose() -> tuple[Path, list[int]]:
+            if resume and "root" in resume:
+                return continued_folder(root, resume, self.probe.fingerprint, named=not beside)
+            return free_folder(root, named=not beside), []
+
+        root, self._steps = self._ranks.from_zero(choose)
+        return SnapshotStore(root)
+
+    def prepare(self) -> None:
+        """Load or take the reference, recall the run that is resumed, and lay out TensorBoard's charts.
+
+        The first :meth:`record` does it where nobody has.
+
+        Raises:
+            MismatchError: The reference was taken on another probe.
+            CheckpointError: The reference cannot be used.
+            SnapshotError: A snapshot cannot be read.
+        """
+        layout, self._layout = self._layout, []
+        if layout:
+            with_reference = self._reference_source is not None
+            self._ranks.on_zero(lambda: writers.log_layout(self.loggers, layout, reference=with_reference))
+        source, self._reference_source = self._reference_source, None
+        if source is not None:
+            self._reference = self._load_reference(source)
+        if self._steps and self._last is None:
+            self._last = self._ranks.on_zero(lambda: self.store.load(step=self._steps[-1]))
+            self._tell(self._last)
+
+    def _load_reference(self, source: Snapshot | Path) -> Snapshot | None:
+        found = source if isinstance(source, Snapshot) else self._ranks.from_zero(lambda: read_reference(source))
+        if isinstance(found, Snapshot):
+            taken: Snapshot | None = found
+        else:
+            with with_weights(self._runner.model, found):
+                begun = self._begin(Moment(0, 0), None, background=False)
+            taken = self._joined(begun)
+        if isinstance(taken, Snapshot) and taken.probe != self.probe.fingerprint:
+            raise MismatchError(
+                f"reference={source} was taken on another probe, so its graphs cannot be compared. Use the same probe "
+                f"data, probe_size and transforms for both runs."
+            )
+        return taken
+
+    # -- One snapshot
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the snapshots that were taken, ascending."""
+        return list(self._steps)
+
+    def holds(self, epoch: int) -> bool:
+        """Whether there is a snapshot of an epoch's end."""
+        return bool(self._ranks.from_zero(lambda: epoch in self.store))
+
+    @property
+    def pending(self) -> Moment | None:
+        """Moment of the snapshot that is still being solved."""
+        return None if self._begun is None else self._begun.moment
+
+    def record(
+        self,
+        epoch: float | None = None,
+        step: int | None = None,
+        learning_rate: float | None = None,
+        *,
+        trigger: str = "",
+        logged: int | None = None,
+    ) -> dict[str, float]:
+        """Take a snapshot, after the one before is done.
+
+        Args:
+            epoch: Epochs that are done; 0 is the untrained network.
+            step: Training steps that are done, by which snapshots are told apart; where it is not given epochs count.
+            learning_rate: Learning rate of the finished epoch; from it the curves know where it dropped.
+            trigger: What called for it.
+            logged: Step under which loggers get it; ``step`` where it is not given.
+
+        Returns:
+            What the last snapshot whose results are there says in numbers, by tag: in the background, the one before.
+
+        Raises:
+            ValueError: Neither epoch nor step is given, activations are not finite, or a layer cannot be solved.
+            OSError: It cannot be stored.
+        """
+        if epoch is None and step is None:
+            raise ValueError("record() needs to know when this is: give it epoch=, step= or both.")
+        if step is None:
+            assert epoch is not None
+            step = int(epoch)
+        moment = Moment(step, math.nan if epoch is None else epoch, trigger, step if logged is None else logged)
+        self.prepare()
+        self.collect()
+        if moment.step not in self._steps:
+            begun = self._begin(moment, learning_rate, self.background)
+            self._raise_if_failed(begun)
+            self._begun = begun
+            if not self.background:
+                self.collect()
+        return self.scalars
+
+    def poll(self) -> dict[str, float]:
+        """Store and log the snapshot that was solved in the background, if it is done; returns what is known then."""
+        if self._begun is not None and self._ranks.agree(self._begun.done()):
+            self.collect()
+        return self.scalars
+
+    def collect(self) -> dict[str, float]:
+        """Wait for the snapshot that is being solved, store and log it; returns what is known then.
+
+        An interrupted wait can be taken up again.
+
+        Raises:
+            ValueError: A layer cannot be solved.
+            OSError: The snapshot cannot be stored.
+        """
+        if self._begun is None:
+            return self.scalars
+        timed, moment = Stopwatch(), self._begun.moment
+        try:
+            taken = self._joined(self._begun)
+            if taken is not None:
+                with timed("measure"):
+                    taken = compared(taken, self._last, self._reference)
+                taken = replace(taken, seconds={**taken.seconds, **timed.seconds})
+            self._tell(taken)
+            with timed("store"):
+                self._ranks.on_zero(lambda: self.store.save(taken) if taken is not None else None)
+        except Exception:
+            self._begun = None
+            raise
+        self._steps = sorted({*self._steps, moment.step})
+        self._begun = None  # not before it is stored: whoever is interrupted until then finds it again
+        self._last = taken
+        self._ranks.on_zero(lambda: self._log(timed))
+        return self.scalars
+
+    def _begin(self, moment: Moment, learning_rate: float | None, background: bool) -> _Begun:
+        """Every rank begins with its share of the layers. What goes wrong is said by :meth:`_joined`, on all ranks."""
+        share, begun = share_layers(self.watched, self._ranks.rank, self._ranks.size), _Begun(moment)
+        try:
+            with self._bar(len(share), f"SSC {moment}") as advance:
+                begun.share = begin_snapshot(
+                    self._runner,
+                    self.probe,
+                    share,
+                    self.settings,
+                    moment,
+                    learning_rate=learning_rate,
+                    solver=self._solver() if background else None,
+                    progress=advance,
+                )
+        except Exception as caught:
+            begun.error = caught
+        return begun
+
+    def _solver(self) -> Background:
+        if self._worker is None:  # Grams wait on the host, wherever they are formed
+            limit = self._runner.memory
+            self._worker = Background(free_memory(torch.device("cpu")) // 4 if limit is None else limit)
+        return self._worker
+
+    def _raise_if_failed(self, begun: _Begun) -> None:
+        """Say now what went wrong, not when the snapshot is collected; what another rank lacks is not solved for."""
+        try:
+            self._ranks.raise_together(begun.error)
+        except Exception:
+            if begun.share is not None:
+                begun.share.cancel()
+            raise
+
+    def _joined(self, begun: _Begun) -> Snapshot | None:
+        """All layers on rank zero, ``None`` on the others, or a failure on all."""
+        mine: Snapshot | None = None
+        error = begun.error
+        if begun.share is not None:
+            try:
+                with self._bar(len(begun.share.graphs), f"SSC {begun.moment}") as advance:
+                    mine = begun.share.result(advance)
+            except Exception as caught:
+                error = caught
+        self._ranks.raise_together(error)
+        assert mine is not None
+        shares = self._ranks.gather(mine.layers)
+        if shares is None:
+            return None
+        graphs = {label: graph for layers in shares for label, graph in layers.items()}
+        return replace(mine, layers={layer.label: graphs[layer.label] for layer in self.watched})
+
+    def _tell(self, taken: Snapshot | None) -> None:
+        """Every rank knows what a snapshot says in numbers: checkpoints and early stopping go by it."""
+        self.scalars = self._ranks.broadcast({} if taken is None else writers.scalars_of(taken, self.name))
+
+    def _log(self, timed: Stopwatch) -> None:
+        assert self._last is not None
+        with timed("log"):
+            writers.log_snapshot(self.loggers, self._last, self.scalars, self.images, self.card, self.name)
+        seconds = {f"{self.name}/seconds/{stage}": timed.seconds[stage] for stage in ("store", "log")}
+        writers.log_scalars(self.loggers, seconds, self._last.moment.logged)
+        writers.flush(self.loggers)
+
+    # -- The end
+
+    @property
+    def last(self) -> Snapshot | None:
+        """The last snapshot, on rank zero."""
+        return self._last
+
+    def finish(self) -> None:
+        """Wait for what is still being solved, and compare every snapshot with the last one.
+
+        Raises:
+            SnapshotError: Snapshots cannot be read; the others are compared all the same.
+        """
+        try:
+            self.collect()
+            self._ranks.on_zero(self.log_history)
+            if self.images.projector and self._steps:
+                self._ranks.on_zero(self._log_projector)
+        finally:
+            self.close()
+
+    def log_history(self) -> None:
+        """Write what is to the final state, on this process; damaged snapshots are left out, then reported."""
+        steps = list(self._steps)
+        if steps == self._finished_at:
+            return
+        self._finished_at = list(steps)
+        damaged: list[SnapshotError] = []
+        while steps:
+            try:
+                table = dynamics(self.store, steps=steps)
+            except SnapshotError as error:
+                if error.step not in steps:
+                    raise
+                steps.remove(error.step)
+                damaged.append(error)
+                continue
+            writers.log_history(self.loggers, table, self.name)
+            writers.flush(self.loggers)
+            break
+        if damaged:
+            raise SnapshotError("; ".join(map(str, damaged)))
+
+    def _log_projector(self) -> None:
+        assert self._last is not None
+        writers.log_projector(self.loggers, self._last, self.card, self.name)
+        writers.flush(self.loggers)
+
+    def close(self) -> None:
+        """Let the thread of the background go; what is still being solved is given up."""
+        self._begun = None
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the snapshots lie and which they are, for ``resume=``; the graphs themselves stay on disk."""
+        steps = list(self._steps)
+        if self._begun is not None:  # it is stored by the time that anybody resumes, unless the process is killed
+            steps.append(self._begun.moment.step)
+        where = {"root": str(self.store.root.absolute())} if isinstance(self.store, SnapshotStore) else {}
+        pending = None if self._begun is None else self._begun.moment.step
+        return {**where, "steps": steps, "pending": pending, "probe": self.probe.fingerprint}
+
+
+def _runner(network: nn.Module) -> Runner:
+    model, context = unwrapped(network)
+    return Runner(model, context=context)

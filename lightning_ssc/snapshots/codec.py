@@ -1,0 +1,358 @@
+"""Snapshots as ``.npz`` files: a zip archive of plain arrays with one JSON header, checked both ways.
+
+A file loads without executing anything, each array is read only when asked for, and it appears under its name only
+when it is whole. Format 2 keeps what was measured in the header and takes the step for the key; files of format 1,
+whose key was the epoch, are read as well.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_ssc.functional.gram_sketch import GramSketch
+from lightning_ssc.snapshots.snapshot import LayerGraph, Moment, ProbeCard, Snapshot, SnapshotError, SnapshotHeader
+from lightning_ssc.version import __version__
+
+Arrays = Mapping[str, NDArray[Any]]
+
+FORMAT = 2
+_CLASSES = 1 << 20  # more classes than this are no classes, and would fill the memory of whoever counts them
+_OF_SAMPLES = ("labels", "indices", "predictions", "confidence")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what the numbers come from; every stored snapshot carries them."""
+    found = {"lightning_ssc": __version__, "python": platform.python_version()}
+    for package in ("torch", "lightning", "pytorch-lightning", "numpy", "numba"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # of Lightning's two names one is usually missing
+            continue
+    return found
+
+
+def write(path: Path, arrays: Arrays) -> None:
+    """Write an archive, as ``numpy.savez`` does, under its name only when it is whole.
+
+    Indices are compressed, to two thirds of their size; the digits of weights and Grams are as good as random, and to
+    compress them too took more than four times as long for 7 % of the file.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written; what was there before is still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, array in arrays.items():
+                    member = zipfile.ZipInfo(f"{name}.npy")
+                    member.compress_type = zipfile.ZIP_STORED if array.dtype.kind == "f" else zipfile.ZIP_DEFLATED
+                    with archive.open(member, "w", force_zip64=True) as entry:
+                        np.lib.format.write_array(entry, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def reading(path: Path, step: int | None = None) -> Iterator[Arrays]:
+    """The arrays of a file, in whose scope every kind of damage becomes a :class:`SnapshotError`.
+
+    Args:
+        path: The file.
+        step: Step of its snapshot, for the error.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:  # the file may be sound: what is wrong is the disk, the network or the permissions
+        raise SnapshotError(f"{path} cannot be opened ({error.strerror or error}).", step) from error
+    with file:
+        try:
+            arrays = np.load(file, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ValueError("a single array, not an archive")
+            yield arrays
+        except SnapshotError:
+            raise
+        except (OSError, MemoryError) as error:
+            raise SnapshotError(f"{path} cannot be read ({error or type(error).__name__}).", step) from error
+        except Exception as error:  # whatever reading meets, the file is not what it should be
+            raise SnapshotError(
+                f"{path} is not a readable snapshot ({error}). Delete the file; the run's other snapshots are not "
+                f"affected.",
+                step,
+            ) from error
+
+
+def encode(snapshot: Snapshot) -> Arrays:
+    """A snapshot as arrays."""
+    arrays: dict[str, NDArray[Any]] = {}
+    entries = []
+    for i, (name, layer) in enumerate(snapshot.layers.items()):
+        arrays[f"{i}/crow"] = layer.coef.crow_indices().numpy().astype(np.int32)
+        small = np.uint16 if len(layer.gap) <= 1 << 16 else np.int32
+        arrays[f"{i}/col"] = layer.coef.col_indices().numpy().astype(small)
+        arrays[f"{i}/value"] = layer.coef.values().numpy()
+        arrays[f"{i}/gap"] = layer.gap.numpy()
+        if layer.communities is not None:
+            arrays[f"{i}/communities"] = layer.communities.numpy()
+        if layer.linear is not None:
+            arrays[f"{i}/linear/diagonal"] = layer.linear.diagonal.numpy()
+            arrays[f"{i}/linear/pairs"] = layer.linear.pairs.numpy()
+        entries.append(
+            {
+                "name": name,
+                "converged": layer.converged,
+                "features": layer.features,
+                "values": {key: _number(value) for key, value in layer.values.items()},
+                "norm": _number(layer.graph.norm),
+            }
+        )
+    for key in _OF_SAMPLES:
+        if (tensor := getattr(snapshot, key)) is not None:
+            arrays[key] = tensor.numpy()
+    for name, table in snapshot.pairs.items():
+        arrays[f"pairs/{name}"] = table.numpy().astype(np.float32)
+    sizes = {len(layer.gap) for layer in snapshot.layers.values()}
+    header = {
+        "format": FORMAT,
+        "moment": {**asdict(snapshot.moment), "epoch": _number(snapshot.epoch)},
+        "size": next(iter(sizes), None),
+        "layers": entries,
+        "settings": dict(snapshot.settings),
+        "seconds": dict(snapshot.seconds),
+        "versions": versions(),
+        **{key: getattr(snapshot, key) for key in ("probe", "learning_rate", "previous")},
+    }
+    arrays["header"] = _as_bytes(header)
+    return arrays
+
+
+def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> SnapshotHeader:
+    """What a snapshot says of itself.
+
+    Args:
+        arrays: The archive.
+        path: Its file, for errors and, of format 1, the epoch.
+        step: The step that it must be of; of format 1, the step that it counts as.
+
+    Raises:
+        SnapshotError: It is of a newer format.
+        ValueError: It is damaged; :func:`reading` adds which file it is.
+    """
+    header = _header(arrays, path)
+    moment = _moment(header, step)
+    _check(step is None or moment.step == step, f"it says that it is of step {moment.step}")
+    names = _names(header)
+    _check(
+        all(isinstance(name, str) for name in names) and len(set(names)) == len(names),
+        "its names of layers are not texts that differ",
+    )
+    values = {}
+    for layer in header["layers"]:
+        of_layer = layer.get("values", {})
+        sound = type(layer["features"]) is int and type(layer["converged"]) is bool
+        _check(sound and _are_numbers(of_layer), f"layer {layer['name']!r} is damaged")
+        values[layer["name"]] = {key: _float(value) for key, value in of_layer.items()}
+    rate, previous, size = (header.get(key) for key in ("learning_rate", "previous", "size"))
+    _check(isinstance(header["probe"], str), "its probe is damaged")
+    _check(rate is None or type(rate) in (int, float), f"its learning rate is {rate!r}")
+    _check(all(number is None or type(number) is int for number in (previous, size)), "its size or order is damaged")
+    for key in ("settings", "seconds", "versions"):
+        _check(isinstance(header.get(key, {}), dict), f"its {key} are damaged")
+    _check(_are_numbers(header["seconds"]), "its seconds are damaged")
+    return SnapshotHeader(
+        moment=moment,
+        layers=names,
+        values=values,
+        size=size,
+        versions=header.get("versions", {}),
+        learning_rate=rate,
+        previous=previous,
+        **{key: header[key] for key in ("settings", "probe", "seconds")},
+    )
+
+
+def decode(arrays: Arrays, path: Path, step: int | None = None) -> Snapshot:
+    """A whole snapshot; arguments and errors as of :func:`decode_header`."""
+    header = decode_header(arrays, path, step)
+    layers = dict(decode_layers(arrays, path))
+    sizes = {len(layer.gap) for layer in layers.values()}
+    _check(len(sizes) <= 1, "its layers are of different numbers of samples")
+    size = next(iter(sizes), None)
+    _check(header.size in (None, size), "its layers are of another number of samples than it says")
+    of_samples = decode_of_samples(arrays, size)
+    return Snapshot(
+        header.moment,
+        layers,
+        labels=of_samples.get("labels"),
+        indices=of_samples.get("indices"),
+        predictions=of_samples.get("predictions"),
+        confidence=of_samples.get("confidence"),
+        settings=header.settings,
+        probe=header.probe,
+        seconds=header.seconds,
+        learning_rate=header.learning_rate,
+        pairs=decode_pairs(arrays, len(layers)),
+        previous=header.previous,
+    )
+
+
+def decode_pairs(arrays: Arrays, layers: int) -> dict[str, Tensor]:
+    """Tables between the layers of a snapshot, by the names of the measures.
+
+    Raises:
+        ValueError: One is damaged.
+    """
+    tables = {}
+    for name in [name.removeprefix("pairs/") for name in arrays if name.startswith("pairs/")]:
+        table = arrays[f"pairs/{name}"]
+        _check(table.shape == (layers, layers) and table.dtype.kind == "f", f"its table {name!r} is damaged")
+        tables[name] = torch.from_numpy(table)
+    return tables
+
+
+def decode_layers(arrays: Arrays, path: Path, names: Iterable[str] | None = None) -> Iterator[tuple[str, LayerGraph]]:
+    """Layers of a snapshot, one at a time; all or those of the names that it holds.
+
+    Raises:
+        ValueError: One is damaged.
+    """
+    wanted = None if names is None else set(names)
+    for i, entry in enumerate(_header(arrays, path)["layers"]):
+        if wanted is None or entry["name"] in wanted:
+            yield entry["name"], _layer(arrays, i, entry)
+
+
+def decode_of_samples(arrays: Arrays, size: int | None) -> dict[str, Tensor]:
+    """Labels, predictions and so on, one entry a sample; those that the snapshot has.
+
+    Raises:
+        ValueError: They are damaged.
+    """
+    found = {key: arrays[key] for key in _OF_SAMPLES if key in arrays}
+    for key, values in found.items():
+        _check(values.ndim == 1 and size in (None, len(values)), f"its {key} are not one a sample")
+        _check(values.dtype.kind == ("f" if key == "confidence" else "i"), f"its {key} are {values.dtype}")
+        if key in ("labels", "predictions"):
+            in_range = (values >= np.iinfo(np.int32).min) & (values < _CLASSES)
+            _check(bool(in_range.all()), f"its {key} are no numbers of classes")
+    return {key: torch.from_numpy(values) for key, values in found.items()}
+
+
+def encode_card(card: ProbeCard) -> Arrays:
+    """What readers see of the probe, as arrays."""
+    header = {"format": FORMAT, "fingerprint": card.fingerprint, "class_names": list(card.class_names)}
+    arrays = {"header": _as_bytes(header)}
+    return arrays if card.images is None else {**arrays, "images": card.images}
+
+
+def decode_card(arrays: Arrays, path: Path) -> ProbeCard:
+    """What readers see of the probe; errors as of :func:`decode_header`."""
+    header = _header(arrays, path)
+    images = arrays.get("images")
+    _check(isinstance(header["fingerprint"], str), "the fingerprint is no text")
+    _check(all(isinstance(name, str) for name in header["class_names"]), "a class name is no text")
+    pictures = images is None or (images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3)
+    _check(pictures, "the pictures are not (N, H, W, 3) bytes")
+    return ProbeCard(header["fingerprint"], images, tuple(header["class_names"]))
+
+
+def _layer(arrays: Arrays, i: int, entry: Mapping[str, Any]) -> LayerGraph:
+    name = entry["name"]
+    crow, col, value = (torch.from_numpy(arrays[f"{i}/{part}"]) for part in ("crow", "col", "value"))
+    gap, found = torch.from_numpy(arrays[f"{i}/gap"]), arrays.get(f"{i}/communities")
+    n = len(crow) - 1
+    for values in (gap, found):
+        _check(values is None or tuple(values.shape) == (n,), f"layer {name!r} has a column of another length")
+    _check(
+        value.is_floating_point() and bool(value.isfinite().all()),
+        f"layer {name!r} has weights that are no numbers",
+    )
+    try:  # unchecked, indices out of range would be read as memory
+        coef = torch.sparse_csr_tensor(crow.long(), col.long(), value, (n, n), check_invariants=True)
+    except RuntimeError as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+    linear = None
+    if f"{i}/linear/pairs" in arrays:
+        linear = GramSketch(*(torch.from_numpy(arrays[f"{i}/linear/{part}"]) for part in ("diagonal", "pairs")))
+    return LayerGraph(
+        coef,
+        gap,
+        entry["converged"],
+        entry["features"],
+        linear,
+        None if found is None else torch.from_numpy(found),
+        {key: _float(measured) for key, measured in entry.get("values", {}).items()},
+        _float(entry["norm"]) if "norm" in entry else None,
+    )
+
+
+def _as_bytes(header: Mapping[str, Any]) -> NDArray[np.uint8]:
+    return np.frombuffer(json.dumps(header, allow_nan=False).encode(), np.uint8)
+
+
+def _header(arrays: Arrays, path: Path) -> dict[str, Any]:
+    header: dict[str, Any] = json.loads(bytes(arrays["header"]))
+    if header["format"] > FORMAT:
+        raise SnapshotError(
+            f"{path} has snapshot format {header['format']}; this version of lightning_ssc reads up to {FORMAT}. "
+            f"Upgrade lightning-ssc to read it."
+        )
+    return header
+
+
+def _moment(header: Mapping[str, Any], step: int | None) -> Moment:
+    """When it was taken; format 1 knows the epoch and the logging step, which is one less than the steps done."""
+    if header["format"] == 1:
+        epoch, logged = header["epoch"], header["step"]
+        _check(type(epoch) is int and epoch >= 0 and type(logged) is int, "its step or epoch is damaged")
+        return Moment((0 if epoch == 0 else logged + 1) if step is None else step, epoch, "epoch", logged)
+    moment = header["moment"]
+    whole = all(type(moment[key]) is int and moment[key] >= 0 for key in ("step", "logged"))
+    number = moment["epoch"] is None or type(moment["epoch"]) in (int, float)
+    _check(whole and number and isinstance(moment["trigger"], str), "its moment is damaged")
+    return Moment(moment["step"], _float(moment["epoch"]), moment["trigger"], moment["logged"])
+
+
+def _number(value: float | None) -> float | None:
+    """A number as JSON has it, which knows no NaN."""
+    return None if value is None or math.isnan(value) else value
+
+
+def _float(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _are_numbers(values: Mapping[str, Any]) -> bool:
+    return all(value is None or type(value) in (int, float) for value in values.values())
+
+
+def _names(header: Mapping[str, Any]) -> list[str]:
+    return [layer["name"] for layer in header["layers"]]
+
+
+def _check(holds: bool, what: str) -> None:
+    """Refuse what an archive holds; :func:`reading` adds which file it is."""
+    if not holds:
+        raise ValueError(what)

@@ -1,0 +1,48 @@
+"""How activations become graphs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from lightning_ssc.capture import Pooling
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How activations become graphs; stored with every snapshot.
+
+    Attributes:
+        tau: Weight of the fit against the sparsity of the self-expression.
+        normalize: Scale every sample to unit length first.
+        solver: ``"active_set"``, exact, or ``"admm"``, Algorithm 1 of the paper.
+        tol: Relative duality gap asked for.
+        preset: ``"paper"`` runs the published setting whatever the other fields say: raw samples, ADMM,
+            tau = mu = 10, adaptive mu, 100 iterations.
+        pooling: ``"flatten"`` keeps every activation, ``"mean"`` averages over space or tokens, ``"cls"`` takes the
+            class token.
+        linear_cka: Keep what linear CKA needs beside the graph.
+        labels: What modularity is measured over: ``"classes"``, the probe's labels, or ``"communities"``, those that
+            Louvain's method finds in each graph.
+    """
+
+    tau: float = 10.0
+    normalize: bool = True
+    solver: Literal["active_set", "admm"] = "active_set"
+    tol: float = 1e-5
+    preset: Literal["paper"] | None = None
+    pooling: Pooling = "flatten"
+    linear_cka: bool = True
+    labels: Literal["classes", "communities"] = "classes"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a value is not one of those above: found out now, not after the first epoch."""
+        for name, kind in get_type_hints(Settings).items():
+            value = getattr(self, name)
+            allowed = [v for part in (kind, *get_args(kind)) if get_origin(part) is Literal for v in get_args(part)]
+            if allowed and value is not None and value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+        for name in ("tau", "tol"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}.")
