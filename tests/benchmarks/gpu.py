@@ -81,7 +81,7 @@ def suite(args: argparse.Namespace) -> Iterator[Case]:
     def work() -> dict[str, Any]:
         count, chosen = Count(), ["-k", "pretend"] if args.pretend else ["-m", "cuda"]
         os.chdir(Path(__file__).parents[2])
-        status = pytest.main(["tests", "-p", "no:cacheprovider", *chosen], plugins=[count])
+        status = pytest.main(["tests", "-n", "0", "-p", "no:cacheprovider", *chosen], plugins=[count])
         found = {"passed": count.passed, "failed": len(count.failed)}
         return found if status == 0 else {**found, "error": "; ".join(count.failed) or f"pytest says {status!r}"}
 
@@ -128,11 +128,11 @@ def captures(args: argparse.Namespace) -> Iterator[Case]:
     x, _ = probe(args)
 
     def seconds_of(n: int, device: str) -> tuple[float, float, dict[str, float]]:
-        watch = Stopwatch()
+        stopwatch = Stopwatch()
 
         @contextmanager
         def finished(stage: str) -> Iterator[None]:
-            with watch(stage):
+            with stopwatch(stage):
                 yield
                 finish()
 
@@ -141,8 +141,8 @@ def captures(args: argparse.Namespace) -> Iterator[Case]:
         watched = trace(runner, convolutions(model), x[:8])
         plain_forward(model, x[:64].to(device))
         floor, _ = timed(lambda: plain_forward(model, x[:n].to(device)))
-        total, _ = timed(lambda: [None for _ in capture(runner, watched, x[:n], watch=finished)])
-        return floor, total, dict(watch.seconds)
+        total, _ = timed(lambda: [None for _ in capture(runner, watched, x[:n], timed=finished)])
+        return floor, total, dict(stopwatch.seconds)
 
     for n in args.sizes.probe:
 
@@ -199,7 +199,7 @@ def training(args: argparse.Namespace) -> Iterator[Case]:
                 "epoch_seconds": found["total"],
                 "added": found["total"] - bare["total"] if bare else None,
                 "same_weights": found["weights"] == bare["weights"] if bare else None,
-                **{stage: found.get(stage) for stage in ("forward", "gram", "solve", "cka", "store", "log")},
+                **{stage: found.get(stage) for stage in ("forward", "gram", "solve", "measure", "store", "log")},
                 "memory_mb": found["extra"] / 1e6,
             }
 

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # recipes are not 
 
 from lightning_ssc import Snapshot, SnapshotStore, writers
 from lightning_ssc.capture import Layer, Runner, make_probe, pictures, select_layers, trace
-from lightning_ssc.pipeline import Settings, Stopwatch, begin_snapshot
-from lightning_ssc.snapshots import ProbeCard
+from lightning_ssc.pipeline import Stopwatch, begin_snapshot, compared
+from lightning_ssc.snapshots import Moment, ProbeCard, Settings
 
 
 class PeakMemory(AbstractContextManager["PeakMemory"]):
@@ -75,11 +75,11 @@ def take(
 ) -> Snapshot:
     """One snapshot, as the callback takes it."""
     runner = Runner(model, memory=memory, chunk=chunk)
-    return begin_snapshot(runner, make_probe((x, y)), trace(runner, layers, x), Settings()).result()
+    return begin_snapshot(runner, make_probe((x, y)), trace(runner, layers, x), Settings(), Moment(0, 0)).result()
 
 
 def log_seconds(taken: Snapshot, x: Tensor, folder: Path) -> dict[str, float]:
-    """Seconds of a snapshot's scalars (``"cka"``), of storing it, and of logging it with all images."""
+    """Seconds of comparing a snapshot (``"measure"``), of storing it, and of logging it with all images."""
 
     class Logger:
         experiment = SummaryWriter(str(folder))
@@ -88,15 +88,15 @@ def log_seconds(taken: Snapshot, x: Tensor, folder: Path) -> dict[str, float]:
             for tag, value in metrics.items():
                 self.experiment.add_scalar(tag, value, step)
 
-    watch, logger, card = Stopwatch(), Logger(), ProbeCard("", pictures(x))
-    with watch("cka"):
-        scalars = writers.snapshot_scalars(taken, taken)
-    with watch("store"):
+    stopwatch, logger, card = Stopwatch(), Logger(), ProbeCard("", pictures(x))
+    with stopwatch("measure"):
+        taken = compared(taken, taken)
+    with stopwatch("store"):
         SnapshotStore(folder).save(taken)
-    with watch("log"):
-        writers.log_snapshot([logger], taken, scalars, neighbours=3, card=card)
+    with stopwatch("log"):
+        writers.log_snapshot([logger], taken, writers.scalars_of(taken), writers.Images(), card)
         logger.experiment.flush()
-    return dict(watch.seconds)
+    return dict(stopwatch.seconds)
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ from recipes.models import cifar_resnet
 from recipes.module import Classifier
 
 EPOCH = 50_000
-STAGES = ("forward", "gram", "solve", "cka", "store", "log")
+STAGES = ("forward", "gram", "solve", "measure", "store", "log")
 PEERS = ("pytorch-cka", "torch-cka")
 
 
@@ -212,7 +212,7 @@ def snapshots(args: argparse.Namespace) -> None:
     if ours and steps:
         epoch = steps["total"] * EPOCH / 128
         print(f"  a step of 128 images takes {steps['total']:.2f} s (mean of {args.steps}), so an epoch {epoch:.0f} s")
-        share = (ours["total"] + ours["cka"] + ours["store"] + ours["log"]) / epoch
+        share = (ours["total"] + ours["measure"] + ours["store"] + ours["log"]) / epoch
         print(f"  the snapshot, stored and logged, is {share:.1%} of it (target 3 %)", flush=True)
 
 

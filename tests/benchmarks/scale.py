@@ -24,7 +24,7 @@ from measure import PeakMemory, convolutions, log_seconds, own_process, own_proc
 import recipes.models
 from lightning_ssc.capture import Runner, plan_passes, share_layers, trace
 
-STAGES = ("forward", "gram", "solve", "cka", "store", "log")
+STAGES = ("forward", "gram", "solve", "measure", "store", "log")
 
 
 def part_snapshot(args: argparse.Namespace) -> dict[str, Any]:
