@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 # Tests run in as many processes as there are cores, each with one thread that sleeps while it waits; before torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tests.browser import chromium
+from tests.pretend import PretendGPU, pretend_gpu
 
 UNPACK = Path(__file__).parents[1] / "../shared/data/unpack.py"
+GPUS = ["pretend", *([pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else [])]
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +42,18 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One headless Chromium for all tests."""
     with chromium(tmp_path_factory.mktemp("chromium")) as driver:
         yield driver
+
+
+@pytest.fixture(params=GPUS)
+def gpu(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """A GPU: a pretend one, and a real one where there is one, whose convolutions are as precise as the CPU's."""
+    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with pretend_gpu() if request.param == "pretend" else exact:
+        yield torch.device("cuda", 0)
+
+
+@pytest.fixture
+def pretend() -> Iterator[PretendGPU]:
+    """A pretend GPU, for what only that can tell."""
+    with pretend_gpu() as mode:
+        yield mode

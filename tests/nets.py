@@ -66,12 +66,11 @@ class Classifier(pl.LightningModule):
 def trainer(root: Any, *callbacks: Any, **kwargs: Any) -> pl.Trainer:
     """A Trainer for the CPU that says little; ``logger=False`` and no checkpoints unless asked for."""
     options: dict[str, Any] = {
+        "accelerator": "cpu",
         "max_epochs": 2,
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    return pl.Trainer(
-        accelerator="cpu", default_root_dir=root, callbacks=list(callbacks), num_sanity_val_steps=1, **options | kwargs
-    )
+    return pl.Trainer(default_root_dir=root, callbacks=list(callbacks), num_sanity_val_steps=1, **options | kwargs)

@@ -32,19 +32,19 @@ def solve_batch(
         value, gap[todo] = certify(corr, index[todo], now, tau)
         rounds[todo] = turn
         # An objective that rests at the last penalty has met the limits of rounding.
-        going = (gap[todo] > tol) & ((value < objective[todo]) | (aim[todo] > lam))
+        going = ((gap[todo] > tol) & ((value < objective[todo]) | (aim[todo] > lam))).nonzero()[:, 0]
         objective[todo] = value
-        if turn == max_iter or not bool(going.any()):
+        if turn == max_iter or len(going) == 0:
             break
         todo, corr, now = todo[going], corr[going], now[going]
         sign, level = _enlarge(now, corr, lam, start[todo] if turn == 0 else None)
         # Penalties above lam while many violate: strides along the path of solutions, as in the kernel.
         aim[todo] = torch.minimum(aim[todo], level / 2).clamp_min(lam)
-        size = (sign != 0).sum(1)
-        order = size.argsort(descending=True)
+        size, order = (sign != 0).sum(1).sort(descending=True)
         while len(order):  # samples with supports of like size together, padded to the largest
-            width = max(1, int(size[order[0]]))
-            batch, order = order[: max(1, CHUNK // width**2)], order[max(1, CHUNK // width**2) :]
+            width = max(1, int(size[0]))
+            count = max(1, CHUNK // width**2)
+            batch, order, size = order[:count], order[count:], size[count:]
             act = sign[batch].abs().topk(width, dim=1).indices
             w, r, s = (t[batch].gather(1, act) for t in (now, corr, sign))
             moved = _descend(gram, act, w, r, s, aim[todo[batch]].unsqueeze(1))

@@ -55,18 +55,17 @@ def check_gram(gram: Tensor) -> None:
         raise ValueError(
             f"gram[{row}, {row}] is {float(square[row])}, not the squared length of a sample: check row {row}"
         )
-    length = square.sqrt()
-    slack = _SLACK * float(square.max())
+    length, slack = square.sqrt(), _SLACK * square.max()
+    uneven, beyond = torch.zeros(2, n, dtype=torch.bool, device=gram.device)  # looked at once: a GPU is waited for
     for i in blocks(n, _TILE):
         for j in blocks(i.stop, _TILE):
             tile, mirror = gram[i, j], gram[j, i].T
-            if not bool(((tile - mirror).abs() <= slack).all()):
-                row = i.start + int((~((tile - mirror).abs() <= slack)).any(1).nonzero()[0, 0])
-                raise ValueError(f"gram is not finite and symmetric in row {row}: pass x @ x.T of finite samples")
-            bound = torch.outer(length[i], length[j]).to(tile.dtype) + slack
-            if not bool((tile.abs() <= bound).all()):
-                row = i.start + int((tile.abs() > bound).any(1).nonzero()[0, 0])
-                raise ValueError(
-                    f"gram has an entry in row {row} beyond the product of the two samples' lengths, so it is no "
-                    "matrix of inner products (of distances?): pass x @ x.T"
-                )
+            uneven[i] |= ~((tile - mirror).abs() <= slack).all(1)
+            beyond[i] |= (tile.abs() > torch.outer(length[i], length[j]).to(tile.dtype) + slack).any(1)
+    if len(bad := uneven.nonzero()):
+        raise ValueError(f"gram is not finite and symmetric in row {int(bad[0, 0])}: pass x @ x.T of finite samples")
+    if len(bad := beyond.nonzero()):
+        raise ValueError(
+            f"gram has an entry in row {int(bad[0, 0])} beyond the product of the two samples' lengths, so it is no "
+            "matrix of inner products (of distances?): pass x @ x.T"
+        )

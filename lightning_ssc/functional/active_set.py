@@ -94,8 +94,9 @@ def active_set(
     order = gap.argsort(stable=True)
     order = order[index[order].argsort(stable=True)]  # by sample, and what was solved twice by its gap
     best = order[index[order].diff(prepend=index.new_full((1,), -1)) > 0]
-    kept = torch.zeros_like(index, dtype=torch.bool).index_fill(0, best, True).repeat_interleave(counts)
-    row = index.repeat_interleave(counts)
+    kept = torch.zeros_like(index, dtype=torch.bool).index_fill(0, best, True)
+    kept, row = (of.repeat_interleave(counts, output_size=len(col)) for of in (kept, index))
+    kept = kept.nonzero()[:, 0]
     coef = torch.sparse_coo_tensor(torch.stack((row, col))[:, kept], val[kept], (n, n)).to_sparse_csr()
     return Solution(coef, objective[best], gap[best], int(rounds[best].max()))
 

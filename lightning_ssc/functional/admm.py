@@ -56,10 +56,10 @@ def admm(
         before, c = c, torch.nn.functional.softshrink(z + dual / mu, 1 / mu)
         c.fill_diagonal_(0)
         dual.add_(z - c, alpha=mu)
-        primal = float(torch.linalg.norm(z - c))
-        change = mu * float(torch.linalg.norm(c - before))
-        size = max(float(torch.linalg.norm(z)), float(torch.linalg.norm(c)))
-        if primal <= tol * (n + size) and change <= tol * (n + float(torch.linalg.norm(dual))):
+        norms = torch.stack([torch.linalg.norm(of) for of in (z - c, c - before, z, c, dual)])
+        primal, change, *sizes, size_of_dual = norms.tolist()  # at once: a GPU is waited for every time
+        change *= mu
+        if primal <= tol * (n + max(sizes)) and change <= tol * (n + size_of_dual):
             break
         if adaptive and primal > 10 * change:
             mu *= 2

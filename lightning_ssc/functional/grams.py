@@ -44,9 +44,8 @@ class CentredGram:
         A sample so near to zero beside the mean that rounding is all that is left of it (less than 0.3 % of the mean's
         length in float32) is taken for zero.
         """
-        for rows in torch.arange(len(self.offset), device=self.offset.device).split(_BLOCK):
-            block = self.offset[rows, None] + self.offset[None, :] + self.gain
-            self.centred[rows[0] : rows[-1] + 1] += block.to(self.centred.dtype)
+        for rows, offset in zip(self.centred.split(_BLOCK), self.offset.split(_BLOCK), strict=True):
+            rows += (offset[:, None] + self.offset + self.gain).to(rows.dtype)
         lost = self.centred.diagonal() <= _LOST * torch.finfo(self.centred.dtype).eps * self.gain
         self.centred[lost] = 0
         self.centred[:, lost] = 0
@@ -74,10 +73,9 @@ def centred_gram(x: Tensor) -> CentredGram:
     n = len(x)
     mean = x.mean(0)  # rounded: what matters is that the same is taken off here and given back by raw_()
     if not torch.isfinite(mean).all():
-        mean = x.mean(0, dtype=torch.float64).to(x.dtype)  # of finite values their sum may have been too large
-    if not torch.isfinite(mean).all():
-        bad = (~torch.isfinite(x)).any(1).nonzero().squeeze(1)
-        raise ValueError(f"NaN or infinity for {len(bad)} of {n} samples, first for sample {int(bad[0])}")
+        if len(bad := (~torch.isfinite(x)).any(1).nonzero().squeeze(1)):
+            raise ValueError(f"NaN or infinity for {len(bad)} of {n} samples, first for sample {int(bad[0])}")
+        mean = x.mean(0, dtype=torch.float64).to(x.dtype)  # finite values, whose sum was too large
     x -= mean
     gram = torch.empty(n, n, device=x.device, dtype=x.dtype)
     with _full_precision(x.device):

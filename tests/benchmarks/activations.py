@@ -33,20 +33,27 @@ class ResNet20(nn.Sequential):
         self.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)))
 
 
-def images(root: Path, train: bool) -> tuple[Tensor, Tensor]:
-    """CIFAR-10 as (N, 3, 32, 32) standardised floats and labels."""
+def images(root: Path | None, train: bool) -> tuple[Tensor, Tensor]:
+    """CIFAR-10 as (N, 3, 32, 32) standardised floats and labels; without a root made-up classes, patterns in noise."""
+    if root is None:
+        count, noise = 20_000 if train else 10_000, torch.Generator().manual_seed(int(train))
+        patterns = torch.randn(10, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+        labels = torch.randint(10, (count,), generator=noise)
+        return torch.randn(count, 3, 32, 32, generator=noise).add_(patterns[labels], alpha=0.5), labels
     data = CIFAR10(str(root), train=train)
     x = torch.from_numpy(data.data).permute(0, 3, 1, 2).float() / 255
     mean, std = torch.tensor([0.491, 0.482, 0.447]), torch.tensor([0.247, 0.243, 0.262])
     return (x - mean[:, None, None]) / std[:, None, None], torch.tensor(data.targets)
 
 
-def train(root: Path, epochs: int = 4, count: int = 20_000) -> Iterator[nn.Module]:
+def train(
+    root: Path | None, epochs: int = 4, count: int = 20_000, device: torch.device | str = "cpu"
+) -> Iterator[nn.Module]:
     """A ResNet-20 after each of a few epochs, enough for classes to separate in the last block."""
     torch.manual_seed(0)
     x, y = images(root, train=True)
-    x, y = x[:count], y[:count]
-    model, batch = ResNet20().to(memory_format=torch.channels_last), 128
+    x, y = x[:count].to(device), y[:count].to(device)
+    model, batch = ResNet20().to(device, memory_format=torch.channels_last), min(128, count)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=epochs * (count // batch))
     for epoch in range(epochs):
@@ -78,24 +85,38 @@ def save_grams(model: nn.Module, x: Tensor, y: Tensor, most: int, cache: Path, s
     print(f"test accuracy {(logits.argmax(1) == y[: len(logits)]).float().mean():.3f}", flush=True)
     for layer in SAMPLES:
         features = torch.cat(kept.pop(layer))
-        gram = torch.zeros(len(features), len(features), dtype=torch.float64)
+        gram = torch.zeros(len(features), len(features), dtype=torch.float64, device=features.device)
         for part in features.split(1024, dim=1):
             gram.addmm_(part.double(), part.double().T)
-        torch.save(gram, cache / f"{layer}{suffix}.pt")
+        torch.save(gram.cpu(), cache / f"{layer}{suffix}.pt")
 
 
-def prepare(root: Path, cache: Path) -> None:
-    """Train the network and write its Grams, also those of one epoch earlier ("-before"), unless they are there."""
+def prepare(
+    root: Path | None,
+    cache: Path,
+    device: torch.device | str = "cpu",
+    count: int = 20_000,
+    most: int = 10_000,
+) -> None:
+    """Train the network and write its Grams, also those of one epoch earlier ("-before"), unless they are there.
+
+    Args:
+        root: Where CIFAR-10 lies, see :func:`images`.
+        cache: Folder for the Grams.
+        device: Where to train.
+        count: Images to train on.
+        most: Test images to keep in a Gram.
+    """
     if (cache / "done").exists():
         return
     cache.mkdir(parents=True, exist_ok=True)
-    x, y = images(root, train=False)
+    x, y = (part[:most].to(device) for part in images(root, train=False))
     *_, before, last = range(4)
-    for epoch, model in enumerate(train(root, last + 1)):
+    for epoch, model in enumerate(train(root, last + 1, count, device)):
         if epoch == before:
             save_grams(model, x, y, 2000, cache, "-before")
         elif epoch == last:
-            save_grams(model, x, y, 10_000, cache)
+            save_grams(model, x, y, most, cache)
     (cache / "done").touch()
 
 

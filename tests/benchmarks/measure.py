@@ -23,16 +23,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # recipes are not 
 
 from lightning_ssc import Snapshot, SnapshotStore, writers
 from lightning_ssc.capture import Layer, Runner, make_probe, pictures, select_layers, trace
-from lightning_ssc.pipeline import Settings, Stopwatch, begin_snapshot
-from lightning_ssc.snapshots import ProbeCard
+from lightning_ssc.pipeline import Stopwatch, begin_snapshot, compared
+from lightning_ssc.snapshots import Moment, ProbeCard, Settings
 
 
 class PeakMemory(AbstractContextManager["PeakMemory"]):
-    """The most memory that a process holds inside, beyond what it held before, in bytes; sampled often."""
+    """The most memory that is held inside, beyond what was held before, in bytes.
+
+    A GPU's is what torch has allocated there, the host's that of this process, sampled often.
+    """
 
     extra = 0
 
+    def __init__(self, device: str = "cpu") -> None:
+        self._on_gpu = device == "cuda"
+
     def __enter__(self) -> "PeakMemory":
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+            return self
         process, self._over = psutil.Process(), threading.Event()
         before = process.memory_info().rss
 
@@ -45,6 +55,9 @@ class PeakMemory(AbstractContextManager["PeakMemory"]):
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._on_gpu:
+            self.extra = torch.cuda.max_memory_allocated() - self._before
+            return
         self._over.set()
         self._thread.join()
 
@@ -62,11 +75,11 @@ def take(
 ) -> Snapshot:
     """One snapshot, as the callback takes it."""
     runner = Runner(model, memory=memory, chunk=chunk)
-    return begin_snapshot(runner, make_probe((x, y)), trace(runner, layers, x), Settings()).result()
+    return begin_snapshot(runner, make_probe((x, y)), trace(runner, layers, x), Settings(), Moment(0, 0)).result()
 
 
 def log_seconds(taken: Snapshot, x: Tensor, folder: Path) -> dict[str, float]:
-    """Seconds of a snapshot's scalars (``"cka"``), of storing it, and of logging it with all images."""
+    """Seconds of comparing a snapshot (``"measure"``), of storing it, and of logging it with all images."""
 
     class Logger:
         experiment = SummaryWriter(str(folder))
@@ -75,15 +88,15 @@ def log_seconds(taken: Snapshot, x: Tensor, folder: Path) -> dict[str, float]:
             for tag, value in metrics.items():
                 self.experiment.add_scalar(tag, value, step)
 
-    watch, logger, card = Stopwatch(), Logger(), ProbeCard("", pictures(x))
-    with watch("cka"):
-        scalars = writers.snapshot_scalars(taken, taken)
-    with watch("store"):
+    stopwatch, logger, card = Stopwatch(), Logger(), ProbeCard("", pictures(x))
+    with stopwatch("measure"):
+        taken = compared(taken, taken)
+    with stopwatch("store"):
         SnapshotStore(folder).save(taken)
-    with watch("log"):
-        writers.log_snapshot([logger], taken, scalars, neighbours=3, card=card)
+    with stopwatch("log"):
+        writers.log_snapshot([logger], taken, writers.scalars_of(taken), writers.Images(), card)
         logger.experiment.flush()
-    return dict(watch.seconds)
+    return dict(stopwatch.seconds)
 
 
 @torch.no_grad()
@@ -95,10 +108,18 @@ def plain_forward(model: nn.Module, x: Tensor, chunk: int = 256) -> None:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds of a call, and its result."""
+    """Seconds of a call, a GPU's work included, and its result."""
+    finish()
     start = time.perf_counter()
     result = work()
+    finish()
     return time.perf_counter() - start, result
+
+
+def finish() -> None:
+    """Wait for what a GPU has still to do."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def own_process(script: str, **options: Any) -> dict[str, Any] | None:

@@ -23,17 +23,18 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from activations import images
-from measure import PeakMemory, convolutions, log_seconds, own_process, plain_forward, take, timed
+from measure import PeakMemory, convolutions, finish, log_seconds, own_process, plain_forward, take, timed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import recipes.models
 from lightning_ssc import SSCMonitor
-from recipes.models import cifar_resnet, resnet36
+from recipes.models import cifar_resnet
 from recipes.module import Classifier
 
 EPOCH = 50_000
-STAGES = ("forward", "gram", "solve", "cka", "store", "log")
+STAGES = ("forward", "gram", "solve", "measure", "store", "log")
 PEERS = ("pytorch-cka", "torch-cka")
 
 
@@ -44,7 +45,7 @@ def data(args: argparse.Namespace, train: bool = False) -> tuple[Tensor, Tensor]
 
 def network(name: str) -> nn.Module:
     torch.manual_seed(0)
-    model = resnet36() if name == "resnet36" else cifar_resnet(depth=20)
+    model = cifar_resnet(depth=20) if name == "resnet20" else getattr(recipes.models, name)()
     return model.to(memory_format=torch.channels_last)
 
 
@@ -111,46 +112,76 @@ class Clock(pl.Callback):
         self.seconds: list[float] = []
 
     def on_train_epoch_start(self, *_: Any) -> None:
+        finish()
         self.last = time.perf_counter()
 
     def on_train_epoch_end(self, *_: Any) -> None:
+        finish()
         self.seconds.append(time.perf_counter() - self.last)
 
 
 def part_trainer(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of the epochs of a network on some images, with the callback or without."""
     torch.set_num_threads(args.threads)
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     (x, y), (probe_x, probe_y) = data(args, train=True), data(args)
+    return train(
+        args.network, x[: args.images], y[: args.images], (probe_x[: args.n], probe_y[: args.n]), args.mode,
+        layers=args.layers, epochs=args.epochs,
+    )  # fmt: skip
+
+
+def train(
+    name: str,
+    x: Tensor,
+    y: Tensor,
+    probe: tuple[Tensor, Tensor],
+    mode: str,
+    *,
+    layers: int | None,
+    epochs: int,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Seconds of a Trainer's epochs, memory, and seconds of a snapshot by stage.
+
+    Args:
+        name: Network: ``"resnet20"`` or one of ``recipes.models``.
+        x: (N, 3, 32, 32) images to train on.
+        y: (N,) their classes.
+        probe: Images and classes of the callback's probe.
+        mode: ``"none"`` is without the callback, ``"foreground"`` and ``"background"`` are with it.
+        layers: Convolutions to watch; all of them where this is None.
+        epochs: At least three: the first and the last do not count.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     pl.seed_everything(0, verbose=False)
-    small = args.network == "resnet20"
-    network, depth = ("cifar_resnet", {"depth": 20}) if small else (args.network, None)
+    network, depth = ("cifar_resnet", {"depth": 20}) if name == "resnet20" else (name, None)
     model = Classifier(network, network_args=depth, lr=0.05, milestones=(9,), channels_last=True)
-    loader = DataLoader(TensorDataset(x[: args.images], y[: args.images]), batch_size=64, shuffle=True)
+    loader = DataLoader(TensorDataset(x, y), batch_size=64, shuffle=True)
     clock = Clock()
     callbacks: list[pl.Callback] = []
     with tempfile.TemporaryDirectory() as folder:
-        if args.mode != "none":
-            probe = (probe_x[: args.n], probe_y[: args.n])
-            chosen = [layer.name for layer in convolutions(model, args.layers)]
-            callbacks = [SSCMonitor(layers=chosen, probe=probe, background=args.mode == "background")]
+        if mode != "none":
+            chosen = [layer.name for layer in convolutions(model, layers)]
+            callbacks = [SSCMonitor(layers=chosen, probe=probe, background=mode == "background")]
         trainer = pl.Trainer(
-            max_epochs=args.epochs,
-            accelerator="cpu",
+            max_epochs=epochs,
+            accelerator="gpu" if device == "cuda" else "cpu",
+            devices=1,
             callbacks=[*callbacks, clock],
             logger=pl.loggers.TensorBoardLogger(folder),
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        with PeakMemory() as memory:
+        with PeakMemory(device) as memory:
             trainer.fit(model, loader)
         events = EventAccumulator(trainer.log_dir).Reload()
-        told = {stage: f"ssc/seconds/{stage}" for stage in STAGES if args.mode != "none"}
+        told = {stage: f"ssc/seconds/{stage}" for stage in STAGES if mode != "none"}
         stages = {stage: [event.value for event in events.Scalars(tag)][2:-1] for stage, tag in told.items()}
     weights = float(sum(p.double().abs().sum() for p in model.parameters()))
     # Between the first and the last epoch: what the worker has left over is part of the next one.
-    total = sum(clock.seconds[1:-1]) / (args.epochs - 2)
+    total = sum(clock.seconds[1:-1]) / (epochs - 2)
     means = {stage: sum(seconds) / len(seconds) for stage, seconds in stages.items()}
     return {"total": total, "extra": memory.extra, "weights": weights, **means}
 
@@ -181,7 +212,7 @@ def snapshots(args: argparse.Namespace) -> None:
     if ours and steps:
         epoch = steps["total"] * EPOCH / 128
         print(f"  a step of 128 images takes {steps['total']:.2f} s (mean of {args.steps}), so an epoch {epoch:.0f} s")
-        share = (ours["total"] + ours["cka"] + ours["store"] + ours["log"]) / epoch
+        share = (ours["total"] + ours["measure"] + ours["store"] + ours["log"]) / epoch
         print(f"  the snapshot, stored and logged, is {share:.1%} of it (target 3 %)", flush=True)
 
 

@@ -24,23 +24,19 @@ from measure import PeakMemory, convolutions, log_seconds, own_process, own_proc
 import recipes.models
 from lightning_ssc.capture import Runner, plan_passes, share_layers, trace
 
-STAGES = ("forward", "gram", "solve", "cka", "store", "log")
+STAGES = ("forward", "gram", "solve", "measure", "store", "log")
 
 
 def part_snapshot(args: argparse.Namespace) -> dict[str, Any]:
     """One snapshot, its stages and the most memory that it took."""
     torch.manual_seed(0)
-    model = getattr(recipes.models, args.network)().to(args.device, memory_format=torch.channels_last)
+    model = getattr(recipes.models, args.network)().to(memory_format=torch.channels_last)
     x, y = images(args.data, train=False)
     x = x.contiguous(memory_format=torch.channels_last)
     warm = take(model, convolutions(model)[:1], x[:64], y[:64])  # imports and compilation
     layers = convolutions(model, args.layers)
     watched = trace(Runner(model), layers, x[:8])
     passes = len(plan_passes(watched, args.n, args.memory))
-    before = 0
-    if args.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
     with PeakMemory() as memory:
         taken = take(model, layers, x[: args.n], y[: args.n], memory=args.memory)
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +46,7 @@ def part_snapshot(args: argparse.Namespace) -> dict[str, Any]:
     return {
         **taken.seconds,
         **log,
-        "extra": torch.cuda.max_memory_allocated() - before if args.device == "cuda" else memory.extra,
+        "extra": memory.extra,
         "layers": len(layers),
         "passes": passes,
         "features": features,
@@ -107,17 +103,6 @@ def layers(args: argparse.Namespace) -> None:
         line(f"{network}, {count} convolutions", found)
 
 
-def gpu(args: argparse.Namespace) -> None:
-    """All convolutions of a ResNet-18 and ten thousand inputs on a GPU."""
-    if not torch.cuda.is_available():
-        print("ResNet-18 on a GPU: not run, there is no CUDA device")
-        return
-    print(f"{torch.cuda.get_device_name()}, N = 10000; seconds, memory on the card (target 60 s)")
-    memory = torch.cuda.mem_get_info()[0] // 2
-    found = child(args, "snapshot", network="resnet18", layers=20, n=10_000, memory=memory, device="cuda")
-    line("resnet18, 20 convolutions", found)
-
-
 def ranks(args: argparse.Namespace) -> None:
     """A snapshot of 20 layers shared over processes of one thread each."""
     print(
@@ -168,7 +153,7 @@ def part_rank(args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tables = {"layers": layers, "inputs": inputs, "ranks": ranks, "gpu": gpu}
+    tables = {"layers": layers, "inputs": inputs, "ranks": ranks}
     parser.add_argument("--data", type=Path, required=True, help="root of torchvision's CIFAR10")
     parser.add_argument("--only", nargs="+", choices=list(tables), default=list(tables), help="some of the tables")
     parser.add_argument("--memory", type=int, help="memory= of the snapshots, in bytes")
@@ -176,7 +161,6 @@ def main() -> None:
     hidden = ("part", str), ("network", str), ("layers", int), ("n", int), ("world", int), ("rank", int), ("port", int)
     for name, kind in hidden:
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
-    parser.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part:
         warnings.simplefilter("ignore")

@@ -71,17 +71,6 @@ def test_every_regime_is_certified(path, name):
     torch.testing.assert_close(duality_gap(x @ x.T, c, tau)[1], found.gap, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
-@pytest.mark.filterwarnings("ignore:tau = .* nearly complete")
-def test_paths_agree_on_the_optimum(name, monkeypatch):
-    x, tau, normalize = problem(name)
-    one = self_expression(x, tau=tau, normalize=normalize, tol=1e-8)
-    monkeypatch.setattr(active_set, "_compiled", active_set._batched)
-    other = self_expression(x, tau=tau, normalize=normalize, tol=1e-8)
-    assert other.converged
-    torch.testing.assert_close(other.objective, one.objective, rtol=1e-7, atol=1e-9)
-
-
 @pytest.mark.parametrize("name", ["few neighbours", "rank 10", "duplicates and zeros"])
 def test_float32_grams(path, name):
     x, tau, _ = problem(name)
@@ -251,16 +240,19 @@ def test_the_kernel_compiles_where_nothing_can_be_cached(monkeypatch):
     assert double(2.5) == 5.0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.filterwarnings("ignore:tau = .* nearly complete")
-def test_gpu_agrees_with_cpu(name):
+def test_gpu_agrees_with_cpu(gpu, name):
+    """The compiled path with the batched one, and the batched one with itself in where its tensors lie."""
     x, tau, normalize = problem(name)
     one = self_expression(x, tau=tau, normalize=normalize, tol=1e-8)
-    other = self_expression(x.cuda(), tau=tau, normalize=normalize, tol=1e-8)
-    assert other.coef.is_cuda
-    assert other.gap.is_cuda
+    other = self_expression(x.to(gpu), tau=tau, normalize=normalize, tol=1e-8)
+    assert other.converged
+    assert {part.device for part in (other.coef, other.gap, other.objective)} == {gpu}
     torch.testing.assert_close(other.objective.cpu(), one.objective, rtol=1e-7, atol=1e-9)
+    gram = torch.nn.functional.normalize(x) if normalize else x
+    gap = duality_gap(gram @ gram.T, other.coef.cpu(), tau)[1]
+    torch.testing.assert_close(other.gap.cpu(), gap, rtol=0, atol=1e-10)
 
 
 class TestFactor:
