@@ -113,7 +113,7 @@ def test_the_same_as_in_the_foreground(tmp_path: Path) -> None:
     assert len(scalars[0]) > 40
     for one, other in zip(*stores, strict=True):
         assert (one.epoch, one.step, one.learning_rate) == (other.epoch, other.step, other.learning_rate)
-        assert set(one.seconds) == set(other.seconds) == {"forward", "gram", "solve", "total"}
+        assert set(one.seconds) == set(other.seconds) == {"forward", "gram", "solve", "measure", "total"}
         assert torch.equal(one.predictions, other.predictions)
         for name, layer in one.layers.items():
             for part in ("coef", "gap"):
