@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-# Tests run in as many processes as there are cores, each with one thread that sleeps while it waits; before torch.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests run in as many processes as there are cores, with threads that sleep while they wait; before torch.
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tests.browser import chromium

@@ -24,7 +24,7 @@ from lightning_ssc.replay import (
     load_weights,
     progress_of,
 )
-from lightning_ssc.snapshots.store import FORMAT
+from lightning_ssc.snapshots.codec import FORMAT
 from recipes.models import cifar_resnet, vgg11
 from tests.nets import Classifier, convnet, data, trainer
 from tests.runs import HOSTILE, made_run
@@ -151,7 +151,7 @@ def test_checkpoints_give_the_numbers_that_were_logged_live(live: Path, tmp_path
             ("ssc/cka_to_final", now.cka_to_final),
             ("linear_cka/cka_to_final", now.linear_cka_to_final),
         ):
-            live_values = [logged[step, f"{tag}/{name}"] for step in now.steps.tolist()]
+            live_values = [logged[step, f"{tag}/{name}"] for step in [moment.logged for moment in now.moments]]
             assert curve[:, i].tolist() == pytest.approx(live_values, abs=1e-5), (tag, name)
     assert torch.equal(after.load(3).predictions, before.load(3).predictions)  # type: ignore[arg-type]
     card, live_card = after.load_card(), before.load_card()
@@ -164,11 +164,11 @@ def test_an_interrupted_analysis_goes_on(live: Path, tmp_path: Path, capsys: Any
     root = live
     assert analyze(root, tmp_path) == 0
     store = SnapshotStore(tmp_path)
-    store.path(2).unlink()
-    stamp = store.path(1).stat().st_mtime_ns
+    store.path(store.steps[1]).unlink()
+    stamp = store.path(store.steps[0]).stat().st_mtime_ns
     assert analyze(root, tmp_path) == 0
     assert store.epochs == [1, 2, 3]
-    assert store.path(1).stat().st_mtime_ns == stamp
+    assert store.path(store.steps[0]).stat().st_mtime_ns == stamp
     assert analyze(root, tmp_path, "--tau", "20") == 1
     assert "other settings" in capsys.readouterr().err
     assert analyze(root, tmp_path, "--data-arg", "size=33") == 1
@@ -298,8 +298,8 @@ def test_the_epoch_of_a_checkpoint(ready: int, last: bool, expected: int | None)
         "epoch_loop.state_dict": {"_batches_that_stepped": 9},
     }
     found = progress_of({"state_dict": {}, "epoch": 7, "loops": {"fit_loop": loops}}, Path("x.ckpt"))
-    assert (None if found is None else found.epoch) == expected
-    assert progress_of({"state_dict": {}, "epoch": 7}, Path("x.ckpt")).epoch == 8  # type: ignore[union-attr]
+    assert (None if found is None else found.moment.epoch) == expected
+    assert progress_of({"state_dict": {}, "epoch": 7}, Path("x.ckpt")).moment.epoch == 8  # type: ignore[union-attr]
 
 
 def test_a_checkpoint_on_validation_end_counts_its_epoch(tmp_path: Path) -> None:
@@ -308,8 +308,10 @@ def test_a_checkpoint_on_validation_end_counts_its_epoch(tmp_path: Path) -> None
     middle = ModelCheckpoint(tmp_path / "m", save_top_k=-1, every_n_train_steps=2)
     fit = trainer(tmp_path, saver, middle, enable_checkpointing=True)
     fit.fit(Configured(), datamodule=Data())
-    assert [c.epoch for c in find_checkpoints(tmp_path / "v")] == [1, 2]
-    assert [c.epoch for c in find_checkpoints(tmp_path / "m")] == [2]  # step 2 of 3 is the middle, step 6 the end
+    assert [c.moment.epoch for c in find_checkpoints(tmp_path / "v")] == [1, 2]
+    assert [c.moment.epoch for c in find_checkpoints(tmp_path / "m")] == [
+        2
+    ]  # step 2 of 3 is the middle, step 6 the end
 
 
 class Boom:
@@ -326,11 +328,11 @@ def test_a_pickle_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert analyze(tmp_path, tmp_path / "out") == 1
     assert "add_safe_globals" in capsys.readouterr().err
     store = made_run(tmp_path / "ssc")
-    store.path(1).write_bytes(pickle.dumps(Boom()))
+    store.path(10).write_bytes(pickle.dumps(Boom()))
     assert main(["report", str(tmp_path / "ssc")]) == 1
-    assert "epoch_000001.npz" in capsys.readouterr().err
+    assert "step_000000010.npz" in capsys.readouterr().err
     (tmp_path / "ssc" / "probe.npz").write_bytes(pickle.dumps(Boom()))
-    store.path(1).unlink()
+    store.path(10).unlink()
     assert main(["report", str(tmp_path / "ssc")]) == 1
     assert "probe.npz" in capsys.readouterr().err
     assert not (tmp_path / "executed").exists()
@@ -340,7 +342,7 @@ def test_a_pickle_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("command", ["report", "export", "compare"])
 def test_a_broken_snapshot_fails_with_its_name(tmp_path: Path, capsys: Any, damage: str, command: str) -> None:
     store = made_run(tmp_path / "ssc", n=12, layers=("a",))
-    path = store.path(2)
+    path = store.path(20)
     arrays = dict(np.load(path))
     if damage == "newer":
         header = bytes(arrays["header"]).replace(f'"format": {FORMAT}'.encode(), b'"format": 99')
@@ -359,7 +361,7 @@ def test_a_broken_snapshot_fails_with_its_name(tmp_path: Path, capsys: Any, dama
     }
     assert main(arguments[command]) == 1
     message = capsys.readouterr().err
-    assert "epoch_000002.npz" in message
+    assert "step_000000020.npz" in message
     assert ("Upgrade" in message) == (damage == "newer")
     assert "Traceback" not in message
     assert not Path("executed").exists()
@@ -444,7 +446,9 @@ def test_report_prints_table_1_and_takes_a_reference(tmp_path: Path, capsys: Any
     store = made_run(tmp_path / "a" / "ssc")
     other = made_run(tmp_path / "b" / "ssc", seed=50)
     out = tmp_path / "out"
-    assert main(["report", str(tmp_path / "a"), "--out", str(out), "--reference", str(tmp_path / "b")]) == 0
+    assert (
+        main(["report", str(tmp_path / "a"), "--out", str(out), "--reference", str(tmp_path / "b"), "--figures"]) == 0
+    )
     table = inputs(store.load(2))
     printed = capsys.readouterr().out
     for value in (table.ssc_accuracy, table.network_accuracy, table.agreement):
