@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 # Tests run in as many processes as there are cores, with threads that sleep while they wait; before torch.
-
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
 
 from tests.browser import chromium
 from tests.pretend import PretendGPU, pretend_gpu
