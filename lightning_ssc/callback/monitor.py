@@ -385,6 +385,7 @@ def summary(taken: Snapshot) -> str:
     """A snapshot in a line: how modularity rises from the first layer to the last, how exact and how long.
 
     Example:
+        >>> import torch
         >>> from lightning_ssc import snapshot
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
         >>> print(summary(snapshot(net, torch.rand(20, 4), layers="Linear")))  # doctest: +ELLIPSIS
