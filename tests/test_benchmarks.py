@@ -70,7 +70,7 @@ def test_a_stage_that_does_not_end_well_keeps_what_it_has_found(
         f'if "--part=solver" in sys.argv:\n    {ends}\n'
     )
     monkeypatch.setattr(gpu, "__file__", str(script))
-    limits = {"solver": 3.0 if outcome == "stopped" else 100.0, "capture": 100.0}
+    limits = {"solver": 2.0 if outcome == "stopped" else 100.0, "capture": 100.0}
     monkeypatch.setattr(gpu, "STAGES", {name: gpu.Stage(None, limit, name) for name, limit in limits.items()})
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--pretend", "--out", str(out)])
     assert gpu.main() == 1

@@ -111,8 +111,14 @@ def test_snapshot(gpu: torch.device, probe: tuple[Tensor, Tensor], solver: Any) 
         unit = gram.raw_().diagonal().rsqrt()
         gap = duality_gap(unit[:, None] * gram.centred * unit, taken.layers[label].coef, 10.0)[1]
         assert_close(taken.layers[label].gap.double(), gap, rtol=1e-2, atol=1e-5)
+
+
+def test_a_probe_is_kept_on_the_host(gpu: torch.device, probe: tuple[Tensor, Tensor]) -> None:
     x, labels = probe
-    assert_same(snapshot(network().to(gpu), x.to(gpu), labels.to(gpu), **options), expected)
+    kept = make_probe((x.to(gpu), labels.to(gpu)))
+    assert kept.labels is not None
+    assert {kept.inputs.device.type, kept.labels.device.type} == {"cpu"}
+    assert kept.fingerprint == make_probe(probe).fingerprint
 
 
 def test_communities_and_the_background(gpu: torch.device, probe: tuple[Tensor, Tensor]) -> None:
@@ -163,16 +169,16 @@ def test_fit(gpu: torch.device, tmp_path: Path, background: bool) -> None:
     options: dict[str, Any] = {"heatmap": False, "embedding": False, "neighbours": 0}
     watching = SSCMonitor(layers="conv", probe_size=30, background=background, **options)
     model, logger = Classifier(), TensorBoardLogger(tmp_path)
-    run = trainer(tmp_path, watching, accelerator="gpu", devices=1, logger=logger)
+    run = trainer(tmp_path, watching, accelerator="gpu", devices=1, logger=logger, max_epochs=1)
     run.fit(model)
     assert model.device.type == "cpu"  # Lightning has put it back
     store = watching.store
     assert store is not None
-    assert store.epochs == [0, 1, 2]
+    assert store.epochs == [0, 1]
     x, y = data(seed=2).tensors
-    last = store.load(2)
+    last = store.load(1)
     assert last.indices is not None
-    assert_same(last, snapshot(model, x[last.indices], y[last.indices], layers="conv", epoch=2))
+    assert_same(last, snapshot(model, x[last.indices], y[last.indices], layers="conv", epoch=1))
     events = EventAccumulator(run.log_dir).Reload()
     assert {"ssc/modularity/model.4", "ssc/cka_to_final/model.4"} <= set(events.Tags()["scalars"])
 

@@ -22,7 +22,6 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProg
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 import lightning_ssc.callback.lightning as lightning_module
@@ -630,18 +629,3 @@ def test_results_are_logged_from_the_main_thread(tmp_path: Path, monkeypatch: py
     assert threads["log"] == {main_thread()}
     assert len(threads["solve"]) == 1
     assert threads["solve"] != {main_thread()}
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_grams_wait_on_the_host_and_are_solved_in_a_stream_of_their_own() -> None:
-    def solve(of: CentredGram) -> Any:
-        assert of.centred.is_cuda
-        assert torch.cuda.current_stream() != torch.cuda.default_stream()
-        return of.centred.sum().cpu()
-
-    x: Tensor = torch.ones(4000, 4000, device="cuda")
-    worker = Background(limit=10**9)
-    product = x @ x / 4000  # still being computed when it is handed over
-    future: Any = worker.submit(solve, CentredGram(product, product[0].double(), 0.0))
-    assert float(future.result(60)) == pytest.approx(16e6)
-    worker.close()
