@@ -68,10 +68,10 @@ def assert_same(found: Snapshot, expected: Snapshot) -> None:
         assert graph.converged == expected.layers[label].converged
         assert graph.features == expected.layers[label].features
         weights = expected.layers[label].coef.to_dense()
-        assert_close(graph.coef.to_dense(), weights, rtol=0, atol=1e-3, check_dtype=False)
+        assert_close(graph.coef.to_dense(), weights, rtol=0, atol=1e-2, check_dtype=False)
         assert_close(linear.diagonal, theirs.diagonal, rtol=0, atol=1e-4)
         value, other = (of.layers[label].modularity(of.labels) for of in (found, expected))
-        assert value == pytest.approx(other, abs=1e-4)
+        assert value == pytest.approx(other, abs=1e-3)
     assert found.predictions is not None
     assert expected.predictions is not None
     assert torch.equal(found.predictions, expected.predictions)

@@ -84,7 +84,6 @@ WAITING: dict[str, Action] = {
     "eigenvectors": lambda host, card: torch.linalg.eigh(card),
     "download": lambda host, card: card.cpu(),
     "upload": lambda host, card: host.to(card.device),
-    "index on the host": lambda host, card: card[host.argmax(1)],
     "from a list": lambda host, card: torch.tensor([1.0, 2.0], device=card.device),
 }
 NOT_WAITING: dict[str, Action] = {
@@ -144,6 +143,7 @@ def test_the_host_does_not_wait(pretend: PretendGPU, name: str) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_real_gpu_waits_for_the_same() -> None:
     host, card = operands(torch.device("cuda"))
     for action in (*WAITING.values(), *NOT_WAITING.values()):  # libraries wait while they are loaded

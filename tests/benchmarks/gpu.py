@@ -100,7 +100,7 @@ def solver(args: argparse.Namespace) -> Iterator[Case]:
         activations.prepare(args.data, cache, "cuda", 2 * sizes.images, max(sizes.n))
         for name in ("cpu", "cuda"):  # compilation and libraries
             self_expression(gram=activations.load(cache, "last", 50, True).to(name), tau=10.0)
-        for n, layer, length, tau, name in sorted(problems):
+        for n, layer, length, tau, name in sorted(problems, key=lambda problem: (problem[2] == "raw", problem)):
 
             def work(n: int = n, layer: str = layer, length: str = length, tau: float = tau, name: Any = name) -> Any:
                 gram = activations.load(cache, layer, n, length == "unit").float()
