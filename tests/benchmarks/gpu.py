@@ -89,7 +89,7 @@ def suite(args: argparse.Namespace) -> Iterator[Case]:
 
 
 def solver(args: argparse.Namespace) -> Iterator[Case]:
-    """Solves of Grams in float32, as a snapshot forms them, of activations of a ResNet-20."""
+    """Solves of Grams in float32, as a snapshot forms them, of activations of a ResNet-20; the dearest come last."""
     sizes: Sizes = args.sizes
     unit = itertools.product(sizes.n, activations.SAMPLES, sizes.tau)
     problems = [(n, layer, "unit", tau, "active_set") for n, layer, tau in unit if n <= activations.SAMPLES[layer]]
@@ -100,7 +100,7 @@ def solver(args: argparse.Namespace) -> Iterator[Case]:
         activations.prepare(args.data, cache, "cuda", 2 * sizes.images, max(sizes.n))
         for name in ("cpu", "cuda"):  # compilation and libraries
             self_expression(gram=activations.load(cache, "last", 50, True).to(name), tau=10.0)
-        for n, layer, length, tau, name in sorted(problems, key=lambda problem: (problem[2] == "raw", problem)):
+        for n, layer, length, tau, name in sorted(problems, key=lambda p: (p[2] == "raw", p[3], p[0])):
 
             def work(n: int = n, layer: str = layer, length: str = length, tau: float = tau, name: Any = name) -> Any:
                 gram = activations.load(cache, layer, n, length == "unit").float()
