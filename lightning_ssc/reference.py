@@ -36,8 +36,8 @@ def read_reference(path: Path) -> Snapshot | Mapping[str, Any]:
         content = read_checkpoint(path)
     except CheckpointError as error:
         raise CheckpointError(
-            f"reference={path} cannot be read ({error}). Name a run's folder of snapshots, one of its files, or a "
-            f"checkpoint that torch.load(weights_only=True) opens."
+            f"reference={error} Name a run's folder of snapshots, one of its files, or a checkpoint that "
+            f"torch.load(weights_only=True) opens."
         ) from error
     weights: Mapping[str, Any] = content.get("state_dict", content)
     return weights

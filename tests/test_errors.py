@@ -80,7 +80,7 @@ def damaged(root: Path) -> None:
 
 
 def newer(root: Path) -> None:
-    np.savez(root / "epoch_000000.npz", header=np.frombuffer(b'{"format": 99}', np.uint8))
+    np.savez(root / "step_000000000.npz", header=np.frombuffer(b'{"format": 99}', np.uint8))
     SnapshotStore(root).load(0)
 
 
@@ -188,7 +188,7 @@ MESSAGES: list[tuple[str, Any, str]] = [
     (
         "a folder of another run",
         occupied,
-        "store=ROOT/a already holds the snapshots of another run (epochs [0, 1]). Name a new folder, or move "
+        "store=ROOT/a already holds the snapshots of another run (steps [0, 3]). Name a new folder, or move "
         "those away.",
     ),
     (
@@ -206,19 +206,19 @@ MESSAGES: list[tuple[str, Any, str]] = [
     (
         "a damaged snapshot",
         damaged,
-        "ROOT/epoch_000000.npz is not a readable snapshot (File is not a zip file). Delete the file; the run's "
+        "ROOT/step_000000000.npz is not a readable snapshot (File is not a zip file). Delete the file; the run's "
         "other snapshots are not affected.",
     ),
     (
         "a snapshot of a newer version",
         newer,
-        "ROOT/epoch_000000.npz has snapshot format 99; this version of lightning_ssc reads up to 1. Upgrade "
+        "ROOT/step_000000000.npz has snapshot format 99; this version of lightning_ssc reads up to 2. Upgrade "
         "lightning-ssc to read it.",
     ),
     (
         "an epoch that was not taken",
         lambda root: SnapshotStore(root).load(3),
-        "There is no snapshot ROOT/epoch_000003.npz; the folder holds epochs [].",
+        "There is no snapshot of epoch 3 in ROOT; it holds epochs [].",
     ),
     (
         "a setting that does not exist",
@@ -249,8 +249,9 @@ MESSAGES: list[tuple[str, Any, str]] = [
     (
         "a reference that is no checkpoint",
         lambda root: fit(root, reference=root / "missing.ckpt"),
-        "reference=ROOT/missing.ckpt cannot be read ([Errno 2] No such file or directory: 'ROOT/missing.ckpt'). Name a "
-        "run's folder of snapshots, one of its files, or a checkpoint that torch.load(weights_only=True) opens.",
+        "reference=ROOT/missing.ckpt cannot be read as a checkpoint ([Errno 2] No such file or directory: "
+        "'ROOT/missing.ckpt'). Remove it if it is damaged. Name a run's folder of snapshots, one of its files, or a "
+        "checkpoint that torch.load(weights_only=True) opens.",
     ),
 ]
 

@@ -1,7 +1,11 @@
 import contextlib
+import errno
 import json
+import math
+import os
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import torch
 
 import lightning_ssc.snapshots.store as store_module
 from lightning_ssc import Snapshot, SnapshotStore, snapshot
-from lightning_ssc.snapshots import MemoryStore, ProbeCard, SnapshotError
+from lightning_ssc.snapshots import MemoryStore, Moment, ProbeCard, SnapshotError, codec
 from tests.nets import convnet, data
 
 PAIRS = 1 << 18  # Gram entries that a sketch for linear CKA keeps, two bytes each
@@ -62,7 +66,7 @@ def test_a_store_in_memory_answers_alike(store: SnapshotStore, taken: Snapshot) 
     assert_same(memory.load(3), store.load(3))
     assert memory.header(3) == store.header(3)
     assert (memory.epochs, 3 in memory, 4 in memory) == (store.epochs, True, False)
-    assert torch.equal(memory.labels(3), store.labels(3))  # type: ignore[arg-type]
+    assert torch.equal(memory.labels(17), store.labels(17))  # type: ignore[arg-type]
     assert memory.load_card() is store.load_card() is None
 
 
@@ -77,10 +81,10 @@ def test_without_labels_or_linear_cka(tmp_path: Path) -> None:
 
 
 def test_snapshots_from_before_the_learning_rate_was_kept(store: SnapshotStore) -> None:
-    arrays = dict(np.load(store.path(3)))
+    arrays = dict(np.load(store.path(17)))
     header = json.loads(bytes(arrays["header"]))
     assert header.pop("learning_rate") == store.header(3).learning_rate == 0.1
-    np.savez(store.path(3), **arrays | {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)})
+    np.savez(store.path(17), **arrays | {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)})
     assert store.load(3).learning_rate is store.header(3).learning_rate is None
 
 
@@ -114,7 +118,7 @@ def test_the_size_of_a_store_is_known_beforehand(tmp_path: Path) -> None:
     store = SnapshotStore(tmp_path)
     for epoch, count in enumerate((800, 1600)):
         x, y = data(count).tensors
-        taken = snapshot(convnet(), x, y, layers="conv", epoch=epoch)
+        taken = snapshot(convnet(), x, y, layers="conv", epoch=epoch, step=epoch)
         store.save(taken)
         expected = size_of(2, count, float(np.mean([layer.neighbours for layer in taken.layers.values()])))
         assert 0.8 * expected < store.path(epoch).stat().st_size < expected
@@ -131,7 +135,7 @@ def test_the_size_of_a_store_is_known_beforehand(tmp_path: Path) -> None:
 def test_saving_again_replaces_and_a_failure_keeps_what_was_there(
     store: SnapshotStore, taken: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = store.path(3).read_bytes()
+    before = store.path(17).read_bytes()
 
     def full(file: Any, array: Any, **kwargs: Any) -> None:
         file.write(b"half of it")
@@ -141,15 +145,15 @@ def test_saving_again_replaces_and_a_failure_keeps_what_was_there(
         patch.setattr(np.lib.format, "write_array", full)
         with pytest.raises(OSError, match="No space left"):
             store.save(taken)
-    assert store.path(3).read_bytes() == before
-    assert [path.name for path in store.root.iterdir()] == ["epoch_000003.npz"]
+    assert store.path(17).read_bytes() == before
+    assert [path.name for path in store.root.iterdir()] == ["step_000000017.npz"]
     store.save(taken)
     assert store.epochs == [3]
 
 
-@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "array", "missing part", "directory"])
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "array", "missing part"])
 def test_damage_is_named(store: SnapshotStore, damage: str) -> None:
-    path = store.path(3)
+    path = store.path(17)
     whole = path.read_bytes()
     if damage == "cut":
         path.write_bytes(whole[: len(whole) // 2])
@@ -166,11 +170,86 @@ def test_damage_is_named(store: SnapshotStore, damage: str) -> None:
         with zipfile.ZipFile(path, "w") as target:
             for name, content in members.items():
                 target.writestr(name, content)
-    else:
-        path.unlink()
-        path.mkdir()
-    with pytest.raises(SnapshotError, match=r"epoch_000003\.npz is not a readable snapshot .* Delete the file"):
+    with pytest.raises(SnapshotError, match=r"step_000000017\.npz is not a readable snapshot .* Delete the file"):
         store.load(3)
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EMFILE, errno.EIO])
+def test_a_file_that_the_system_does_not_give_is_not_called_damaged(
+    store: SnapshotStore, error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(SnapshotError, match="cannot be opened") as refused:
+        store.load(step=17)
+    assert os.strerror(error) in str(refused.value)
+    assert "Delete" not in str(refused.value)
+    assert refused.value.step == 17
+
+
+def test_a_folder_named_as_a_snapshot(store: SnapshotStore) -> None:
+    store.path(18).mkdir()
+    with pytest.raises(SnapshotError, match=r"step_000000018\.npz cannot be opened \(Is a directory\)"):
+        store.load(step=18)
+    assert (store.steps, store.epochs) == ([17, 18], [3])
+
+
+def test_what_was_measured_survives(store: SnapshotStore, taken: Snapshot) -> None:
+    layer = next(iter(taken.layers.values()))
+    graph = replace(layer, coef=layer.coef.double(), values={"modularity": 0.25, "none": float("nan")}, norm=1.5)
+    pairs = {"ssc_cka": torch.tensor([[1.0]])}
+    moment = Moment(20, float("nan"), "signal", 19)
+    store.save(replace(taken, moment=moment, layers={"a": graph}, pairs=pairs, previous=17, learning_rate=float("inf")))
+    loaded = store.load(step=20)
+    assert (loaded.step, loaded.moment.trigger, loaded.moment.logged, loaded.previous) == (20, "signal", 19, 17)
+    assert math.isnan(loaded.epoch)
+    assert loaded.learning_rate is None  # JSON has no infinity
+    assert loaded.layers["a"].coef.dtype == torch.float64
+    assert torch.equal(loaded.layers["a"].coef.to_dense(), graph.coef.to_dense())
+    assert loaded.layers["a"].norm == graph.norm
+    assert loaded.layers["a"].values["modularity"] == store.header(step=20).values["a"]["modularity"] == 0.25
+    assert math.isnan(loaded.layers["a"].values["none"])
+    assert torch.equal(store.pairs(20)["ssc_cka"], pairs["ssc_cka"])
+
+
+def test_snapshots_inside_an_epoch_are_found_by_step(store: SnapshotStore, taken: Snapshot) -> None:
+    store.save(replace(taken, moment=Moment(20, 3.5)))
+    store.save(replace(taken, moment=Moment(19, float("nan"))))
+    assert (store.steps, store.epochs, len(store)) == ([17, 19, 20], [3], 3)
+    assert store.load(step=20).epoch == 3.5
+    for wrong in ({}, {"epoch": 3, "step": 17}):
+        with pytest.raises(ValueError, match=r"load\(3\), or by its step"):
+            store.load(**wrong)
+    with pytest.raises(SnapshotError, match=r"no snapshot of step 18 in .*; it holds steps \[17, 19, 20\]"):
+        store.load(step=18)
+
+
+def test_a_header_is_read_once_and_without_graphs(
+    store: SnapshotStore, taken: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    original = np.lib.npyio.NpzFile.__getitem__
+    monkeypatch.setattr(
+        np.lib.npyio.NpzFile, "__getitem__", lambda self, key: (read.append(key), original(self, key))[1]
+    )
+    assert [store.header(3).learning_rate for _ in range(3)] == [0.1] * 3
+    assert read == ["header"]
+    store.save(replace(taken, learning_rate=0.25))
+    assert store.header(3).learning_rate == 0.25  # another file now
+
+
+def test_moments() -> None:
+    assert str(Moment(391, 1.0)) == "epoch 1"
+    assert type(Moment(391, 1.0).epoch) is int
+    assert str(Moment(500, 1.28)) == "step 500"
+    assert not Moment(5, float("nan")).is_whole
+    assert (Moment(5, 1).logged, Moment(5, 1, logged=4).logged) == (5, 4)
+    assert type(Moment(np.int64(5), 1).step) is int  # type: ignore[arg-type]
+    for step in (-1, 1.5):
+        with pytest.raises(ValueError, match=f"got {step}"):
+            Moment(step, 0)  # type: ignore[arg-type]
 
 
 def edit_layer(**values: Any) -> Any:
@@ -189,7 +268,11 @@ HOSTILE = {
     "name of a layer is a number": edit_layer(name=7),
     "names of layers repeat": edit_layer(name="4"),
     "features are text": edit_layer(features="many"),
-    "another epoch": edit(epoch=5),
+    "another step": edit(moment={"step": 5, "logged": 5, "epoch": 3, "trigger": ""}),
+    "half a step": edit(moment={"step": 17.5, "logged": 17, "epoch": 3, "trigger": ""}),
+    "no moment": edit(moment=None),
+    "epoch is text": edit(moment={"step": 17, "logged": 17, "epoch": "3", "trigger": ""}),
+    "values are text": edit_layer(values={"modularity": "high"}),
     "no seconds": edit(seconds=None),
     "seconds are text": edit(seconds={"total": "long"}),
     "learning rate is text": edit(learning_rate="x"),
@@ -207,22 +290,22 @@ HOSTILE = {
 
 @pytest.mark.parametrize("damage", HOSTILE)
 def test_what_a_readable_archive_holds_is_checked(store: SnapshotStore, damage: str) -> None:
-    with np.load(store.path(3)) as archive:
+    with np.load(store.path(17)) as archive:
         arrays = dict(archive)
     header = json.loads(bytes(arrays["header"]))
     HOSTILE[damage](header, arrays)
-    np.savez(store.path(3), **arrays | {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)})
-    with pytest.raises(SnapshotError, match=r"epoch_000003\.npz is not a readable snapshot"):
+    np.savez(store.path(17), **arrays | {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)})
+    with pytest.raises(SnapshotError, match=r"step_000000017\.npz is not a readable snapshot"):
         store.load(3)
 
 
 def test_a_whole_archive_rewritten_is_readable(store: SnapshotStore, taken: Snapshot) -> None:
     """What the test above relies on; a negative label, as classes to ignore have, is none of the damage."""
-    with np.load(store.path(3)) as archive:
+    with np.load(store.path(17)) as archive:
         arrays = dict(archive)
     arrays["labels"] = np.where(np.arange(len(arrays["labels"])) == 0, -100, arrays["labels"])
-    np.savez(store.path(3), **arrays)
-    assert store.load(3).labels.tolist()[0] == store.labels(3).tolist()[0] == -100  # type: ignore[union-attr]
+    np.savez(store.path(17), **arrays)
+    assert store.load(3).labels.tolist()[0] == store.labels(17).tolist()[0] == -100  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -241,7 +324,7 @@ def test_a_damaged_card_is_named(store: SnapshotStore, card: ProbeCard) -> None:
 
 
 def test_flipped_bytes_are_noticed(store: SnapshotStore) -> None:
-    path = store.path(3)
+    path = store.path(17)
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 0xFF
     path.write_bytes(content)
@@ -254,26 +337,26 @@ def test_a_pickle_is_not_executed(store: SnapshotStore) -> None:
         def __reduce__(self) -> Any:
             return (pytest.fail, ("a pickle was executed",))
 
-    store.path(3).write_bytes(pickle.dumps(Bomb()))
+    store.path(17).write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(SnapshotError, match="not a readable snapshot"):
         store.load(3)
-    with store.path(3).open("wb") as file:
+    with store.path(17).open("wb") as file:
         np.savez(file, header=np.array([Bomb()], dtype=object))
     with pytest.raises(SnapshotError, match="not a readable snapshot"):
         store.load(3)
 
 
 def test_a_newer_format_and_a_missing_epoch(store: SnapshotStore) -> None:
-    with pytest.raises(SnapshotError, match=r"no snapshot .*epoch_000009\.npz; the folder holds epochs \[3\]"):
+    with pytest.raises(SnapshotError, match=r"no snapshot of epoch 9 in .*ssc; it holds epochs \[3\]\."):
         store.load(9)
     with pytest.raises(SnapshotError, match="holds no layer 'fc', only 0, 4"):
         store.load_layer(3, "fc")
-    header = json.dumps({"format": store_module.FORMAT + 1}).encode()
-    np.savez(store.path(4), header=np.frombuffer(header, np.uint8))
+    header = json.dumps({"format": codec.FORMAT + 1}).encode()
+    np.savez(store.path(18), header=np.frombuffer(header, np.uint8))
     with pytest.raises(
-        SnapshotError, match=r"has snapshot format 2; this version of lightning_ssc reads up to 1\. Upgrade"
+        SnapshotError, match=r"has snapshot format 3; this version of lightning_ssc reads up to 2\. Upgrade"
     ):
-        store.load(4)
+        store.load(step=18)
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -281,24 +364,24 @@ def test_taking_over(store: SnapshotStore, taken: Snapshot, tmp_path: Path, link
     if not links:
         monkeypatch.setattr(store_module.os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
     new = SnapshotStore(tmp_path / "new")
-    new.take_over(store, [2, 3])
+    new.take_over(store, [2, 17])
     assert_same(new.load(3), taken)
     assert new.epochs == [3]
 
 
 def test_no_damage_escapes(store: SnapshotStore) -> None:
     """Whatever a flipped byte does to an archive, reading says which file it is, or reads what was written."""
-    content = store.path(3).read_bytes()
+    content = store.path(17).read_bytes()
     generator = np.random.default_rng(0)
     for place in generator.integers(0, len(content), 150).tolist() + list(range(30)):
         damaged = bytearray(content)
         damaged[place] ^= int(generator.integers(1, 256))
-        store.path(3).write_bytes(damaged)
+        store.path(17).write_bytes(damaged)
         with contextlib.suppress(SnapshotError):
             assert store.load(3).layers
 
 
 def test_setting_aside(store: SnapshotStore) -> None:
-    store.set_aside([3])
+    store.set_aside([17])
     assert store.epochs == []
-    assert (store.root / "superseded" / "epoch_000003.npz").is_file()
+    assert (store.root / "superseded" / "step_000000017.npz").is_file()
