@@ -80,7 +80,7 @@ def damaged(root: Path) -> None:
 
 
 def newer(root: Path) -> None:
-    np.savez(root / "epoch_000000.npz", header=np.frombuffer(b'{"format": 99}', np.uint8))
+    np.savez(root / "step_000000000.npz", header=np.frombuffer(b'{"format": 99}', np.uint8))
     SnapshotStore(root).load(0)
 
 
