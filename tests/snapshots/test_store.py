@@ -1,6 +1,4 @@
 import json
-import math
-import os
 import pickle
 import zipfile
 from dataclasses import replace
