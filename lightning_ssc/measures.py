@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from lightning_ssc.functional import modularity, pairwise_cka
@@ -62,6 +63,11 @@ def _modularity(affinity: Tensor, groups: Tensor) -> float:
 
 def _worst_gap(gap: Tensor) -> float:
     return float(gap.max())
+
+
+def _effective_rank(gram: Tensor) -> Tensor:
+    trace, norm = gram.diagonal().sum(dtype=torch.float64), torch.linalg.vector_norm(gram, dtype=torch.float64)
+    return torch.square(trace / norm)  # still on its device: a GPU is waited for once
 
 
 def _neighbours(coef: Tensor) -> float:
@@ -159,6 +165,18 @@ MEASURES = (
         axis="linear CKA (biased HSIC)",
         range=_SIMILARITY,
         meaning="The same by linear CKA of the activations.",
+    ),
+    Measure(
+        "effective_rank",
+        "ssc/effective_rank",
+        "layer",
+        ("gram",),
+        _effective_rank,
+        title="Effective rank of the activations",
+        axis="effective rank (participation ratio)",
+        range=(0.0, None),
+        meaning="Over how many directions the activations' variance is spread: the participation ratio of the centred "
+        "Gram, tr(G)²/‖G‖²_F, from 1 to the number of inputs less one. It falls towards 1 where a layer collapses.",
     ),
     Measure(
         "nnz_per_input",

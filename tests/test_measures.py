@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -62,6 +63,26 @@ def test_what_is_missing_gives_no_value(taken: Snapshot) -> None:
 def test_values_of_before_are_kept(taken: Snapshot) -> None:
     done = {"gap": 0.25}
     assert measures.of_layer(taken.layers["0"].measurable(taken.labels), done)["gap"] == 0.25
+
+
+@pytest.mark.parametrize("rank", [1, 3, 7])
+def test_effective_rank_counts_directions_of_equal_variance(rank: int) -> None:
+    x = torch.linalg.qr(torch.randn(30, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
+    x = torch.linalg.qr(torch.cat([torch.ones(30, 1, dtype=torch.float64), x], 1)).Q[:, 1 : rank + 1]  # centred
+    assert measures.of_layer({"gram": x @ x.T})["effective_rank"] == pytest.approx(rank)
+
+
+def test_effective_rank_is_the_participation_ratio_of_the_covariance(taken: Snapshot) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(40, 6)
+    with torch.no_grad():
+        variances = torch.linalg.eigvalsh(torch.cov(net[0](x).double().T))
+    expected = float(variances.sum() ** 2 / variances.square().sum())
+    assert taken.layers["0"].values["effective_rank"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_effective_rank_of_a_constant_layer_is_nan() -> None:
+    assert math.isnan(measures.of_layer({"gram": torch.zeros(4, 4)})["effective_rank"])
 
 
 def test_an_unknown_name_is_an_error() -> None:
