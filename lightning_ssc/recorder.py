@@ -100,6 +100,7 @@ class Recorder:
         MismatchError: The folder holds another run's snapshots, or the run that is resumed had another probe.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> recorder = Recorder(net, (torch.rand(30, 4), torch.arange(30) % 2), layers="Linear")
         >>> for epoch in range(3):

@@ -80,7 +80,7 @@ def damaged(root: Path) -> None:
 
 
 def newer(root: Path) -> None:
-    np.savez(root / "epoch_000000.npz", header=np.frombuffer(b'{"format": 99}', np.uint8))
+    np.savez(root / "step_000000000.npz", header=np.frombuffer(b'{"format": 99}', np.uint8))
     SnapshotStore(root).load(0)
 
 
@@ -212,7 +212,7 @@ MESSAGES: list[tuple[str, Any, str]] = [
     (
         "a snapshot of a newer version",
         newer,
-        "There is no snapshot of epoch 0 in ROOT; it holds epochs []. ROOT/epoch_000000.npz has snapshot format 99; "
+        "There is no snapshot of epoch 0 in ROOT; it holds epochs []. ROOT/step_000000000.npz has snapshot format 99; "
         "this version of lightning_ssc reads up to 2. Upgrade lightning-ssc to read it.",
     ),
     (

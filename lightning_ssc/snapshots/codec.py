@@ -142,7 +142,9 @@ def encode(snapshot: Snapshot) -> Arrays:
         "settings": dict(snapshot.settings),
         "seconds": dict(snapshot.seconds),
         "versions": versions(),
-        **{key: getattr(snapshot, key) for key in ("probe", "learning_rate", "previous")},
+        "probe": snapshot.probe,
+        "learning_rate": _number(snapshot.learning_rate),
+        "previous": snapshot.previous,
     }
     arrays["header"] = _as_bytes(header)
     return arrays
@@ -336,8 +338,8 @@ def _moment(header: Mapping[str, Any], step: int | None) -> Moment:
 
 
 def _number(value: float | None) -> float | None:
-    """A number as JSON has it, which knows no NaN."""
-    return None if value is None or math.isnan(value) else value
+    """A number as JSON has it, which knows neither NaN nor infinity."""
+    return None if value is None or not math.isfinite(value) else value
 
 
 def _float(value: float | None) -> float:

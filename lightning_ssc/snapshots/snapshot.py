@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class Moment:
             n-th step under n - 1.)
 
     Raises:
-        ValueError: A step is negative.
+        ValueError: The step is negative or no whole number.
 
     Example:
         >>> print(Moment(391, 1)), print(Moment(500, 1.28, "steps"))
@@ -57,6 +58,10 @@ class Moment:
 
     def __post_init__(self) -> None:
         """Whole epochs are whole numbers."""
+        try:
+            object.__setattr__(self, "step", index(self.step))  # whole numbers of NumPy and torch, too
+        except TypeError:
+            raise ValueError(f"A moment needs a whole number of steps, got {self.step!r}.") from None
         if self.step < 0:
             raise ValueError(f"A moment needs a step of at least 0, got {self.step}.")
         if self.is_whole:

@@ -138,7 +138,7 @@ class SnapshotStore(Store):
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self._headers: dict[tuple[str, int, int], SnapshotHeader] = {}  # by what tells one file from another
+        self._headers: dict[tuple[str, int, int, int], SnapshotHeader] = {}  # by what tells one file from another
 
     def __str__(self) -> str:
         return str(self.root)
@@ -193,7 +193,9 @@ class SnapshotStore(Store):
                 try:
                     os.link(theirs[step], target)
                 except OSError:
-                    shutil.copy2(theirs[step], target)
+                    partial = target.with_suffix(f".{os.getpid()}.partial")
+                    shutil.copy2(theirs[step], partial)
+                    partial.replace(target)
 
     def set_aside(self, steps: Sequence[int]) -> None:
         """Move snapshots into the subfolder ``superseded``, where no reader looks."""
@@ -259,7 +261,7 @@ class SnapshotStore(Store):
             stat = path.stat()
         except OSError as error:
             raise SnapshotError(f"{path} cannot be opened ({error.strerror or error}).", step) from error
-        key = (path.name, stat.st_mtime_ns, stat.st_ino)
+        key = (path.name, stat.st_mtime_ns, stat.st_size, stat.st_ino)
         if key not in self._headers:
             with codec.reading(path, step) as arrays:
                 self._headers[key] = codec.decode_header(arrays, path, step)

@@ -121,7 +121,7 @@ def test_the_size_of_a_store_is_known_beforehand(tmp_path: Path) -> None:
     store = SnapshotStore(tmp_path)
     for epoch, count in enumerate((800, 1600)):
         x, y = data(count).tensors
-        taken = snapshot(convnet(), x, y, layers="conv", epoch=epoch)
+        taken = snapshot(convnet(), x, y, layers="conv", epoch=epoch, step=epoch)
         store.save(taken)
         expected = size_of(2, count, float(np.mean([layer.neighbours for layer in taken.layers.values()])))
         assert 0.8 * expected < store.path(epoch).stat().st_size < expected
