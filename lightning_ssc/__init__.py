@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from lightning_ssc.callback import SSCMonitor
     from lightning_ssc.pipeline import snapshot
     from lightning_ssc.recorder import Recorder
-    from lightning_ssc.snapshots import Settings, Snapshot, SnapshotStore
+    from lightning_ssc.settings import Settings
+    from lightning_ssc.snapshots import Snapshot, SnapshotStore
     from lightning_ssc.writers import Images
 
 __all__ = ["Images", "Recorder", "SSCMonitor", "Settings", "Snapshot", "SnapshotStore", "__version__", "snapshot"]
@@ -17,7 +18,7 @@ _WHERE = {
     "Images": "writers",
     "Recorder": "recorder",
     "SSCMonitor": "callback",
-    "Settings": "snapshots",
+    "Settings": "settings",
     "Snapshot": "snapshots",
     "SnapshotStore": "snapshots",
     "snapshot": "pipeline",

@@ -6,7 +6,7 @@ A quantity is computed when a snapshot is taken and is kept with it; readers rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_ssc.functional import modularity, pairwise_cka
-from lightning_ssc.functional.gram_sketch import GramSketch, pairwise_sketch_cka
+from lightning_ssc.functional.gram_sketch import pairwise_sketch_cka, sketch_cka
 from lightning_ssc.functional.graph_cka import graph_cka
 
 Over = Literal["layer", "previous", "reference", "final", "pair"]
@@ -74,14 +74,6 @@ def _neighbours(coef: Tensor) -> float:
     return coef.values().numel() / len(coef)
 
 
-def _linear_cka(one: GramSketch, other: GramSketch) -> float:
-    return one.cka(other)
-
-
-def _pairwise_linear_cka(sketches: Sequence[GramSketch]) -> Tensor:
-    return pairwise_sketch_cka(sketches)[0]
-
-
 MEASURES = (
     Measure(
         "modularity",
@@ -114,7 +106,7 @@ MEASURES = (
         "linear_cka/cka_to_final",
         "final",
         ("linear",),
-        _linear_cka,
+        sketch_cka,
         title="Linear CKA to the final state",
         axis="linear CKA (biased HSIC)",
         range=_SIMILARITY,
@@ -137,7 +129,7 @@ MEASURES = (
         "linear_cka/cka_to_previous",
         "previous",
         ("linear",),
-        _linear_cka,
+        sketch_cka,
         title="Linear CKA to the previous snapshot",
         axis="linear CKA (biased HSIC)",
         range=_SIMILARITY,
@@ -160,7 +152,7 @@ MEASURES = (
         "linear_cka/cka_to_reference",
         "reference",
         ("linear",),
-        _linear_cka,
+        sketch_cka,
         title="Linear CKA to the reference",
         axis="linear CKA (biased HSIC)",
         range=_SIMILARITY,
@@ -219,7 +211,7 @@ MEASURES = (
         "linear_cka/pairwise_cka",
         "pair",
         ("linear",),
-        _pairwise_linear_cka,
+        pairwise_sketch_cka,
         title="Linear CKA between layers",
         axis="linear CKA (biased HSIC)",
         range=_SIMILARITY,

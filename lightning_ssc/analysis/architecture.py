@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lightning_ssc.analysis._csv import write_csv
-from lightning_ssc.analysis.dynamics import Table, linear_cka
+from lightning_ssc.analysis.dynamics import Table
 from lightning_ssc.functional import pairwise_cka
+from lightning_ssc.functional.gram_sketch import pairwise_sketch_cka
 from lightning_ssc.snapshots import Snapshot, SnapshotError
 
 
@@ -77,17 +78,18 @@ def similarity(one: Snapshot, other: Snapshot | None = None, *, linear: bool = T
             [layer.affinity for layer in one.layers.values()],
             None if other is None else [layer.affinity for layer in other.layers.values()],
         )
-    linear_table = np.full(tuple(ssc.shape), np.nan)
-    if linear:
-        linear_table = _linear(one, other)
+    linear_table = _linear(one, other) if linear else np.full(tuple(ssc.shape), np.nan)
     return Similarity(list(one.layers), list((other or one).layers), ssc.numpy(), linear_table)
 
 
 def _linear(one: Snapshot, other: Snapshot | None) -> Table:
     if other is None and "pairwise_linear_cka" in one.pairs:
         return one.pairs["pairwise_linear_cka"].double().numpy()
-    rows, columns = list(one.layers.values()), list((other or one).layers.values())
-    return np.array([[linear_cka(row, column) for column in columns] for row in rows])
+    both = one, other or one
+    rows, columns = ([layer.linear for layer in of.layers.values() if layer.linear is not None] for of in both)
+    if (len(rows), len(columns)) != (shape := tuple(len(of.layers) for of in both)):
+        return np.full(shape, np.nan)
+    return pairwise_sketch_cka(rows, columns).numpy()
 
 
 @dataclass(frozen=True)

@@ -130,13 +130,6 @@ class Dynamics:
         )
 
 
-def linear_cka(one: LayerGraph, other: LayerGraph) -> float:
-    """Linear CKA of the same two layers; NaN where it was not kept."""
-    if one.linear is None or other.linear is None:
-        return float("nan")
-    return one.linear.cka(other.linear)
-
-
 def dynamics(
     store: Store,
     epochs: Sequence[int] | None = None,

@@ -3,13 +3,13 @@
 from lightning_ssc.capture.batches import batch_size, first_loader, split_batch
 from lightning_ssc.capture.isolation import isolated_random_state, without_trace
 from lightning_ssc.capture.layers import Layer, LayerPattern, select_layers
-from lightning_ssc.capture.outputs import Pooling
 from lightning_ssc.capture.passes import capture
 from lightning_ssc.capture.pictures import class_names, pictures
 from lightning_ssc.capture.plan import plan_passes, share_layers
 from lightning_ssc.capture.probe import Probe, ProbeSource, balanced, make_probe
 from lightning_ssc.capture.runner import Forward, Runner, check_sizes, unwrapped
 from lightning_ssc.capture.trace import WatchedLayer, trace
+from lightning_ssc.settings import Pooling
 
 __all__ = [
     "Forward",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_ssc.capture.layers import Layer
-
-Pooling = Literal["flatten", "mean", "cls"]
+from lightning_ssc.settings import Pooling
 
 
 def features(

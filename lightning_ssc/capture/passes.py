@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from lightning_ssc.capture.batches import batch_size, take
 from lightning_ssc.capture.isolation import without_trace
 from lightning_ssc.capture.layers import Layer
-from lightning_ssc.capture.outputs import Pooling, features
+from lightning_ssc.capture.outputs import features
 from lightning_ssc.capture.plan import FeatureSlice, plan_passes, room
 from lightning_ssc.capture.runner import Runner
 from lightning_ssc.capture.trace import WatchedLayer, hooked
 from lightning_ssc.functional.grams import CentredGram, centred_gram
+from lightning_ssc.settings import Pooling
 
 log = logging.getLogger(__name__)
 

@@ -172,8 +172,8 @@ def balanced(labels: Tensor, size: int) -> Tensor:
         >>> balanced(torch.tensor([0, 0, 0, 0, 1, 2, 2]), 5).tolist()
         [0, 1, 4, 5, 6]
     """
-    place_in_class = torch.empty_like(labels, dtype=torch.long)
-    for c in labels.unique():
-        members = (labels == c).nonzero().squeeze(1)
-        place_in_class[members] = torch.arange(len(members))
+    by_class = labels.argsort(stable=True)
+    members = labels[by_class].unique_consecutive(return_counts=True)[1]
+    place_in_class = torch.empty_like(by_class)
+    place_in_class[by_class] = torch.arange(len(labels)) - (members.cumsum(0) - members).repeat_interleave(members)
     return place_in_class.argsort(stable=True)[:size].sort().values

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from lightning_ssc.capture.batches import batch_size, take
 from lightning_ssc.capture.isolation import without_trace
 from lightning_ssc.capture.layers import Layer, named_layers
-from lightning_ssc.capture.outputs import Pooling, describe, features, is_channels_last, part_of
+from lightning_ssc.capture.outputs import describe, features, is_channels_last, part_of
 from lightning_ssc.capture.runner import Runner
+from lightning_ssc.settings import Pooling
 
 log = logging.getLogger(__name__)
 

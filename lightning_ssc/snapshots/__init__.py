@@ -1,7 +1,7 @@
 """Snapshots, the state of every watched layer at one moment, and where they are kept."""
 
+from lightning_ssc.settings import Settings
 from lightning_ssc.snapshots.resume import MismatchError, continued_folder, free_folder
-from lightning_ssc.snapshots.settings import Settings
 from lightning_ssc.snapshots.snapshot import (
     LayerGraph,
     Moment,

@@ -127,6 +127,7 @@ def test_similarity_is_cka_of_every_pair() -> None:
             k, m = (h @ (c @ c.T) @ h for c in (first, second))
             expected = (k * m).sum() / np.linalg.norm(k) / np.linalg.norm(m)
             assert table.linear[i, j] == pytest.approx(expected, abs=5e-3)
+    assert np.isnan(similarity(taken(one, linear=True), taken(other, linear=False)).linear).tolist() == [[True] * 3] * 2
 
 
 def test_a_network_with_itself_is_symmetric_with_ones() -> None:

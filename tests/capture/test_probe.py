@@ -1,5 +1,6 @@
 import contextlib
 import random
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -253,3 +254,15 @@ def test_a_probe_larger_than_the_set_is_all_of_it_and_said_to_be(caplog: pytest.
     caplog.clear()
     assert len(make_probe(data(30), 30)) == len(make_probe(data(30).tensors, 31)) == 30  # tensors are taken whole
     assert not caplog.text
+
+
+@pytest.mark.parametrize("classes", [1, 3, 700])
+def test_balanced_takes_the_first_of_every_class_then_the_second(classes: int) -> None:
+    labels = torch.randint(classes, (2000,), generator=torch.Generator().manual_seed(classes)) - classes // 2
+    seen: Counter[int] = Counter()
+    turns = []
+    for position, label in enumerate(labels.tolist()):
+        turns.append((seen[label], position))
+        seen[label] += 1
+    for size in (0, 1, classes, 1111, 2000):
+        assert balanced(labels, size).tolist() == sorted(position for _, position in sorted(turns)[:size])

@@ -1,4 +1,4 @@
-"""How activations become graphs."""
+"""How activations become graphs. Said without PyTorch, so that the command line's help is there at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from lightning_ssc.capture import Pooling
+Pooling = Literal["flatten", "mean", "cls"]
 
 
 @dataclass(frozen=True)
