@@ -87,7 +87,7 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
     graph = LayerGraph(solved.coef.cpu(), solved.gap.cpu().float(), solved.converged, layer.features, linear)
     if settings.labels == "communities":
         graph = replace(graph, communities=communities(graph.affinity))
-    return replace(graph, values=measures.of_layer(graph.measurable(labels), values))
+    return graph.with_values(measures.of_layer(graph.measurable(labels), values))
 
 
 def compared(taken: Snapshot, previous: Snapshot | None = None, reference: Snapshot | None = None) -> Snapshot:
@@ -105,7 +105,7 @@ def compared(taken: Snapshot, previous: Snapshot | None = None, reference: Snaps
             values |= measures.between("previous", layer, previous.layers[name])
         if reference is not None and name in reference.layers:
             values |= measures.between("reference", layer, reference.layers[name])
-        layers[name] = replace(layer, values=values)
+        layers[name] = layer.with_values(values)
     pairs = {name: table.float() for name, table in measures.of_pairs(layers.values()).items()}
     return replace(taken, layers=layers, pairs=pairs, previous=None if previous is None else previous.step)
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_ssc import SnapshotStore, SSCMonitor
-from lightning_ssc.analysis.dynamics import Dynamics, dynamics
+from lightning_ssc.analysis import Dynamics, dynamics, similarity
 from lightning_ssc.live.report import file_name
 from lightning_ssc.plots import dynamics_figures, evenly, heatmap, short_names
 from recipes.data import ImageData
@@ -80,8 +80,8 @@ def write_figures(store: SnapshotStore, table: Dynamics, folder: Path, heatmaps:
         figure.savefig(folder / f"{family}.png", dpi=150, bbox_inches="tight")
     for place in evenly(len(table.epochs), heatmaps):
         moment = table.moments[place]
-        matrix = store.pairs(moment.step)["pairwise_cka"]
-        figure = heatmap(matrix, table.layers, title=f"SSC-CKA between layers, {moment}")
+        found = similarity(store.load(step=moment.step), linear=False)
+        figure = heatmap(found.ssc, found.rows, title=f"SSC-CKA between layers, {moment}")
         figure.savefig(folder / f"heatmap_{file_name(moment)}.png", dpi=150, bbox_inches="tight")
 
 

@@ -184,10 +184,20 @@ class Training:
     @property
     def epoch(self) -> float:
         """Epochs that are done at the end of one, a fraction where it was left early; NaN if its length is unknown."""
-        loop, batches = self._trainer.fit_loop.epoch_loop, self._trainer.num_training_batches
-        if loop.batch_progress.is_last_batch:
-            return self.epochs_begun
-        return self.epochs_done + (loop.batch_progress.current.ready / batches if batches < float("inf") else math.nan)
+        return self.epochs_begun - self._left_of_epoch
+
+    @property
+    def final_epoch(self) -> float:
+        """The same once training is over, when Lightning has counted an epoch that was left early as done."""
+        return self.epochs_done - self._left_of_epoch if self.epochs_done else 0
+
+    @property
+    def _left_of_epoch(self) -> float:
+        """Share of the last epoch that was not run; 0 at its end, NaN where its length is unknown."""
+        progress, batches = self._trainer.fit_loop.epoch_loop.batch_progress, self._trainer.num_training_batches
+        if progress.is_last_batch:
+            return 0
+        return 1 - progress.current.ready / batches if batches < float("inf") else math.nan
 
     @property
     def is_new(self) -> bool:

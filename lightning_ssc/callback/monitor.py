@@ -258,7 +258,7 @@ class SSCMonitor(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the final state and compare every earlier snapshot with it."""
         training = Training(trainer, pl_module)
-        self._take(training, training.epochs_done)
+        self._take(training, training.final_epoch)
         with self._guard(training) as recorder:
             self._collect(training, recorder)
         with self._guard(training) as recorder:
@@ -365,8 +365,8 @@ class SSCMonitor(Callback):
         self._say(training, recorder, before)
 
     def _say(self, training: Training, recorder: Recorder, before: list[int]) -> None:
-        if self._verbose and recorder.steps != before:
-            training.print("" if recorder.last is None else summary(recorder.last))
+        if self._verbose and recorder.last is not None and recorder.steps != before:
+            training.print(summary(recorder.last))
 
     @contextmanager
     def _guard(self, training: Training) -> Iterator[Recorder]:

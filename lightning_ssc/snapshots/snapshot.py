@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import index
@@ -78,6 +79,22 @@ class Moment:
         return f"epoch {self.epoch}" if self.is_whole else f"step {self.step}"
 
 
+class _OfAMoment:
+    """Names for the parts of a moment."""
+
+    moment: Moment
+
+    @property
+    def step(self) -> int:
+        """Training steps that were done."""
+        return self.moment.step
+
+    @property
+    def epoch(self) -> float:
+        """Epochs that were done; 0 is the untrained network."""
+        return self.moment.epoch
+
+
 @dataclass(frozen=True)
 class LayerGraph:
     """One layer at one moment.
@@ -103,6 +120,12 @@ class LayerGraph:
     communities: Tensor | None = None
     values: Mapping[str, float] = field(default_factory=dict)
     norm: float | None = None
+
+    def with_values(self, values: Mapping[str, float]) -> LayerGraph:
+        """The same layer with other values; what was derived of its graph is not derived again."""
+        other = copy(self)
+        object.__setattr__(other, "values", values)
+        return other
 
     @cached_property
     def affinity(self) -> Tensor:
@@ -145,7 +168,7 @@ class LayerGraph:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class Snapshot(_OfAMoment):
     """The graphs of all watched layers at one moment, and what was measured of them.
 
     Attributes:
@@ -177,19 +200,9 @@ class Snapshot:
     pairs: Mapping[str, Tensor] = field(default_factory=dict)
     previous: int | None = None
 
-    @property
-    def step(self) -> int:
-        """Training steps that were done."""
-        return self.moment.step
-
-    @property
-    def epoch(self) -> float:
-        """Epochs that were done; 0 is the untrained network."""
-        return self.moment.epoch
-
 
 @dataclass(frozen=True)
-class SnapshotHeader:
+class SnapshotHeader(_OfAMoment):
     """What a stored snapshot says of itself; reading it reads no graph.
 
     Attributes:
@@ -211,16 +224,6 @@ class SnapshotHeader:
     versions: Mapping[str, str]
     learning_rate: float | None
     previous: int | None
-
-    @property
-    def step(self) -> int:
-        """Training steps that were done."""
-        return self.moment.step
-
-    @property
-    def epoch(self) -> float:
-        """Epochs that were done; 0 is the untrained network."""
-        return self.moment.epoch
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,10 @@ class Store(ABC):
         """What a snapshot says of itself."""
 
     @abstractmethod
+    def headers(self) -> Iterator[SnapshotHeader | SnapshotError]:
+        """What all snapshots say of themselves, ascending; of one that cannot be read, why."""
+
+    @abstractmethod
     def save_card(self, card: ProbeCard) -> None:
         """Keep what readers see of the probe."""
 
@@ -79,17 +83,10 @@ class Store(ABC):
 
     def _by_epoch(self) -> tuple[dict[int, int], list[SnapshotError]]:
         """The last step of every whole epoch, and why snapshots could not be asked for theirs."""
-        found: dict[int, int] = {}
-        unreadable = []
-        for step in self.steps:
-            try:
-                moment = self.header(step=step).moment
-            except SnapshotError as error:
-                unreadable.append(error)
-                continue
-            if moment.is_whole:
-                found[int(moment.epoch)] = step
-        return found, unreadable
+        headers = list(self.headers())
+        whole = [h.moment for h in headers if isinstance(h, SnapshotHeader) and h.moment.is_whole]
+        unreadable = [header for header in headers if isinstance(header, SnapshotError)]
+        return {int(moment.epoch): moment.step for moment in whole}, unreadable
 
     def _step_of(self, epoch: int | None, step: int | None) -> int:
         """The step that is meant by an epoch or a step."""
@@ -253,8 +250,15 @@ class SnapshotStore(Store):
             SnapshotError: The snapshot cannot be read.
         """
         step = self._step_of(epoch, step)
-        header = self._read_header(self.path(step), step)
-        return replace(header, moment=replace(header.moment, step=step))
+        return self._read_header(self.path(step), step)
+
+    def headers(self) -> Iterator[SnapshotHeader | SnapshotError]:
+        """Read what all snapshots say of themselves, ascending; of one that cannot be read, why."""
+        for step, path in sorted(self._files().items()):
+            try:
+                yield self._read_header(path, step)
+            except SnapshotError as error:
+                yield error
 
     def _read_header(self, path: Path, step: int | None) -> SnapshotHeader:
         try:
@@ -265,7 +269,8 @@ class SnapshotStore(Store):
         if key not in self._headers:
             with codec.reading(path, step) as arrays:
                 self._headers[key] = codec.decode_header(arrays, path, step)
-        return self._headers[key]
+        header = self._headers[key]  # of format 1 it may have been read before its step was settled
+        return header if step is None else replace(header, moment=replace(header.moment, step=step))
 
     def save_card(self, card: ProbeCard) -> None:
         """Write what readers see of the probe.
@@ -354,6 +359,10 @@ class MemoryStore(Store):
             learning_rate=taken.learning_rate,
             previous=taken.previous,
         )
+
+    def headers(self) -> Iterator[SnapshotHeader | SnapshotError]:
+        """What all kept snapshots say of themselves, ascending."""
+        return (self.header(step=step) for step in self.steps)
 
     def save_card(self, card: ProbeCard) -> None:
         """Keep what readers see of the probe."""

@@ -69,6 +69,13 @@ def test_trainer_settings(tmp_path: Path, how: dict[str, Any], expected: list[fl
     assert epochs(watching) == expected
 
 
+@pytest.mark.parametrize("schedule", [[0], [0, 2]])
+def test_a_final_state_within_an_epoch_says_how_much_of_it_was_done(tmp_path: Path, schedule: list[int]) -> None:
+    watching = monitor(schedule=schedule)
+    fit(tmp_path, watching, max_steps=4, max_epochs=-1)  # the first of three steps of the second epoch
+    assert epochs(watching) == [0, 4 / 3]
+
+
 def test_nothing_is_taken_in_validation_or_test(tmp_path: Path) -> None:
     watching = monitor()
     run = trainer(tmp_path, watching)

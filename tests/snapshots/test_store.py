@@ -226,6 +226,27 @@ def test_steps_are_keys_and_whole_epochs_are_names(store: SnapshotStore, taken: 
         store.load(3, step=17)
 
 
+def test_a_folder_is_looked_at_once_for_all_epochs(
+    store: SnapshotStore, taken: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (20, 25, 30):
+        store.save(replace(taken, moment=Moment(step, step)))
+    looks: list[Path] = []
+    original = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: (looks.append(self), original(self))[1])
+    assert store.epochs == [3, 20, 25, 30]
+    assert looks == [store.root]
+
+
+def test_other_values_keep_what_was_derived_of_the_graph(taken: Snapshot) -> None:
+    layer = taken.layers["4"]
+    other = layer.with_values({"gap": 0.5})
+    assert other.affinity is layer.affinity
+    assert other.graph is layer.graph
+    assert (dict(other.values), other.coef is layer.coef) == ({"gap": 0.5}, True)
+    assert layer.values != other.values
+
+
 def test_a_header_is_read_alone_and_once(
     store: SnapshotStore, taken: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
