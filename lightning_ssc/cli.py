@@ -1,33 +1,28 @@
-"""The command ``lightning-ssc``: report, analyze, compare, export."""
+"""The command ``lightning-ssc``: every command is a function, its options and its help are signature and docstring."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import os
+import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
+
+from lightning_ssc.progress import Progress
+from lightning_ssc.settings import Settings
 from lightning_ssc.version import __version__
 
 OK, FAILED, USAGE = 0, 1, 2
 _SECONDS_BETWEEN_LINES = 5.0
 
-_DESCRIPTION = """\
-Read what SSCMonitor stored of a run: how the layers of a network formed, settled and relate.
-
-  lightning-ssc report runs/version_0                 one HTML page; --figures for figures, too
-  lightning-ssc export runs/version_0 --csv tables    every table as a CSV file
-  lightning-ssc compare runs/resnet runs/vgg          two networks on the same probe
-  lightning-ssc analyze --model net:Net --checkpoints runs/version_0/checkpoints \\
-                        --data net:data --out runs/version_0/ssc
-                                                      snapshots of a run trained without SSCMonitor
-"""
+_DESCRIPTION = "Read what SSCMonitor stored of a run: how the layers of a network formed, settled and relate."
 
 _EPILOG = """\
 A RUN is the folder of snapshots (ssc), the version folder of a Lightning logger that holds it, or any folder above
@@ -41,30 +36,8 @@ Exit status:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
-
-    Example:
-        >>> main(["--version"])  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        SystemExit: 0
-    """
-    options = _parser().parse_args(arguments)
-    from lightning_ssc.snapshots import SnapshotError  # late, so that --help is answered at once
-
-    try:
-        with _one_thread() if options.run_command is not _analyze else nullcontext():
-            options.run_command(options)
-    except _UsageError as error:
-        print(f"lightning-ssc {options.command}: error: {error}", file=sys.stderr)
-        return USAGE
-    except (SnapshotError, ValueError, ImportError, OSError) as error:
-        print(f"lightning-ssc {options.command}: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return OK
+class _UsageError(Exception):
+    """A mistake in the command line that only the command itself can see."""
 
 
 @contextmanager
@@ -80,17 +53,38 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _UsageError(Exception):
-    """A mistake in the command line that argparse cannot see."""
+# -- Commands. What is slow to import is imported in them, so that --help is answered at once.
 
 
-def _report(options: argparse.Namespace) -> None:
+@_one_thread()
+def report(
+    run: str,
+    *,
+    out: Path | None = None,
+    figures: bool = False,
+    layer: str | None = None,
+    reference: str | None = None,
+) -> None:
+    """Write one HTML page of a run.
+
+    The page is self-contained and opens from disk without a network: curves by layer, heatmaps by epoch, spectral
+    embeddings, the confidently wrong inputs with their neighbours, and the settings of the run.
+
+      lightning-ssc report runs/version_0 --out report
+
+    Args:
+        run: The run's folder.
+        out: Where to write; by default 'report' inside the snapshots' folder.
+        figures: Write the figures, too, as PNG and SVG.
+        layer: The layer from which single inputs are read; by default the last before the classifier.
+        reference: A run on the same probe with whose last snapshot layers of the same name are compared.
+    """
     from lightning_ssc.live.report import read_run, write_report
 
-    summary = read_run(options.run, options.layer, options.reference, _progress("reading"))
-    path = write_report(summary, options.out, figures=options.figures, progress=_progress("drawing"))
+    summary = read_run(run, layer, reference, _progress("reading"))
+    path = write_report(summary, out, figures=figures, progress=_progress("drawing"))
     print(f"Page:    {path}")
-    if options.figures:
+    if figures:
         print(f"Figures: {path.parent / 'figures'}")
     if summary.inputs is not None:
         print(f"Table 1: {path.parent / 'table1.csv'}")
@@ -98,93 +92,192 @@ def _report(options: argparse.Namespace) -> None:
             print(f"  {name.replace('_', ' '):18}  {f'{value:.1%}' if isinstance(value, float) else value}")
 
 
-def _export(options: argparse.Namespace) -> None:
+@_one_thread()
+def export(run: str, *, csv: Path, layer: str | None = None, reference: str | None = None) -> None:
+    """Write every table of a run as a CSV file.
+
+    The tables are dynamics, layers, heatmaps, similarity, blocks, embeddings, neighbours, jumps, run and, where the
+    probe has labels, inputs and table1 (of the paper).
+
+      lightning-ssc export runs/version_0 --csv tables
+
+    Args:
+        run: The run's folder.
+        csv: Where to write.
+        layer: The layer from which single inputs are read; by default the last before the classifier.
+        reference: A run on the same probe with whose last snapshot layers of the same name are compared.
+    """
     from lightning_ssc.live.report import read_run
 
-    summary = read_run(options.run, options.layer, options.reference, _progress("reading"))
-    for path in summary.to_csv(options.csv):
+    for path in read_run(run, layer, reference, _progress("reading")).to_csv(csv):
         print(path)
 
 
-def _compare(options: argparse.Namespace) -> None:
-    from lightning_ssc.analysis import compare, find_store
+@_one_thread()
+def compare(
+    run_a: str,
+    run_b: str,
+    *,
+    out: Path = Path("comparison"),
+    epoch_a: int | None = None,
+    epoch_b: int | None = None,
+) -> None:
+    """Compare two networks on the same probe.
+
+    Draws the similarity of every layer of one network to every layer of another, and the curves of both. Both runs must
+    have used the same probe; the layers and the architectures may differ.
+
+      lightning-ssc compare runs/resnet/version_0 runs/vgg/version_0 --out comparison
+
+    Args:
+        run_a: The first run, the rows of the heatmap.
+        run_b: The second run, its columns.
+        out: Where to write.
+        epoch_a: Snapshot of the first run; by default its last.
+        epoch_b: Snapshot of the second run; by default its last.
+    """
+    from lightning_ssc import analysis
     from lightning_ssc.live.report import run_names, write_comparison
 
-    stores = find_store(options.run_a), find_store(options.run_b)
-    epochs = options.epoch_a, options.epoch_b
-    comparison = compare(*stores, epochs=epochs, progress=_progress("reading"))
+    stores = analysis.find_store(run_a), analysis.find_store(run_b)
+    epochs = epoch_a, epoch_b
+    comparison = analysis.compare(*stores, epochs=epochs, progress=_progress("reading"))
     names = run_names((stores[0].root, stores[1].root), epochs)
-    for path in write_comparison(comparison, names, Path(options.out), _progress("drawing")):
+    for path in write_comparison(comparison, names, out, _progress("drawing")):
         print(path)
     print(f"\nThe layer of {names[1]} most like each layer of {names[0]}, with their SSC-CKA:")
     for row, column, value in comparison.closest():
         print(f"  {row}  {column}  {value:.2f}")
 
 
-def _analyze(options: argparse.Namespace) -> None:
+def analyze(
+    *,
+    model: str,
+    checkpoints: Path,
+    data: str,
+    out: Path,
+    model_arg: dict[str, Any] | None = None,
+    data_arg: dict[str, Any] | None = None,
+    layers: Sequence[str] = ("blocks",),
+    probe_size: int = 1000,
+    device: str = "cpu",
+    chunk: int = 256,
+    memory: int | None = None,
+    **settings: Any,
+) -> None:
+    r"""Take the snapshots of a finished run from its checkpoints.
+
+    They are what SSCMonitor would have stored, for runs trained without it. Checkpoints are read without executing
+    anything in them; --model and --data are imported as Python imports any module, from the current folder too.
+
+      lightning-ssc analyze --model train:Classifier --checkpoints runs/version_0 \
+          --data train:CIFAR10Data --data-arg root=data --layers conv --out runs/version_0/ssc
+
+    Networks run in float32. Checkpoints from the middle of an epoch are left out, epochs that are in --out already are
+    passed over.
+
+    Args:
+        model: MODULE:NAME of a LightningModule class (it also gets the hyperparameters in the checkpoint), or of a
+            function or class that makes the network.
+        checkpoints: Folder of .ckpt files, or of state dicts (.pt, .pth) whose names end in the number of finished
+            epochs; or the version folder of a run that has such a folder.
+        data: MODULE:NAME of where the probe comes from: a LightningDataModule (its probe_dataloader(), else its
+            validation data), a Dataset, a DataLoader, (inputs, labels), or a class or function that makes one of these.
+        out: Folder for the snapshots.
+        model_arg: KEY=VALUE, an argument of --model, its value read as YAML; may be repeated.
+        data_arg: KEY=VALUE, an argument of --data, its value read as YAML; may be repeated.
+        layers: conv, blocks, stages, or names, globs and types of modules.
+        probe_size: Inputs in the probe.
+        device: Where the networks run.
+        chunk: Inputs a forward pass.
+        memory: Bytes that activations and Gram matrices may take; by default half of what the device has free.
+        settings: How activations become graphs.
+    """
     import torch
 
-    from lightning_ssc.replay import analyze, find_checkpoints, import_object
-    from lightning_ssc.snapshots import Settings, SnapshotStore
+    from lightning_ssc import replay
+    from lightning_ssc.snapshots import SnapshotStore
 
     sys.path.insert(0, os.getcwd())  # as python -m does, so that a script beside the runs can be named
     try:
-        factory, data = import_object(options.model), import_object(options.data)
+        factory, source = replay.import_object(model), replay.import_object(data)
     except ValueError as error:
         raise _UsageError(error) from None
-    _check_arguments("model", options.model, factory, options.model_arg)
+    model_arguments, data_arguments = model_arg or {}, data_arg or {}
+    _check_arguments("model", model, factory, model_arguments)
     try:
-        device = torch.device(options.device)
-        torch.zeros(1, device=device).tolist()
+        on = torch.device(device)
+        torch.zeros(1, device=on).tolist()
     except (RuntimeError, AssertionError) as error:  # an AssertionError where torch was built without the device
-        raise _UsageError(f"--device {options.device} cannot be used: {str(error).partition(chr(10))[0]}") from None
-    if callable(data):
-        _check_arguments("data", options.data, data, options.data_arg)
-        data = data(**dict(options.data_arg))
-    elif options.data_arg:
-        raise _UsageError(f"--data {options.data} is no class or function, so it takes no --data-arg.")
-    settings = Settings(
-        tau=options.tau,
-        normalize=not options.raw,
-        solver=options.solver,
-        tol=options.tol,
-        preset=options.preset,
-        pooling=options.pooling,
-        linear_cka=not options.no_linear_cka,
-    )
-    checkpoints = find_checkpoints(options.checkpoints, _progress("checkpoints"))
-    store = SnapshotStore(options.out)
-    analyze(
+        raise _UsageError(f"--device {device} cannot be used: {str(error).partition(chr(10))[0]}") from None
+    if callable(source):
+        _check_arguments("data", data, source, data_arguments)
+        source = source(**data_arguments)
+    elif data_arguments:
+        raise _UsageError(f"--data {data} is no class or function, so it takes no --data-arg.")
+    graphs = Settings(**settings)
+    store = SnapshotStore(out)
+    replay.analyze(
         factory,
-        checkpoints,
-        data,
+        replay.find_checkpoints(checkpoints, _progress("checkpoints")),
+        source,
         store,
-        layers=options.layers[0] if len(options.layers) == 1 else options.layers,
-        probe_size=options.probe_size,
-        settings=settings,
-        model_arguments=dict(options.model_arg),
-        device=device,
-        chunk=options.chunk,
-        memory=options.memory,
+        layers=layers[0] if len(layers) == 1 else layers,
+        probe_size=probe_size,
+        settings=graphs,
+        model_arguments=model_arguments,
+        device=on,
+        chunk=chunk,
+        memory=memory,
         progress=_progress("epochs"),
     )
     print(f"Snapshots of epochs {', '.join(str(epoch) for epoch in store.epochs)}: {store.root}")
 
 
-def _check_arguments(option: str, path: str, factory: Any, arguments: Sequence[tuple[str, Any]]) -> None:
+COMMANDS = {command.__name__: command for command in (report, analyze, compare, export)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status.
+
+    Example:
+        >>> main(["--version"])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        SystemExit: 0
+    """
+    given = _parser().parse_args(_dotted(sys.argv[1:] if arguments is None else arguments))
+    options = given[given.command].as_dict()
+    del options["config"]
+    from lightning_ssc.snapshots import SnapshotError  # late, so that --help is answered at once
+
+    try:
+        COMMANDS[given.command](**options)
+    except _UsageError as error:
+        print(f"lightning-ssc {given.command}: error: {error}", file=sys.stderr)
+        return USAGE
+    except (SnapshotError, ValueError, ImportError, OSError) as error:
+        print(f"lightning-ssc {given.command}: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return OK
+
+
+def _check_arguments(option: str, path: str, factory: Any, arguments: Mapping[str, Any]) -> None:
     """Refuse a factory that cannot be called, and names that it has no argument for."""
     if not callable(factory):
         raise _UsageError(f"--{option} {path} is {type(factory).__name__}, no class or function.")
     accepted = inspect.signature(factory).parameters.values()
     names = [parameter.name for parameter in accepted]
-    unknown = [key for key, _ in arguments if key not in names]
+    unknown = [key for key in arguments if key not in names]
     if unknown and all(parameter.kind is not parameter.VAR_KEYWORD for parameter in accepted):
         raise _UsageError(
             f"--{option} {path} has no argument {unknown[0]!r} for --{option}-arg, only {', '.join(names) or 'none'}."
         )
 
 
-def _progress(what: str) -> Any:
+def _progress(what: str) -> Progress:
     """A progress bar on a terminal, elsewhere a line every few seconds; both on standard error."""
 
     def wrap(items: Sequence[Any]) -> Iterable[Any]:
@@ -204,158 +297,64 @@ def _lines(items: Sequence[Any], what: str) -> Iterable[Any]:
         yield item
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "lightning-ssc", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--version", action="version", version=f"lightning-ssc {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+# -- From functions to a command line
 
-    def command(name: str, run: Any, summary: str, description: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name,
-            help=summary,
-            description=description,
-            epilog=_EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.set_defaults(run_command=run)
-        return sub
 
-    sub = command(
-        "report",
-        _report,
-        "write one HTML page of a run",
-        "Write one self-contained HTML page of a run, index.html, and with --figures its figures as PNG and SVG.\n\n"
-        "The page opens from disk without a network: curves by layer, heatmaps by epoch, spectral embeddings, the\n"
-        "confidently wrong inputs with their neighbours, and the settings of the run.\n\n"
-        "  lightning-ssc report runs/version_0 --out report",
-    )
-    sub.add_argument("run", metavar="RUN", help="the run's folder")
-    sub.add_argument(
-        "-o", "--out", metavar="DIR", help="where to write (default: 'report' inside the snapshots' folder)"
-    )
-    sub.add_argument("--figures", action="store_true", help="write the figures, too, as PNG and SVG")
-    _add_layer(sub)
-    _add_reference(sub)
+class _Help(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Help as docstrings have it, with defaults."""
 
-    sub = command(
-        "analyze",
-        _analyze,
-        "take the snapshots of a finished run from its checkpoints",
-        "Take the snapshots of a finished run from its checkpoints: what SSCMonitor would have stored, for runs\n"
-        "trained without it. Checkpoints are read without executing anything in them; --model and --data are\n"
-        "imported as Python imports any module, from the current folder too.\n\n"
-        "  lightning-ssc analyze --model train:Classifier --checkpoints runs/version_0 \\\n"
-        "      --data train:CIFAR10Data --data-arg root=data --layers conv --out runs/version_0/ssc\n\n"
-        "Networks run in float32. Checkpoints from the middle of an epoch are left out, epochs that DIR already holds\n"
-        "are passed over.",
-    )
-    required = sub.add_argument_group("what to read (required)")
-    required.add_argument(
-        "--model", required=True, metavar="MODULE:NAME",
-        help="a LightningModule class (it also gets the hyperparameters in the checkpoint), or a function or class "
-        "that makes the network",
-    )  # fmt: skip
-    required.add_argument(
-        "--checkpoints", required=True, metavar="DIR",
-        help="folder of .ckpt files, or of state dicts (.pt, .pth) whose names end in the number of finished epochs; "
-        "or the version folder of a run that has such a folder",
-    )  # fmt: skip
-    required.add_argument(
-        "--data", required=True, metavar="MODULE:NAME",
-        help="where the probe comes from: a LightningDataModule (its probe_dataloader(), else its validation data), a "
-        "Dataset, a DataLoader, (inputs, labels), or a class or function that makes one of these",
-    )  # fmt: skip
-    required.add_argument("--out", required=True, metavar="DIR", help="folder for the snapshots")
-    for name, what in (("model", "--model"), ("data", "--data")):
-        sub.add_argument(
-            f"--{name}-arg", action="append", default=[], type=_key_value, metavar="KEY=VALUE",
-            help=f"an argument of {what}, may be repeated; the value is read as JSON, else as text",
-        )  # fmt: skip
-    sub.add_argument(
-        "--layers", nargs="+", default=["blocks"], metavar="PATTERN",
-        help="conv, blocks, stages, or names, globs and types of modules (default: blocks)",
-    )  # fmt: skip
-    sub.add_argument("--probe-size", type=int, default=1000, metavar="N", help="inputs in the probe (default: 1000)")
-    sub.add_argument("--tau", type=float, default=10.0, help="weight of the fit (default: 10)")
-    sub.add_argument("--raw", action="store_true", help="do not scale samples to unit length")
-    sub.add_argument(
-        "--solver", choices=("active_set", "admm"), default="active_set",
-        help="active_set, exact, or admm, the paper's Algorithm 1 (default: active_set)",
-    )  # fmt: skip
-    sub.add_argument("--tol", type=float, default=1e-5, help="relative duality gap asked for (default: 1e-5)")
-    sub.add_argument("--preset", choices=("paper",), help="the published setting, whatever the other options say")
-    sub.add_argument(
-        "--pooling", choices=("flatten", "mean", "cls"), default="flatten",
-        help="keep every activation, average over space or tokens, or take the class token (default: flatten)",
-    )  # fmt: skip
-    sub.add_argument("--no-linear-cka", action="store_true", help="do not keep what linear CKA needs")
-    sub.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
-    sub.add_argument("--chunk", type=int, default=256, metavar="N", help="inputs a forward pass (default: 256)")
-    sub.add_argument(
-        "--memory", type=int, metavar="BYTES",
-        help="what activations and Gram matrices may take (default: half of what the device has free)",
-    )  # fmt: skip
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = (action.help or "").replace("``", "").removesuffix(".")
+        if action.required and action.option_strings:
+            return f"{text} (required)"
+        if action.default is None or action.default is False or action.default == argparse.SUPPRESS:
+            return text
+        return f"{text} (default: {' '.join(action.default) if isinstance(action.default, list) else action.default})"
 
-    sub = command(
-        "compare",
-        _compare,
-        "compare two networks on the same probe",
-        "Draw the similarity of every layer of one network to every layer of another, and the curves of both. Both\n"
-        "runs must have used the same probe; the layers and the architectures may differ.\n\n"
-        "  lightning-ssc compare runs/resnet/version_0 runs/vgg/version_0 --out comparison",
-    )
-    sub.add_argument("run_a", metavar="RUN_A", help="the first run, the rows of the heatmap")
-    sub.add_argument("run_b", metavar="RUN_B", help="the second run, its columns")
-    sub.add_argument("-o", "--out", metavar="DIR", default="comparison", help="where to write (default: comparison)")
-    for which in "ab":
-        sub.add_argument(
-            f"--epoch-{which}", type=int, metavar="EPOCH", help=f"snapshot of RUN_{which.upper()} (default: last)"
+
+class _Parser(ArgumentParser):
+    """Options as command lines have them: ``--probe-size N``, ``--figures``, ``--layers A B``, ``-o`` for ``--out``."""
+
+    def add_argument(self, *names: str, **options: Any) -> Any:
+        """Add an argument that jsonargparse has found in a signature."""
+        if options.get("type") is bool:
+            del options["type"]
+            options["action"] = ActionYesNo(no_prefix="no-")
+        elif names[-1].endswith("+"):  # a sequence, to which --layers+ would append
+            names, options = names[:1], {**options, "action": "store", "type": str, "nargs": "+"}
+            if "default" in options:
+                options["default"] = list(options["default"])  # jsonargparse writes into it
+        short = ["-o"] if "--out" in names else []
+        return super().add_argument(
+            *short, *(name.replace("_", "-") if name.startswith("--") else name for name in names), **options
         )
 
-    sub = command(
-        "export",
-        _export,
-        "write every table of a run as a CSV file",
-        "Write every table of a run as a CSV file: dynamics, layers, heatmaps, similarity, blocks, embeddings,\n"
-        "neighbours, jumps, run and, where the probe has labels, inputs and table1 (of the paper).\n\n"
-        "  lightning-ssc export runs/version_0 --csv tables",
+
+def _parser() -> ArgumentParser:
+    parser = _Parser(
+        "lightning-ssc",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        version=__version__,
+        formatter_class=_Help,
+        allow_abbrev=True,
     )
-    sub.add_argument("run", metavar="RUN", help="the run's folder")
-    sub.add_argument("--csv", required=True, metavar="DIR", help="where to write")
-    _add_layer(sub)
-    _add_reference(sub)
+    commands = parser.add_subcommands(dest="command", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        description = (inspect.getdoc(command) or "").partition("\n\nArgs:")[0]
+        sub = _Parser(description=description, epilog=_EPILOG, print_config=None)
+        sub.add_argument("--config", action="config", help="YAML file of options.")
+        sub.add_function_arguments(command, as_group=False, as_positional=True)
+        commands.add_subcommand(name, sub, help=description.partition("\n")[0])
     return parser
 
 
-def _add_layer(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--layer",
-        metavar="NAME",
-        help="the layer from which single inputs are read (default: the last before the classifier)",
-    )
-
-
-def _add_reference(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--reference",
-        metavar="RUN",
-        help="a run on the same probe with whose last snapshot layers of the same name are compared",
-    )
-
-
-def _key_value(text: str) -> tuple[str, Any]:
-    """``KEY=VALUE`` with the value as JSON where it is that, else as text.
+def _dotted(arguments: Sequence[str]) -> list[str]:
+    """``--model-arg KEY=VALUE`` as jsonargparse writes one entry of a dict, ``--model-arg.KEY=VALUE``.
 
     Example:
-        >>> _key_value("depth=14"), _key_value("root=data")
-        (('depth', 14), ('root', 'data'))
+        >>> _dotted(["analyze", "--model-arg", "depth=14", "--data-arg=root=data", "--layers", "conv"])
+        ['analyze', '--model-arg.depth=14', '--data-arg.root=data', '--layers', 'conv']
     """
-    key, separator, value = text.partition("=")
-    if not separator or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
+    line = "\0".join(["", *arguments])
+    return re.sub(r"\0(--\w+-arg)[\0=](?=\w+=)", r"\0\1.", line).split("\0")[1:]

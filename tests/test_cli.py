@@ -1,11 +1,16 @@
 import csv
 import os
 import pickle
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import docstring_parser
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -13,8 +18,9 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
-from lightning_ssc import SnapshotStore, SSCMonitor, cli, plots, snapshot
+from lightning_ssc import Settings, SnapshotStore, SSCMonitor, cli, plots, snapshot
 from lightning_ssc.analysis import dynamics, inputs
+from lightning_ssc.capture import select_layers
 from lightning_ssc.cli import main
 from lightning_ssc.replay import (
     CheckpointError,
@@ -158,6 +164,33 @@ def test_checkpoints_give_the_numbers_that_were_logged_live(live: Path, tmp_path
     assert card is not None
     assert live_card is not None
     assert (card.fingerprint, card.class_names) == (live_card.fingerprint, ("cat", "dog", "bird"))
+
+
+def test_analyze_passes_on_what_it_is_told(live: Path, tmp_path: Path) -> None:
+    told = ["--layers", "Linear", "ReLU", "--tau", "20", "--tol", "1e-4", "--no-normalize", "--no-linear-cka"]
+    assert analyze(live, tmp_path / "a", *told, "--pooling", "mean", "--labels", "communities", "--solver", "admm") == 0
+    header = SnapshotStore(tmp_path / "a").header(1)
+    assert Settings(**header.settings) == Settings(20.0, False, "admm", 1e-4, None, "mean", False, "communities")
+    assert header.layers == ["model.1", "model.2", "model.3"]
+
+
+def test_blocks_are_analyzed_where_nothing_is_said(live: Path, tmp_path: Path) -> None:
+    paths = ["--checkpoints", str(live), "--out", str(tmp_path)]
+    assert main(["analyze", "--model", f"{MODULE}:Configured", "--data", f"{MODULE}:Data", *paths]) == 0
+    store = SnapshotStore(tmp_path)
+    names = [layer.label for layer in select_layers(Configured(width=6), "blocks")]
+    assert (store.header(1).layers, len(store.load(1).layers[names[0]].gap)) == (names, 45)
+
+
+def test_options_from_a_file(live: Path, tmp_path: Path) -> None:
+    (tmp_path / "analyze.yaml").write_text(
+        f"model: {MODULE}:Configured\nmodel_arg: {{width: 6}}\ndata: {MODULE}:Data\ncheckpoints: {live}\n"
+        f"out: {tmp_path / 'ssc'}\nlayers: [ReLU]\nprobe_size: 20\ntau: 5\n"
+    )
+    assert main(["analyze", "--config", str(tmp_path / "analyze.yaml"), "--data-arg", "size=25", "--tau", "7"]) == 0
+    store = SnapshotStore(tmp_path / "ssc")
+    assert (store.header(1).layers, store.header(1).settings["tau"]) == (["model.2"], 7)
+    assert len(store.load(1).layers["model.2"].gap) == 20
 
 
 def test_an_interrupted_analysis_goes_on(live: Path, tmp_path: Path, capsys: Any) -> None:
@@ -379,7 +412,7 @@ def test_export_writes_inside_its_folder_whatever_names_say(tmp_path: Path, caps
 def test_compare_writes_a_rectangle_with_the_names_of_both(tmp_path: Path, capsys: Any) -> None:
     made_run(tmp_path / "resnet" / "ssc", layers=("r.a", "r.b"))
     made_run(tmp_path / "vgg" / "ssc", layers=("v.x", "v.y", "v.z"), seed=50)
-    assert main(["compare", str(tmp_path / "resnet"), str(tmp_path / "vgg"), "--out", str(tmp_path / "out")]) == 0
+    assert main(["compare", str(tmp_path / "resnet"), str(tmp_path / "vgg"), "-o", str(tmp_path / "out")]) == 0
     assert "r.a  v." in capsys.readouterr().out
     lines = (tmp_path / "out" / "similarity.csv").read_text().splitlines()
     assert [line.split(",")[:2] for line in lines[1:]] == [
@@ -419,27 +452,33 @@ def test_compare_refuses_different_probes_and_missing_epochs(tmp_path: Path, cap
     assert "epochs [0, 1, 2]" in capsys.readouterr().err
 
 
+ANALYZE = ["analyze", "--data", "b:c", "--checkpoints", "c", "--out", "d", "--model"]
+
+
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "says"),
     [
-        [],
-        ["report"],
-        ["unknown", "x"],
-        ["export", "run"],
-        ["compare", "a", "b", "--epoch-a", "soon"],
-        ["analyze", "--model", "a", "--data", "b:c", "--checkpoints", "c", "--out", "d"],
-        ["analyze", "--model", "nowhere:X", "--data", "b:c", "--checkpoints", "c", "--out", "d"],
-        ["analyze", "--model", "torch.nn:Nothing", "--data", "b:c", "--checkpoints", "c", "--out", "d"],
-        ["analyze", "--model", "a:b", "--data", "b:c", "--checkpoints", "c", "--out", "d", "--model-arg", "depth"],
+        ([], "COMMAND|command"),
+        (["report"], r"report\.run"),
+        (["report", "run", "--nosuch"], "unrecognized arguments: --nosuch"),
+        (["unknown", "x"], "'unknown'"),
+        (["export", "run"], r"export\.csv|--csv"),
+        (["compare", "a", "b", "--epoch-a", "soon"], '"epoch_a"(.|\\n)*soon'),
+        (ANALYZE[:-1], r"analyze\.model|--model"),
+        ([*ANALYZE, "a"], "'a' is not of the form package.module:Name"),
+        ([*ANALYZE, "nowhere:X"], "There is no module 'nowhere'"),
+        ([*ANALYZE, "torch.nn:Nothing"], "'torch.nn:Nothing' leads nowhere"),
+        ([*ANALYZE, "a:b", "--model-arg", "depth"], '"model_arg"(.|\\n)*depth'),
+        ([*ANALYZE, "a:b", "--solver", "lasso"], '"solver"(.|\\n)*lasso'),
     ],
 )
-def test_mistakes_in_the_command_line_exit_with_two(arguments: list[str], capsys: Any) -> None:
+def test_mistakes_in_the_command_line_exit_with_two(arguments: list[str], says: str, capsys: Any) -> None:
     try:
         status: Any = main(arguments)
     except SystemExit as error:  # argparse's own
         status = error.code
     assert status == 2
-    assert "error" in capsys.readouterr().err
+    assert re.search(f"error: (.|\\n)*({says})", capsys.readouterr().err)
 
 
 def test_report_prints_table_1_and_takes_a_reference(tmp_path: Path, capsys: Any) -> None:
@@ -470,7 +509,7 @@ def test_a_missing_run_exits_with_one(tmp_path: Path, capsys: Any) -> None:
     assert "no snapshots" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["report", "analyze", "compare", "export"])
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_help_page_has_an_example_and_the_exit_status(command: str, capsys: Any) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
@@ -479,6 +518,58 @@ def test_every_help_page_has_an_example_and_the_exit_status(command: str, capsys
     assert f"  lightning-ssc {command} " in page
     assert "Exit status:" in page
     assert "130  interrupted" in page
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_option_is_explained(command: str, capsys: Any) -> None:
+    """Settings stand behind ``**settings`` in the signature of analyze: they have to be found there."""
+    parameters = signature(cli.COMMANDS[command]).parameters
+    assert {entry.arg_name for entry in docstring_parser.parse(cli.COMMANDS[command].__doc__).params} == set(parameters)
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    page = capsys.readouterr().out
+    names = [n for n in parameters if n != "settings"] + [f.name for f in fields(Settings) if "settings" in parameters]
+    for name in names:
+        assert re.search(rf"^  (-o OUT, )?(--)?{name.replace('_', '[-_]')}[^\n]*\s+\S", page, re.MULTILINE), name
+
+
+def test_a_function_is_a_command(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def shapes(model: str, *, sample: Sequence[str], port: int = 0, model_arg: dict[str, Any] | None = None) -> None:
+        """Show shapes.
+
+        Args:
+            model: A network.
+            sample: Shapes of a sample.
+            port: A port.
+            model_arg: Its arguments.
+        """
+        print(model, sample, port, model_arg)
+
+    monkeypatch.setitem(cli.COMMANDS, "shapes", shapes)
+    assert main(["shapes", "net", "--sample", "3x4", "5", "--model-arg", "width=6", "--model-arg=path=a=b"]) == 0
+    assert capsys.readouterr().out == "net ['3x4', '5'] 0 {'width': 6, 'path': 'a=b'}\n"
+    with pytest.raises(SystemExit):
+        main(["shapes", "net"])
+    assert re.search(r"shapes\.sample|--sample", capsys.readouterr().err)
+    with pytest.raises(SystemExit):
+        main(["shapes", "--help"])
+    page = capsys.readouterr().out
+    assert "Shapes of a sample (required)" in page
+    assert "A port (default: 0)" in page
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = """
+import sys
+from lightning_ssc.cli import COMMANDS, main
+for command in ([], *([name] for name in COMMANDS)):
+    try:
+        main([*command, "--help"])
+    except SystemExit:
+        pass
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(
