@@ -104,6 +104,8 @@ def compare(
     out: Path = Path("comparison"),
     epoch_a: int | None = None,
     epoch_b: int | None = None,
+    step_a: int | None = None,
+    step_b: int | None = None,
 ) -> None:
     """Compare two networks on the same probe.
 
@@ -116,16 +118,18 @@ def compare(
         run_a: The first run, the rows of the heatmap.
         run_b: The second run, its columns.
         out: Where to write.
-        epoch_a: Snapshot of the first run; by default its last.
-        epoch_b: Snapshot of the second run; by default its last.
+        epoch_a: Epoch of the snapshot of the first run; by default its last.
+        epoch_b: Epoch of the snapshot of the second run; by default its last.
+        step_a: Step of the snapshot of the first run, where it lies inside an epoch.
+        step_b: Step of the snapshot of the second run.
     """
     from lightning_ssc import analysis
     from lightning_ssc.live.report import run_names, write_comparison
 
     stores = analysis.find_store(run_a), analysis.find_store(run_b)
-    epochs = epoch_a, epoch_b
-    comparison = analysis.compare(*stores, epochs=epochs, progress=_progress("reading"))
-    names = run_names((stores[0].root, stores[1].root), epochs)
+    epochs, steps = (epoch_a, epoch_b), (step_a, step_b)
+    comparison = analysis.compare(*stores, epochs=epochs, steps=steps, progress=_progress("reading"))
+    names = run_names((stores[0].root, stores[1].root), epochs, steps)
     for path in write_comparison(comparison, names, out, _progress("drawing")):
         print(path)
     print(f"\nThe layer of {names[1]} most like each layer of {names[0]}, with their SSC-CKA:")

@@ -31,13 +31,14 @@ class Measure:
         tag: Its tag in loggers, before the layer's name, of a monitor called ``ssc``; see :func:`tag`.
         over: What it is of: a ``"layer"``; a layer and itself at the ``"previous"``, a ``"reference"`` or the
             ``"final"`` snapshot; or every ``"pair"`` of layers.
-        needs: What the function takes of a layer: ``gram``, the centred Gram, ``(N, N)``, there only while a layer is
-            being solved; ``labels``, the classes ``(N,)``; ``coef`` and ``affinity``, sparse CSR ``(N, N)``; ``gap``,
-            ``(N,)``; ``groups``, the classes or communities that modularity is over; ``graph``, a
+        needs: What the function takes of a layer: ``groups``, the classes or communities ``(N,)`` that modularity is
+            over; ``coef`` and ``affinity``, sparse CSR ``(N, N)``; ``gap``, ``(N,)``; ``graph``, a
             :class:`~lightning_ssc.functional.graph_cka.CentredGraph`; ``linear``, a
-            :class:`~lightning_ssc.functional.gram_sketch.GramSketch`. Where one is missing there is no value.
-        value: Of a layer ``f(**needs)``; of two ``f(one, other)``, each what is needed of one; both give a number. Of
-            pairs ``f(of_all_layers)``, a table ``(L, L)``.
+            :class:`~lightning_ssc.functional.gram_sketch.GramSketch`; ``labels``, the classes ``(N,)``; or ``gram``,
+            the centred Gram, ``(N, N)``, which is there only before a layer is solved, and then with ``labels`` alone.
+            Where one is missing there is no value. Of two layers and of pairs one part of a layer, but no labels.
+        value: Of a layer ``f(**needs)``; of two ``f(one, other)``; both give a number. Of pairs ``f(of_all_layers)``, a
+            table ``(L, L)``.
         title: Heading of its chart.
         axis: Label of its axis, with unit or estimator.
         meaning: What it tells, in a sentence or two.
@@ -79,13 +80,13 @@ MEASURES = (
         "modularity",
         "ssc/modularity",
         "layer",
-        ("affinity", "groups"),
+        ("groups", "affinity"),
         _modularity,
         title="Modularity of the affinity graphs",
         axis="modularity",
         range=_SIMILARITY,
         meaning="How much more affinity runs inside classes than chance would have it (Eq. 5 of the paper): near 0 a "
-        "layer mixes the classes, towards 1 - 1/classes it has parted them. With labels='communities', the same over "
+        "layer mixes the classes, towards 1 - 1/classes it has parted them. With groups='communities', the same over "
         "the communities found in each graph. In the paper deeper layers ended higher and took longer.",
     ),
     Measure(
@@ -275,8 +276,12 @@ def of_layer(known: Mapping[str, Any], done: Mapping[str, float] | None = None) 
     values = dict(done or {})
     for record in MEASURES:
         if record.over == "layer" and record.name not in values:
-            given = {need: known.get(need) for need in record.needs}
-            if all(part is not None for part in given.values()):
+            given: dict[str, Any] = {}
+            for need in record.needs:
+                if (part := known.get(need)) is None:
+                    break  # before the next is made
+                given[need] = part
+            else:
                 values[record.name] = float(record.value(**given))
     return values
 

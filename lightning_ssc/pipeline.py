@@ -85,7 +85,7 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
     for message in advice:  # said with the layer's name, without which nobody could act on it
         log.warning("Layer %r: %s", layer.label, message)
     graph = LayerGraph(solved.coef.cpu(), solved.gap.cpu().float(), solved.converged, layer.features, linear)
-    if settings.labels == "communities":
+    if settings.groups == "communities":
         graph = replace(graph, communities=communities(graph.affinity))
     return graph.with_values(measures.of_layer(graph.measurable(labels), values))
 
@@ -247,7 +247,7 @@ def begin_snapshot(
 def snapshot(
     model: nn.Module,
     inputs: Any,
-    labels: Tensor | Sequence[int] | Literal["communities"] | None = None,
+    labels: Tensor | Sequence[int] | None = None,
     layers: str | type[nn.Module] | Sequence[LayerPattern] = "blocks",
     *,
     tau: float = 10.0,
@@ -257,6 +257,7 @@ def snapshot(
     preset: Literal["paper"] | None = None,
     pooling: Pooling = "flatten",
     linear_cka: bool = True,
+    groups: Literal["classes", "communities"] = "classes",
     epoch: float = 0,
     step: int | None = None,
     learning_rate: float | None = None,
@@ -271,8 +272,7 @@ def snapshot(
     Args:
         model: The network.
         inputs: N samples as its forward takes them: a tensor, a tuple of tensors, or a dict of tensors.
-        labels: ``(N,)`` integer classes, for modularity; or ``"communities"``, for modularity over the communities that
-            Louvain's method finds in each graph.
+        labels: ``(N,)`` integer classes.
         layers: Which layers, see :func:`lightning_ssc.capture.layers.select_layers`.
         tau: Weight of the fit.
         normalize: Scale samples to unit length first.
@@ -281,6 +281,8 @@ def snapshot(
         preset: ``"paper"`` for the published setting.
         pooling: How activations become features: ``"flatten"``, ``"mean"`` or ``"cls"``.
         linear_cka: Keep what linear CKA needs.
+        groups: What modularity is measured over: the classes, or ``"communities"`` that Louvain's method finds in each
+            graph.
         epoch: Finished epochs, kept with the snapshot.
         step: Training steps that were done, the key of the snapshot in a store; where it is not given epochs count as
             steps.
@@ -294,7 +296,8 @@ def snapshot(
         The snapshot, on the CPU; a :class:`lightning_ssc.SnapshotStore` saves it.
 
     Raises:
-        ValueError: A layer is unknown or never runs, activations are not finite, lengths differ.
+        ValueError: A layer is unknown or never runs, activations are not finite, lengths differ, or ``epoch`` is no
+            whole number and there is no ``step``.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -303,11 +306,12 @@ def snapshot(
         (['0', '2'], torch.Size([30, 30]), True)
     """
     inner, context = unwrapped(model)
-    over: Any = labels if isinstance(labels, str) else "classes"
-    settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, over)
-    probe = make_probe((inputs,) if labels is None or isinstance(labels, str) else (inputs, labels))
+    settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups)
+    probe = make_probe((inputs,) if labels is None else (inputs, labels))
     runner = Runner(inner, forward, context, chunk=chunk, memory=memory)
     watched = trace(runner, select_layers(inner, layers), probe.inputs, pooling)
+    if step is None and epoch != int(epoch):
+        raise ValueError(f"epoch={epoch} lies inside an epoch: give step=, by which snapshots are told apart, too.")
     moment = Moment(int(epoch) if step is None else step, epoch)
     taken = begin_snapshot(runner, probe, watched, settings, moment, learning_rate=learning_rate).result()
     return compared(taken)

@@ -87,6 +87,7 @@ def curves(
     ylabel: str = "",
     ylim: tuple[float | None, float | None] = (0, 1),
     log: bool = False,
+    unit: str = "epoch",
     ax: Axes | None = None,
 ) -> Figure:
     """One line a layer over the epochs, dark for shallow and bright for deep layers (figures 1 and 2 of the paper).
@@ -99,6 +100,7 @@ def curves(
         ylabel: What is drawn.
         ylim: Range of the vertical axis, ``None`` to leave an end to the data; values below it extend it.
         log: Whether the vertical axis is logarithmic.
+        unit: What `epochs` count: ``"epoch"`` or ``"step"``.
         ax: Where to draw; a new figure by default.
 
     Returns:
@@ -133,7 +135,7 @@ def curves(
         axes.set_ylim(bottom=min(low, 1.05 * np.nanmin(table, initial=low)))
     if high is not None:
         axes.set_ylim(top=high * 1.02)
-    axes.set_xlabel("finished epochs (0: untrained)")
+    axes.set_xlabel(f"finished {unit}s (0: untrained)")
     axes.set_ylabel(ylabel)
     axes.set_title(_plain(title, 120), fontsize=10)
     axes.grid(alpha=0.3)
@@ -180,7 +182,9 @@ def dynamics_curves(table: Dynamics, name: str, *, ax: Axes | None = None) -> Fi
     axes = _axes(ax, (8.0, 4.2))
     values = table.curves[name]
     style: dict[str, Any] = {"title": record.title, "ylabel": record.axis, "ylim": record.range}
-    figure = curves(values, table.epochs, table.layers, log=is_logarithmic(record, values), ax=axes, **style)
+    figure = curves(
+        values, table.times, table.layers, unit=table.unit, log=is_logarithmic(record, values), ax=axes, **style
+    )
     for before, after in table.drops():
         axes.axvspan(before, after, color="0.92", lw=0, zorder=0)
     return figure

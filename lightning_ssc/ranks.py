@@ -14,7 +14,7 @@ class Ranks:
     No failure is one rank's alone: where one had an error all raise, so that none waits for another.
 
     Example:
-        >>> Ranks().gather("graphs"), Ranks().from_zero(lambda: 3), Ranks().agree(True)
+        >>> Ranks().gather("graphs"), Ranks().from_zero(lambda: 3), Ranks().all_true(True)
         (['graphs'], 3, True)
     """
 
@@ -49,7 +49,7 @@ class Ranks:
             distributed.all_gather_object(told, value)
         return told
 
-    def agree(self, value: bool) -> bool:
+    def all_true(self, value: bool) -> bool:
         """Whether it is true on all processes."""
         return all(self.everyones(value))
 
@@ -68,6 +68,17 @@ class Ranks:
         told = [value]
         distributed.broadcast_object_list(told)
         return told[0]
+
+    def together(self, action: Callable[[], Any]) -> Any:
+        """What every process does or gets for itself; a failure of one is one of all."""
+        value: Any = None
+        error: Exception | None = None
+        try:
+            value = action()
+        except Exception as caught:
+            error = caught
+        self.raise_together(error)
+        return value
 
     def from_zero(self, action: Callable[[], Any]) -> Any:
         """What rank zero alone does or gets, on all ranks; a failure there is one on all."""

@@ -91,9 +91,9 @@ class Recorder:
         class_names: Names of the classes, for pages and pictures.
         ranks: How the processes talk.
         bar: ``bar(parts, description)`` shows progress, as a context that gives a function to call with 1 a part.
-        beside: Whether a folder beside ``store`` is taken where that one holds another run's snapshots.
-        layout: Names of all recorders with these loggers, for TensorBoard's custom scalars, of which it keeps the last
-            layout it is given; empty where another one does it.
+        fallback: Whether a folder beside ``store`` is taken where that one holds another run's snapshots.
+        layout: Names of all recorders with these loggers, and whether they have a reference, for TensorBoard's custom
+            scalars, of which it keeps the last layout it is given; empty where another one does it.
 
     Raises:
         ValueError: A layer is unknown or never runs, or the probe cannot be made.
@@ -128,17 +128,24 @@ class Recorder:
         class_names: Sequence[str] = (),
         ranks: Ranks | None = None,
         bar: Bar = lambda parts, description: nullcontext(lambda done: None),
-        beside: bool = False,
-        layout: Sequence[str] | None = None,
+        fallback: bool = False,
+        layout: Mapping[str, bool] | None = None,
     ) -> None:
         self.settings, self.images, self.name = settings or Settings(), images or Images(), name
         self.loggers, self.background = list(loggers), background
         self.scalars: dict[str, float] = {}
         self._ranks, self._bar = ranks or Ranks(), bar
-        self._layout = [name] if layout is None else list(layout)
+        self._layout = {name: reference is not None} if layout is None else dict(layout)
         self._runner = network if isinstance(network, Runner) else _runner(network)
-        self.probe = probe if isinstance(probe, Probe) else make_probe(probe, probe_size)
-        self.watched = self._trace(layers)
+        self.probe: Probe = self._ranks.together(
+            lambda: probe if isinstance(probe, Probe) else make_probe(probe, probe_size)
+        )
+        if len(set(self._ranks.everyones(self.probe.fingerprint))) > 1:
+            raise MismatchError(
+                "The processes draw different probes, as from a stream that shards itself by rank. Give probe= the "
+                "same tensors or a map-style data set on all of them."
+            )
+        self.watched: list[WatchedLayer] = self._ranks.together(lambda: self._trace(layers))
         self._reference_source = reference if isinstance(reference, Snapshot) or reference is None else Path(reference)
         self._reference: Snapshot | None = None
         self._steps: list[int] = []
@@ -147,26 +154,20 @@ class Recorder:
         self._last: Snapshot | None = None  # on rank zero
         self._to_recall = False
         self._finished_at: list[int] = []
-        self.store = self._open(store, resume, beside)
+        self.store = self._open(store, resume, fallback)
         self.card = ProbeCard(self.probe.fingerprint, pictures(self.probe.inputs), tuple(class_names))
         self._ranks.on_zero(lambda: self.store.save_card(self.card))
 
     # -- Before the first snapshot
 
     def _trace(self, layers: str | type[nn.Module] | Sequence[LayerPattern]) -> list[WatchedLayer]:
-        prints = self._ranks.everyones(self.probe.fingerprint)
-        if len(set(prints)) > 1:
-            raise MismatchError(
-                "The processes draw different probes, as from a stream that shards itself by rank. Give probe= the "
-                "same tensors or a map-style data set on all of them."
-            )
         chosen = select_layers(self._runner.model, layers)
         watched = trace(self._runner, chosen, self.probe.inputs, self.settings.pooling)
         if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
             plan_passes(watched, len(self.probe), self._runner.memory)  # raises where it is too small
         return watched
 
-    def _open(self, folder: str | Path | None, resume: Mapping[str, Any] | None, beside: bool) -> Store:
+    def _open(self, folder: str | Path | None, resume: Mapping[str, Any] | None, fallback: bool) -> Store:
         """Rank zero decides for all: ranks must not go by what each of them sees on disk."""
         if folder is None:
             return MemoryStore()
@@ -174,8 +175,8 @@ class Recorder:
 
         def choose() -> tuple[Path, list[int]]:
             if resume and "root" in resume:
-                return continued_folder(root, resume, self.probe.fingerprint, named=not beside)
-            return free_folder(root, named=not beside), []
+                return continued_folder(root, resume, self.probe.fingerprint, named=not fallback)
+            return free_folder(root, named=not fallback), []
 
         root, self._steps = self._ranks.from_zero(choose)
         self._to_recall = bool(self._steps)
@@ -191,10 +192,9 @@ class Recorder:
             CheckpointError: The reference cannot be used.
             SnapshotError: A snapshot cannot be read.
         """
-        layout, self._layout = self._layout, []
+        layout, self._layout = self._layout, {}
         if layout:
-            with_reference = self._reference_source is not None
-            self._ranks.on_zero(lambda: writers.log_layout(self.loggers, layout, reference=with_reference))
+            self._ranks.on_zero(lambda: writers.log_layout(self.loggers, layout))
         source, self._reference_source = self._reference_source, None
         if source is not None:
             self._reference = self._load_reference(source)
@@ -204,19 +204,24 @@ class Recorder:
             self._tell(self._last)
 
     def _load_reference(self, source: Snapshot | Path) -> Snapshot | None:
-        found = source if isinstance(source, Snapshot) else self._ranks.from_zero(lambda: read_reference(source))
-        if isinstance(found, Snapshot):
-            taken: Snapshot | None = found
-        else:
-            with with_weights(self._runner.model, found):
+        """The reference on rank zero, which alone compares with it; every rank takes part where it is a checkpoint."""
+        found = self._ranks.on_zero(lambda: source if isinstance(source, Snapshot) else read_reference(source))
+        weights = self._ranks.broadcast(None if isinstance(found, Snapshot) else found)
+        if weights is not None:
+            with with_weights(self._runner.model, weights):
                 begun = self._begin(Moment(0, 0), None, background=False)
-            taken = self._joined(begun)
-        if isinstance(taken, Snapshot) and taken.probe != self.probe.fingerprint:
-            raise MismatchError(
-                f"reference={source} was taken on another probe, so its graphs cannot be compared. Use the same probe "
-                f"data, probe_size and transforms for both runs."
-            )
-        return taken
+            found = self._joined(begun)
+
+        def checked() -> Any:
+            if found.probe != self.probe.fingerprint:
+                raise MismatchError(
+                    f"reference={source} was taken on another probe, so its graphs cannot be compared. Use the same "
+                    f"probe data, probe_size and transforms for both runs."
+                )
+            return found
+
+        reference: Snapshot | None = self._ranks.on_zero(checked)
+        return reference
 
     # -- One snapshot
 
@@ -252,7 +257,8 @@ class Recorder:
 
         Args:
             epoch: Epochs that are done; 0 is the untrained network.
-            step: Training steps that are done, by which snapshots are told apart; where it is not given epochs count.
+            step: Training steps that are done, by which snapshots are told apart: one that is there is not taken
+                again. Where it is not given whole epochs count; give it always, or never.
             learning_rate: Learning rate of the finished epoch; from it the curves know where it dropped.
             trigger: What called for it.
             logged: Step under which loggers get it; ``step`` where it is not given.
@@ -264,10 +270,11 @@ class Recorder:
             ValueError: Neither epoch nor step is given, activations are not finite, or a layer cannot be solved.
             OSError: It cannot be stored.
         """
-        if epoch is None and step is None:
-            raise ValueError("record() needs to know when this is: give it epoch=, step= or both.")
         if step is None:
-            assert epoch is not None
+            if epoch is None or epoch != int(epoch):
+                raise ValueError(
+                    "record() needs to know when this is: give it epoch=, step= or both; inside an epoch step="
+                )
             step = int(epoch)
         moment = Moment(step, math.nan if epoch is None else epoch, trigger, step if logged is None else logged)
         self.prepare()
@@ -282,7 +289,7 @@ class Recorder:
 
     def poll(self) -> dict[str, float]:
         """Store and log the snapshot that was solved in the background, if it is done; returns what is known then."""
-        if self._begun is not None and self._ranks.agree(self._begun.done()):
+        if self._begun is not None and self._ranks.all_true(self._begun.done()):
             self.collect()
         return self.scalars
 

@@ -23,7 +23,7 @@ class Settings:
         pooling: ``"flatten"`` keeps every activation, ``"mean"`` averages over space or tokens, ``"cls"`` takes the
             class token.
         linear_cka: Keep what linear CKA needs beside the graph.
-        labels: What modularity is measured over: ``"classes"``, the probe's labels, or ``"communities"``, those that
+        groups: What modularity is measured over: ``"classes"``, the probe's labels, or ``"communities"``, those that
             Louvain's method finds in each graph.
     """
 
@@ -34,7 +34,7 @@ class Settings:
     preset: Literal["paper"] | None = None
     pooling: Pooling = "flatten"
     linear_cka: bool = True
-    labels: Literal["classes", "communities"] = "classes"
+    groups: Literal["classes", "communities"] = "classes"
 
     def __post_init__(self) -> None:
         """Raise ValueError where a value is not one of those above: found out now, not after the first epoch."""

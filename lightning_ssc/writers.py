@@ -8,8 +8,8 @@ Tags, where ``<root>`` is the monitor's name, ``ssc`` by default:
 * scalars ``<root>/<measure>/<layer>`` and, of linear CKA, ``linear_cka/<measure>/<layer>`` (of a monitor with a name of
   its own ``<name>_linear_cka/``) for every record of :data:`lightning_ssc.measures.MEASURES`: with every snapshot, and
   those to the final state at the end, at the steps of the snapshots; ``<root>/seconds/<stage>``;
-* images ``<root>/pairwise_cka``, ``<root>/embedding/<layer>`` and, of the last hidden layer,
-  ``<root>/neighbours/<layer>`` with every snapshot; ``<root>/curves/<measure>`` at the end;
+* images ``<root>/pairwise_cka``, ``linear_cka/pairwise_cka``, ``<root>/embedding/<layer>`` and, of the last hidden
+  layer, ``<root>/neighbours/<layer>`` with every snapshot; ``<root>/curves/<measure>`` at the end;
 * on request, in TensorBoard's projector tab, ``<root>/<layer>``.
 """
 
@@ -50,7 +50,7 @@ class Images:
     """Which images are drawn.
 
     Attributes:
-        heatmap: SSC-CKA between all layers, with every snapshot.
+        heatmap: SSC-CKA and linear CKA between all layers, with every snapshot.
         embedding: The spectral embedding of every layer or, where there are more, of 24 spread over the depth, with
             every snapshot.
         neighbours: For how many inputs, the same throughout and one a class as far as that goes, their nearest inputs
@@ -75,25 +75,25 @@ def linear_root(root: str) -> str:
     return measures.tag(measures.measure("linear_cka_to_final"), root).partition("/")[0]
 
 
-def log_layout(loggers: Iterable[Any], roots: Iterable[str] = ("ssc",), *, reference: bool = True) -> None:
+def log_layout(loggers: Iterable[Any], roots: Mapping[str, bool]) -> None:
     """Ask TensorBoard for one multi-line chart a family in its custom scalars tab.
 
     It keeps one layout a run, so this is called once for all monitors.
 
     Args:
         loggers: Where to.
-        roots: First parts of the tags, one a monitor.
-        reference: Whether there is a reference to draw CKA to.
+        roots: First parts of the tags, one a monitor, each with whether there is a reference to draw CKA to.
     """
-    shown = [record for record in measures.CURVES if reference or record.over != "reference"]
     for logger in loggers:
         if not hasattr(getattr(logger, "experiment", None), "add_custom_scalars"):
             continue
         prefix = getattr(logger, "_prefix", "")  # Lightning puts it before scalars' tags, but not into a layout
         start = re.escape(f"{prefix}-" if prefix else "")
         layout: dict[str, dict[str, list[Any]]] = {}
-        for root in roots:
-            for record in shown:
+        for root, reference in roots.items():
+            for record in measures.CURVES:
+                if record.over == "reference" and not reference:
+                    continue
                 category, _, family = measures.tag(record, root).partition("/")
                 chart = ["Multiline", [f"{start}{re.escape(category)}/{family}/.*"]]
                 layout.setdefault(category, {})[family] = chart
@@ -194,10 +194,11 @@ def log_snapshot(
                 title=f"nearest inputs in {name}, {taken.moment}",
             )
             log_figure(loggers, f"{root}/neighbours/{name}", figure, step)
-        if images.heatmap and len(names) > 1 and "pairwise_cka" in taken.pairs:
-            title = f"{measures.measure('pairwise_cka').title}, {taken.moment}"
-            figure = plots.heatmap(taken.pairs["pairwise_cka"].numpy(), names, title=title)
-            log_figure(loggers, f"{root}/pairwise_cka", figure, step)
+        for record in measures.TABLES if images.heatmap and len(names) > 1 else ():
+            if record.name in taken.pairs:
+                title, table = f"{record.title}, {taken.moment}", taken.pairs[record.name].numpy()
+                figure = plots.heatmap(table, names, title=title, label=record.axis)
+                log_figure(loggers, measures.tag(record, root), figure, step)
         for name, image in plots.embedding_images(embeddings, taken.labels, f", {taken.moment}"):
             log_image(loggers, f"{root}/embedding/{name}", image, step)
     finally:

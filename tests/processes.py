@@ -14,14 +14,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_ssc import SSCMonitor, pipeline
+from lightning_ssc.metrics import AffinityModularity, LinearCKA
 from tests.nets import Classifier, data, trainer
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.processes"])
+_CONTEXT.set_forkserver_preload(["tests.processes", "lightning_ssc.functional._kernel"])
 
 
 def start(target: Callable[..., None], *args: Any, **env: str) -> ForkServerProcess:
@@ -159,3 +161,30 @@ def resume_damaged(world: int, root: Path) -> None:
         if run.is_global_zero:
             (root / "ssc" / "step_000000002.npz").write_bytes(b"noise")
         run.strategy.barrier()
+
+
+def measure_metrics(world: int, root: Path) -> None:
+    """Update torchmetrics on each rank's part of the data, uneven and in unequal batches; leave the values behind."""
+    rank = int(os.environ["LOCAL_RANK"])
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    x1, x2, labels = torch.load(root / "data.pt")
+    mine = torch.arange(len(labels))[:41] if rank == 0 else torch.arange(len(labels))[41:]
+    cka, modular = LinearCKA(), AffinityModularity()
+    for part in mine.split(9 + rank):
+        cka.update(x1[part], x2[part])
+        modular.update(x1[part], labels[part])
+    for _ in range(2):  # the states must come back unharmed after the first synchronisation
+        values = cka.compute(), modular.compute()
+        cka._computed = modular._computed = None
+    cka, modular = LinearCKA(), AffinityModularity()
+    if rank == 0:  # and the other has no inputs
+        cka.update(x1.double(), x2)
+        modular.update(x1, labels)
+    values += cka.compute(), modular.compute()
+    none, refused = LinearCKA(), ""
+    try:
+        none.compute()
+    except ValueError as error:
+        refused = str(error)
+    torch.save((*values, refused), root / f"{rank}.pt")
+    dist.destroy_process_group()

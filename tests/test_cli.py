@@ -168,7 +168,7 @@ def test_checkpoints_give_the_numbers_that_were_logged_live(live: Path, tmp_path
 
 def test_analyze_passes_on_what_it_is_told(live: Path, tmp_path: Path) -> None:
     told = ["--layers", "Linear", "ReLU", "--tau", "20", "--tol", "1e-4", "--no-normalize", "--no-linear-cka"]
-    assert analyze(live, tmp_path / "a", *told, "--pooling", "mean", "--labels", "communities", "--solver", "admm") == 0
+    assert analyze(live, tmp_path / "a", *told, "--pooling", "mean", "--groups", "communities", "--solver", "admm") == 0
     header = SnapshotStore(tmp_path / "a").header(1)
     assert Settings(**header.settings) == Settings(20.0, False, "admm", 1e-4, None, "mean", False, "communities")
     assert header.layers == ["model.1", "model.2", "model.3"]

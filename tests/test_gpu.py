@@ -125,10 +125,10 @@ def test_communities_and_the_background(gpu: torch.device, probe: tuple[Tensor, 
     net = network().to(gpu)
     worker = Background(limit=1)
     runner, watched = begun(net, probe[0])
-    settings = Settings(labels="communities")
+    settings = Settings(groups="communities")
     beside = begin_snapshot(runner, make_probe(probe), watched, settings, Moment(0, 0), solver=worker).result()
     worker.close()
-    expected = snapshot(net, probe[0], "communities", layers="conv")
+    expected = snapshot(net, probe[0], layers="conv", groups="communities")
     for label, graph in beside.layers.items():
         assert torch.equal(graph.coef.to_dense(), expected.layers[label].coef.to_dense())
         found, other = graph.communities, expected.layers[label].communities

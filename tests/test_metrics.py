@@ -1,9 +1,5 @@
 import math
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -12,6 +8,7 @@ from matplotlib.figure import Figure
 
 from lightning_ssc.functional import affinity, linear_cka, modularity, self_expression
 from lightning_ssc.metrics import AffinityModularity, LinearCKA
+from tests import processes
 
 SUBSPACES = 3
 
@@ -170,51 +167,10 @@ def test_in_a_validation_step(tmp_path):
         assert trainer.callback_metrics["cka"].item() == pytest.approx(linear_cka(x, model.layer(x)), abs=1e-5)
 
 
-WORKER = """
-import sys, torch
-import torch.distributed as dist
-from lightning_ssc.metrics import AffinityModularity, LinearCKA
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-x1, x2, labels = torch.load(f"{folder}/data.pt")
-mine = torch.arange(len(labels))[: 41] if rank == 0 else torch.arange(len(labels))[41:]  # uneven, unequal batches
-cka, modular = LinearCKA(), AffinityModularity()
-for part in mine.split(9 + rank):
-    cka.update(x1[part], x2[part])
-    modular.update(x1[part], labels[part])
-for _ in range(2):  # the states must come back unharmed after the first synchronisation
-    values = cka.compute(), modular.compute()
-    cka._computed = modular._computed = None
-if rank == 0:  # and the other has no inputs
-    cka, modular = LinearCKA(), AffinityModularity()
-    cka.update(x1.double(), x2)
-    modular.update(x1, labels)
-else:
-    cka, modular = LinearCKA(), AffinityModularity()
-values += cka.compute(), modular.compute()
-none, refused = LinearCKA(), 0
-try:
-    none.compute()
-except ValueError as error:
-    refused = str(error)
-torch.save((*values, refused), f"{folder}/{rank}.pt")
-dist.destroy_process_group()
-"""
-
-
 def test_in_two_processes(tmp_path):
     x1, x2, labels = data()
     torch.save((x1, x2, labels), tmp_path / "data.pt")
-    root = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(rank), str(tmp_path)], env=environment) for rank in range(2)
-    ]
-    try:
-        assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
-    finally:
-        for worker in workers:
-            worker.kill()
+    assert processes.distributed(processes.measure_metrics, 2, tmp_path) == [0, 0]
     for rank in range(2):
         *values, refused = torch.load(tmp_path / f"{rank}.pt")
         for cka, modular in (values[:2], values[2:]):  # both with inputs, and one without

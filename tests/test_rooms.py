@@ -47,3 +47,29 @@ def test_no_import_hides_in_a_function(file: Path) -> None:
 def test_imports_are_seen() -> None:
     assert (False, ("snapshots", "Settings")) in list(imports(ROOT / "recorder.py"))
     assert (True, ("functional", "_kernel", "solve_rows")) in list(imports(ROOT / "functional" / "active_set.py"))
+
+
+# What Lightning keeps to itself, outside callback/lightning.py: a logger's prefix, the logger of fast_dev_run, what
+# Fabric wraps around a module, and a key of checkpoint files.
+PRIVATE = {
+    "capture/runner.py": {"_strategy", "_original_module", "_FabricModule"},
+    "replay.py": {"_batches_that_stepped"},
+    "writers.py": {"_prefix", "_DummyExperiment"},
+}
+LIGHTNINGS = {
+    "_batches_that_stepped", "_can_stop_early", "_data_source", "_DummyExperiment", "_FabricModule", "_original_module",
+    "_prefix", "_strategy", "_generate_state_key", "_logger_connector",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_private_names_of_lightning_are_in_one_file(file: Path) -> None:
+    name, nodes = str(file.relative_to(ROOT)), list(ast.walk(ast.parse(file.read_text())))
+    used = {node.attr for node in nodes if isinstance(node, ast.Attribute) and not is_own(node)}
+    used |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    if name != "callback/lightning.py":
+        assert used & LIGHTNINGS <= PRIVATE.get(name, set())
+
+
+def is_own(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id == "self"

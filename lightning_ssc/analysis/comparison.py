@@ -48,6 +48,7 @@ def compare(
     other: SnapshotStore,
     *,
     epochs: tuple[int | None, int | None] = (None, None),
+    steps: tuple[int | None, int | None] = (None, None),
     progress: Progress = iter,
 ) -> Comparison:
     """Compare two runs, of any two architectures, that watched the same probe.
@@ -55,15 +56,16 @@ def compare(
     Args:
         one: Snapshots of the first run.
         other: Snapshots of the second.
-        epochs: Which snapshots to compare; ``None`` means the last.
+        epochs: Which snapshots to compare, by whole epochs; ``None`` means the last.
+        steps: Which snapshots to compare, by steps.
         progress: Wrapped around what takes long, such as ``tqdm.tqdm``.
 
     Raises:
         SnapshotError: A snapshot is missing or cannot be read, or the probes differ.
     """
     first, second = (
-        store.load(epoch) if epoch is not None else store.load(step=max(store.steps, default=0))
-        for store, epoch in zip((one, other), epochs, strict=True)
+        store.load(step=max(store.steps, default=0)) if epoch is step is None else store.load(epoch, step=step)
+        for store, epoch, step in zip((one, other), epochs, steps, strict=True)
     )
     if first.probe != second.probe:
         raise SnapshotError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,18 @@ class Dynamics:
         """``(T,)`` training steps that were done."""
         return np.array([moment.step for moment in self.moments], dtype=np.int64)
 
+    @property
+    def unit(self) -> str:
+        """What :attr:`times` count: ``"epoch"``, or ``"step"`` where an epoch has no end or is not known."""
+        return "epoch" if all(math.isfinite(moment.epoch) for moment in self.moments) else "step"
+
+    @property
+    def times(self) -> NDArray[Any]:
+        """``(T,)`` finished epochs or, where they are not known of all moments, steps."""
+        return self.epochs if self.unit == "epoch" else self.steps
+
     def settled(self, threshold: float = 0.9) -> Table:
-        """``(L,)`` first epoch from which a layer's SSC-CKA to final stays at or above the threshold; NaN if never.
+        """``(L,)`` first of the :attr:`times` from which SSC-CKA to final stays at a threshold or above; NaN if never.
 
         Example:
             >>> curve, moments = np.array([[0.2], [0.95], [0.8], [0.92], [1.0]]), [Moment(t, t) for t in range(5)]
@@ -63,7 +74,7 @@ class Dynamics:
             [3.0]
         """
         stays = np.logical_and.accumulate((self.cka_to_final >= threshold)[::-1], axis=0)[::-1]
-        return np.where(stays.any(0), self.epochs[stays.argmax(0)], np.nan)
+        return np.where(stays.any(0), self.times[stays.argmax(0)], np.nan)
 
     def depth_correlation(self, threshold: float = 0.9) -> float:
         """Spearman's rank correlation of the epoch at which layers settle with their depth.
@@ -86,7 +97,7 @@ class Dynamics:
         return float(np.corrcoef(ranks, depths)[0, 1])
 
     def drops(self) -> NDArray[Any]:
-        """``(D, 2)`` epochs of the snapshots before and after each drop of the learning rate.
+        """``(D, 2)`` :attr:`times` of the snapshots before and after each drop of the learning rate.
 
         A drop is a fall to half or less from one snapshot to the next: a step of a step-wise schedule. One that falls
         smoothly, such as a cosine between snapshots that are not far apart, has drops at most at its very end.
@@ -97,7 +108,7 @@ class Dynamics:
             [[30, 31]]
         """
         before = self._before_drops()
-        return np.stack([self.epochs[before], self.epochs[before + 1]], 1)
+        return np.stack([self.times[before], self.times[before + 1]], 1)
 
     def jumps(self) -> Table:
         """``(D, L)`` gain in SSC-CKA to final across each of the :meth:`drops` (section 4.2 of the paper).
@@ -187,18 +198,21 @@ def dynamics(
 
     def measured(t: int) -> dict[str, Mapping[str, float]]:
         """Values by layer, at one snapshot."""
-        header = headers[t]
+        header, valid = headers[t], {"layer"}
         found: dict[str, Mapping[str, float]] = {}
-        follows = header.previous == (headers[t - 1].step if t else None)  # else it was compared with another one
-        complete = follows and all(header.values.values())
+        if header.previous == (headers[t - 1].step if t else None):  # else it was compared with another one
+            valid.add("previous")
+        if reference is None:
+            valid.add("reference")
+        known = [record.name for record in measures.CURVES if record.over in valid]
+        complete = "previous" in valid and all(header.values.values())
         before = dict(store.layers(headers[t - 1].step, final.layers)) if t and not complete else {}
         for name, layer in store.layers(header.step, final.layers):
-            stored = header.values[name]
-            values = dict(stored) or measures.of_layer(layer.measurable(labels))
+            values = {key: header.values[name][key] for key in known if key in header.values[name]}
+            values = measures.of_layer(layer.measurable(labels), values)  # with what was not measured then
             values |= measures.between("final", layer, last[name])
-            if not (stored and follows):
-                values = {key: value for key, value in values.items() if measures.measure(key).over != "previous"}
-                values |= measures.between("previous", layer, before[name]) if name in before else {}
+            if name in before:
+                values |= measures.between("previous", layer, before[name])
             if reference is not None and name in reference.layers:
                 values |= measures.between("reference", layer, reference.layers[name])
             found[name] = values

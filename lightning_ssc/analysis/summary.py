@@ -31,7 +31,8 @@ class LayerTable:
         features: ``(L,)`` number of features a sample.
         modularity_first: ``(L,)`` modularity at the first snapshot.
         modularity_last: ``(L,)`` modularity at the last.
-        settled: ``(L,)`` epoch from which SSC-CKA to the final state stays above 0.9.
+        settled: ``(L,)`` epoch (or step, see :attr:`Dynamics.times`) from which SSC-CKA to the final state stays above
+            0.9.
         ssc_accuracy: ``(L,)`` share of inputs whose SSC label is their class; NaN without labels.
         agreement: ``(L,)`` share of inputs whose SSC label is the network's prediction; NaN without predictions.
         neighbours: ``(L,)`` mean number of inputs that rebuild an input.
@@ -113,6 +114,7 @@ class Summary:
             folder / "heatmaps.csv",
             {
                 "epoch": np.repeat(self.dynamics.epochs, count * count),
+                "step": np.repeat(self.dynamics.steps, count * count),
                 "row": np.tile(np.repeat(names, count), len(self.heatmaps)),
                 "column": np.tile(names, len(self.heatmaps) * count),
                 "ssc_cka": self.heatmaps,
@@ -138,6 +140,7 @@ class Summary:
             folder / "run.csv",
             {
                 "epoch": self.dynamics.epochs[-1:],
+                "step": self.dynamics.steps[-1:],
                 "inputs": [self.size],
                 "layers": [count],
                 "depth_correlation": [self.dynamics.depth_correlation()],

@@ -2,6 +2,10 @@
 
 ``lightning`` and ``pytorch_lightning`` ship the same code as distinct classes. A callback works in the Trainers of
 both, and from LightningCLI, when it derives from every ``Callback`` there is.
+
+Beside Trainers, three things that Lightning keeps to itself are read where they are met: a logger's prefix and the
+logger of ``fast_dev_run`` in ``writers.py``, what Fabric wraps around a module in ``capture/runner.py``, and the count
+of steps in checkpoint files in ``replay.py``; ``tests/test_rooms.py`` holds the list.
 """
 
 from __future__ import annotations

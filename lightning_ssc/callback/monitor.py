@@ -67,14 +67,14 @@ class SSCMonitor(Callback):
         pooling: ``"flatten"`` keeps every activation, ``"mean"`` averages over space or tokens, ``"cls"`` takes the
             class token.
         linear_cka: Linear CKA beside SSC-CKA.
-        heatmap: The image of SSC-CKA between all layers with every snapshot.
+        heatmap: The images of SSC-CKA and linear CKA between all layers with every snapshot.
         embedding: An image of the spectral embedding with every snapshot, of every layer or, where there are more, of
             24 spread over the depth.
         neighbours: For how many inputs, the same throughout and one a class as far as that goes, an image of their
             nearest inputs in the last hidden layer comes with every snapshot; 0 for none.
         projector: Every layer's embedding of the final state, with classes and pictures, for TensorBoard's projector
             tab. Each layer takes some megabytes there.
-        labels: What modularity is measured over: ``"classes"``, the probe's labels, or ``"communities"``, those that
+        groups: What modularity is measured over: ``"classes"``, the probe's labels, or ``"communities"``, those that
             Louvain's method finds in each graph, for data without classes.
         reference: What to compare with live: a stored snapshot (``.npz``), a folder of them (its last is taken), or a
             checkpoint of the same network.
@@ -86,7 +86,7 @@ class SSCMonitor(Callback):
             for it, too; a second Ctrl-C gives it up. It is lost if the process is killed or has to end (SIGTERM). A
             layer that is being solved then still goes on to its end, and the process with it. On a GPU layers are
             solved there beside training, which has to leave memory for some N x N matrices. Finding
-            ``labels="communities"`` is work of Python, which training waits for.
+            ``groups="communities"`` is work of Python, which training waits for.
         name: First part of the tags; a second monitor in the same Trainer needs a name of its own.
         on_error: ``"raise"``, or ``"warn"`` to report a snapshot that failed and go on training. What is wrong at the
             start of fit (layers, probe, store) is always raised.
@@ -126,7 +126,7 @@ class SSCMonitor(Callback):
         embedding: bool = True,
         neighbours: int = 3,
         projector: bool = False,
-        labels: Literal["classes", "communities"] = "classes",
+        groups: Literal["classes", "communities"] = "classes",
         reference: str | Path | None = None,
         store: bool | str | Path = True,
         background: bool = False,
@@ -145,7 +145,7 @@ class SSCMonitor(Callback):
         check_sizes(chunk, memory)
         self.layers = layers
         self.name = name
-        self.settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, labels)
+        self.settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups)
         self.images = Images(heatmap, embedding, neighbours, projector)
         self.schedule = as_schedule(schedule)
         self.background = background
@@ -172,7 +172,7 @@ class SSCMonitor(Callback):
     @property
     def state_key(self) -> str:
         """Key of the callback's state in a checkpoint, by the monitor's name."""
-        return self._generate_state_key(name=self.name)
+        return f"{type(self).__qualname__}{ {'name': self.name} }"
 
     def state_dict(self) -> dict[str, Any]:
         """Where the snapshots lie and which they are; the graphs themselves stay on disk."""
@@ -202,7 +202,7 @@ class SSCMonitor(Callback):
                 self.layers,
                 settings=self.settings,
                 store=self._folder(training),
-                beside=self._store is True,
+                fallback=self._store is True,
                 loggers=training.loggers,
                 images=self.images,
                 reference=self._reference,
@@ -212,7 +212,7 @@ class SSCMonitor(Callback):
                 class_names=names,
                 ranks=training.ranks,
                 bar=training.bar,
-                layout=[monitor.name for monitor in monitors] if monitors[0] is self else [],
+                layout={m.name: m._reference is not None for m in monitors} if monitors[0] is self else {},
             )
         except MismatchError as error:
             raise MisconfigurationError(str(error)) from error
@@ -242,7 +242,7 @@ class SSCMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log a snapshot that was solved in the background."""
-        if self._recorder is not None and self._recorder.pending is not None:
+        if self._recorder is not None and self._recorder.pending is not None and not self._recorder.busy:
             training = Training(trainer, pl_module)
             if training.is_alone:  # several processes would have to agree every time
                 self._poll(training)
@@ -252,6 +252,11 @@ class SSCMonitor(Callback):
         training = Training(trainer, pl_module)
         if self.schedule(training.epochs_begun):
             self._take(training, training.epoch)
+            # The end of fit would wait anyway, and a checkpoint of the last epoch saved before that is one of a run
+            # that Lightning does not go on with: nobody could take the epoch again.
+            if training.stops_after(training.epochs_begun):
+                with self._guard(training) as recorder:
+                    self._collect(training, recorder)
         else:
             self._poll(training)
 
@@ -311,10 +316,9 @@ class SSCMonitor(Callback):
 
     def _make_probe(self, training: Training) -> tuple[Probe, tuple[str, ...]]:
         """The probe and the names of its classes; what goes wrong on one rank is said on all."""
-        probe: Probe | None = None
-        error: Exception | None = None
-        source: Any = self._probe_source
-        try:
+
+        def found() -> tuple[Any, Probe]:
+            source: Any = self._probe_source
             with isolated_random_state():
                 if source is None:
                     source = training.probe_source()
@@ -325,12 +329,10 @@ class SSCMonitor(Callback):
                     "SSCMonitor found no probe: pass probe= (a data set, a loader or tensors), give the data module a "
                     "probe_dataloader(), or give the Trainer validation data."
                 )
-            probe = make_probe(source, self._probe_size)
-        except Exception as caught:
-            error = caught
-        training.ranks.raise_together(error)
-        assert probe is not None
-        if probe.labels is None and self.settings.labels == "classes" and training.is_zero:
+            return source, make_probe(source, self._probe_size)
+
+        source, probe = training.ranks.together(found)
+        if probe.labels is None and self.settings.groups == "classes" and training.is_zero:
             log.warning("The probe has no class labels (one integer a sample), so modularity is left out.")
         return probe, class_names(training.datamodule, source, getattr(source, "dataset", None))
 
@@ -347,10 +349,6 @@ class SSCMonitor(Callback):
         with self._guard(training) as recorder:
             before = recorder.steps
             recorder.record(epoch, training.step, self._learning_rate, trigger="epoch", logged=training.logged)
-            # The end of fit would wait anyway, and a checkpoint of the last epoch saved before that is one of a run
-            # that Lightning does not go on with: nobody could take the epoch again.
-            if training.stops_after(training.epochs_begun):
-                recorder.collect()
             self._say(training, recorder, before)
 
     def _poll(self, training: Training) -> None:

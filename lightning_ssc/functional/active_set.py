@@ -22,16 +22,8 @@ may call, several at once. GPU tensors take the batched path (``_batched.py``). 
 a float32 Gram on the kernel's, is solved on the other too, and the smaller gap is kept. The kernel's memory is the
 largest active set squared, in float64, in each thread: support^2 * 8 bytes at least, up to four times that as it grows.
 
-Decision, on measurements: two CPU cores (not idle besides), activations of a ResNet-20, ratios of seconds within
-one run, all rows of ours within 1e-5 (``tests/benchmarks/solver.py``). SPAMS (LARS, the fastest peer) over ours, early
-and last block: 8.6 and 19 at N = 2000, tau = 10; 11 and 9.1 at N = 1000, tau = 100; on ten logits 1.5 and 1.7 at tau =
-10 and 100; in an earlier run 43 and 80 at N = 5000, and 17 on raw samples, N = 1000, early block. Time grows with the
-power 2.0 of N from 1000 to 8000 (last block). On CPU the batched path takes 12 to 13 times as long as the kernel at N
-= 1000, tau = 10, and 25 to 78 times at tau = 100, hence a kernel of its own. On made-up Grams of low rank (64 to 256
-features) the strides cut the kernel's time to 0.3 to 0.6 of itself, elsewhere they make no difference. Starting from
-an earlier solution takes 0.5 to 0.6 of the time for an identical Gram at tau = 10 and 0.13 to 0.2 at tau = 100; from a
-real epoch earlier 0.86 to 1.14, which is no saving. N = 10,000 at tau = 10 (last block) took 2.7 s on a float32 Gram
-and 3.2 s on float64, with 2.6 GB at the peak and no gap above 9.8e-6.
+Why there is a kernel for the CPU, strides, and no start from an earlier solution by default: measurements in
+``tests/benchmarks/README.md``.
 """
 
 from concurrent.futures import ThreadPoolExecutor

@@ -232,7 +232,8 @@ def _contents(summary: Summary) -> dict[str, Any]:
         "size": summary.size,
         "layers": names,
         "layer_colours": [to_hex(c) for c in plots.layer_colours(len(names))],
-        "epochs": curves.epochs.tolist(),
+        "times": curves.times.tolist(),
+        "unit": curves.unit,
         "drops": curves.drops().tolist(),
         "families": [
             _family(record, curves.curves[record.name], record.meaning + (at_drops if record.over == "final" else ""))
@@ -304,8 +305,10 @@ def _bottom_up(summary: Summary) -> str:
     )  # fmt: skip
     curves = summary.dynamics
     for (before, after), gains in zip(curves.drops(), curves.jumps(), strict=True):
-        text += f"Across the drop of the learning rate between epochs {before} and {after} SSC-CKA to final rose by "
-        text += f"{_number(gains[0])} in the first layer and {_number(gains[-1])} in the last. "
+        text += (
+            f"Across the drop of the learning rate between {curves.unit}s {before:g} and {after:g} SSC-CKA to final "
+        )
+        text += f"rose by {_number(gains[0])} in the first layer and {_number(gains[-1])} in the last. "
     return text.strip()
 
 
@@ -387,8 +390,12 @@ def run_name(root: Path) -> str:
     return "/".join(_folders(root)[-2:])
 
 
-def run_names(roots: tuple[Path, Path], epochs: tuple[int | None, int | None] = (None, None)) -> tuple[str, str]:
-    """What to call two runs: as many of their last folders, two or more, as tell them apart, and epochs asked for.
+def run_names(
+    roots: tuple[Path, Path],
+    epochs: tuple[int | None, int | None] = (None, None),
+    steps: tuple[int | None, int | None] = (None, None),
+) -> tuple[str, str]:
+    """What to call two runs: as many of their last folders, two or more, as tell them apart, and the moment asked for.
 
     Example:
         >>> run_names((Path("a/net/version_0/ssc"), Path("b/net/version_0/ssc")), (3, None))
@@ -397,8 +404,10 @@ def run_names(roots: tuple[Path, Path], epochs: tuple[int | None, int | None] = 
     one, other = (_folders(root) for root in roots)
     count = next((k for k in range(2, max(len(one), len(other))) if one[-k:] != other[-k:]), 2)
     first, second = (
-        "/".join(parts[-count:]) + ("" if epoch is None else f", epoch {epoch}")
-        for parts, epoch in zip((one, other), epochs, strict=True)
+        "/".join(parts[-count:])
+        + ("" if epoch is None else f", epoch {epoch}")
+        + ("" if step is None else f", step {step}")
+        for parts, epoch, step in zip((one, other), epochs, steps, strict=True)
     )
     return first, second
 

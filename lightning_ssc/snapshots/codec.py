@@ -225,10 +225,11 @@ def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> Snapsh
         layers=names,
         values=values,
         size=size,
+        settings={"groups" if key == "labels" else key: value for key, value in header["settings"].items()},  # of old
         versions=header.get("versions", {}),
         learning_rate=rate,
         previous=previous,
-        **{key: header[key] for key in ("settings", "probe", "seconds")},
+        **{key: header[key] for key in ("probe", "seconds")},
     )
 
 

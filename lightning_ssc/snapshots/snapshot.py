@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -107,7 +107,7 @@ class LayerGraph:
         features: Number of features a sample.
         linear: The layer's centred linear Gram in compact form, or ``None`` where linear CKA was not asked for.
         communities: ``(N,)`` int64 community of every sample that Louvain's method found in the graph, where
-            ``labels="communities"`` asked for them.
+            ``groups="communities"`` asked for them.
         values: What was measured of the layer, by the names of :data:`lightning_ssc.measures.MEASURES`.
         norm: Norm of the centred affinity, if it was kept.
     """
@@ -141,17 +141,9 @@ class LayerGraph:
         """``(N,)`` what modularity is over: the graph's communities if it has them, else the class labels."""
         return labels if self.communities is None else self.communities
 
-    def measurable(self, labels: Tensor | None) -> dict[str, Any]:
+    def measurable(self, labels: Tensor | None) -> Mapping[str, Any]:
         """What measures may need of the layer (:attr:`lightning_ssc.measures.Measure.needs`), but for its Gram."""
-        return {
-            "coef": self.coef,
-            "affinity": self.affinity,
-            "gap": self.gap,
-            "graph": self.graph,
-            "linear": self.linear,
-            "labels": labels,
-            "groups": self.groups(labels),
-        }
+        return _Measurable(self, labels)
 
     def modularity(self, labels: Tensor | None) -> float:
         """Modularity of the graph (Eq. 5 of the paper) over its :meth:`groups`.
@@ -165,6 +157,28 @@ class LayerGraph:
     def neighbours(self) -> float:
         """Mean number of samples that rebuild a sample."""
         return self.coef.values().numel() / len(self.gap)
+
+
+class _Measurable(Mapping[str, Any]):
+    """Parts of a layer by name, each made when it is asked for."""
+
+    _PARTS = ("coef", "affinity", "gap", "graph", "linear", "labels", "groups")
+
+    def __init__(self, layer: LayerGraph, labels: Tensor | None) -> None:
+        self._layer, self._labels = layer, labels
+
+    def __getitem__(self, part: str) -> Any:
+        if part not in self._PARTS:
+            raise KeyError(part)
+        if part == "labels":
+            return self._labels
+        return self._layer.groups(self._labels) if part == "groups" else getattr(self._layer, part)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._PARTS)
+
+    def __len__(self) -> int:
+        return len(self._PARTS)
 
 
 @dataclass(frozen=True)

@@ -319,7 +319,8 @@ class MemoryStore(Store):
 
     def save(self, snapshot: Snapshot) -> None:
         """Keep a snapshot, replacing an earlier one of the same step."""
-        self._snapshots[snapshot.step] = snapshot
+        layers = {name: replace(layer) for name, layer in snapshot.layers.items()}  # without what was derived of them
+        self._snapshots[snapshot.step] = replace(snapshot, layers=layers)
 
     def load(self, epoch: int | None = None, *, step: int | None = None) -> Snapshot:
         """The kept snapshot.

@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +134,35 @@ def test_the_csv_file_holds_every_value(tmp_path: Path) -> None:
     assert [line["layer"] for line in lines[:2]] == ["a", 'b, "quoted"']
     assert [float(line["modularity"]) for line in lines] == curves.modularity.ravel().tolist()
     assert lines[3]["epoch"] == "1"
+
+
+def test_a_reference_named_now_stands_for_the_one_of_the_run(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path)
+    store.save(taken({"l0": random_coef(12, 0), "l1": random_coef(12, 1)}, [0, 1, 2] * 4, epoch=0, step=0))
+    held = store.load(0)
+    values = {name: {**layer.values, "cka_to_reference": 0.25} for name, layer in held.layers.items()}
+    store.save(replace(held, layers={name: layer.with_values(values[name]) for name, layer in held.layers.items()}))
+    assert dynamics(store).cka_to_reference.tolist() == [[0.25, 0.25]]
+    other = taken({"l1": random_coef(12, 99)}, [0, 1, 2] * 4)
+    found = dynamics(store, reference=other).cka_to_reference[0]
+    assert np.isnan(found[0])  # the new one has no such layer
+    assert found[1] == pytest.approx(cka_by_definition(random_coef(12, 1), random_coef(12, 99)), abs=1e-6)
+
+
+def test_what_was_not_measured_then_is_measured_now_and_what_is_unknown_is_passed_over(tmp_path: Path) -> None:
+    store, labels = SnapshotStore(tmp_path), [0, 1, 2] * 4
+    store.save(taken({"l0": random_coef(12, 0)}, labels, epoch=0, step=0))
+    held = store.load(0)
+    layer = held.layers["l0"].with_values({"of_a_later_version": 1.0, "gap": 0.125})
+    store.save(replace(held, layers={"l0": layer}))
+    curves = dynamics(store)
+    assert curves.gap[0, 0] == 0.125
+    assert curves.modularity[0, 0] == pytest.approx(modularity_by_definition(random_coef(12, 0), labels), abs=1e-6)
+
+
+def test_steps_are_the_time_where_epochs_are_not_known() -> None:
+    moments = [Moment(step, NAN) for step in (0, 50, 90)]
+    curve, rate = np.array([[0.1], [0.95], [1.0]]), np.array([0.1, 0.1, 0.01])
+    curves = Dynamics(["fc"], moments, rate, {"cka_to_final": curve})
+    assert (curves.unit, curves.times.tolist()) == ("step", [0, 50, 90])
+    assert (curves.settled().tolist(), curves.drops().tolist()) == ([50], [[50, 90]])

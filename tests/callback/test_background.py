@@ -422,7 +422,7 @@ def test_a_budget_that_is_too_small_is_told_at_the_start(tmp_path: Path) -> None
 def test_communities_are_those_of_the_foreground(tmp_path: Path) -> None:
     found = []
     for background in (False, True):
-        watching = monitor(labels="communities", background=background)
+        watching = monitor(groups="communities", background=background)
         fit(tmp_path / str(background), watching, max_epochs=1)
         found.append(watching.store.load_layer(1, "model.4").communities)  # type: ignore[union-attr]
     assert torch.equal(*found)

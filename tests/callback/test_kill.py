@@ -34,28 +34,28 @@ def stores(root: Path) -> list[SnapshotStore]:
     return [SnapshotStore(folder) for folder in root.glob("ssc*")]
 
 
-@pytest.mark.parametrize("background", [False, True])
-def test_kills_at_random_moments(tmp_path: Path, background: bool) -> None:
-    """Kill a training process at many random moments, resume it each time, and read everything that it left."""
-    moments, kills = random.Random(0), 0
-    for attempt in range(3 * KILLS[background]):
-        if kills == KILLS[background]:
-            break
+@pytest.mark.parametrize(
+    ("background", "seed"), [(background, seed) for background, kills in KILLS.items() for seed in range(kills)]
+)
+def test_a_kill_at_a_random_moment(tmp_path: Path, background: bool, seed: int) -> None:
+    """Kill a training process, resume it, and read everything that it left."""
+    moments = random.Random(f"{background} {seed}")
+    for attempt in range(10):
         root = tmp_path / str(attempt)
         root.mkdir()
-        if train(root, moments.randint(0, EPOCHS), moments.uniform(0, 0.15), background):
-            continue  # it was faster
-        kills += 1
-        for store in stores(root):
-            assert background or store.epochs == list(range(len(store)))
-            assert [taken.epoch for taken in store] == store.epochs  # every one of them can be read
-        finished = {epoch for store in stores(root) for epoch in store.epochs}
-        assert train(root, background=background)
-        store = max(stores(root), key=len)
-        assert finished <= set(store.epochs)
-        steps = {taken.epoch: taken.step for taken in store}
-        assert steps == {epoch: STEPS[epoch] for epoch in steps}
-        # What is being solved goes with the process, and only the checkpoint's own epoch can be taken again.
-        assert len(steps) == EPOCHS + 1 or (background and EPOCHS in steps)
-        assert not list(store.root.glob("*.partial"))
-    assert kills == KILLS[background]
+        if not train(root, moments.randint(0, EPOCHS), moments.uniform(0, 0.15), background):
+            break  # else it was faster
+    else:
+        pytest.fail("the process was done before every kill")
+    for store in stores(root):
+        assert background or store.epochs == list(range(len(store)))
+        assert [taken.epoch for taken in store] == store.epochs  # every one of them can be read
+    finished = {epoch for store in stores(root) for epoch in store.epochs}
+    assert train(root, background=background)
+    store = max(stores(root), key=len)
+    assert finished <= set(store.epochs)
+    steps = {taken.epoch: taken.step for taken in store}
+    assert steps == {epoch: STEPS[epoch] for epoch in steps}
+    # What is being solved goes with the process, and only the checkpoint's own epoch can be taken again.
+    assert len(steps) == EPOCHS + 1 or (background and EPOCHS in steps)
+    assert not list(store.root.glob("*.partial"))

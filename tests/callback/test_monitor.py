@@ -91,7 +91,7 @@ def test_every_tag_family_is_in_the_event_file(run: tuple[Path, SSCMonitor, pl.T
             assert {f"{category}/{family}/{layer}" for layer in LAYERS} <= tags, family
     assert {f"ssc/seconds/{stage}" for stage in ("forward", "gram", "solve", "log", "total")} <= tags
     images = set(found.Tags()["images"])
-    assert {"ssc/pairwise_cka", *(f"ssc/embedding/{layer}" for layer in LAYERS)} <= images
+    assert {"ssc/pairwise_cka", "linear_cka/pairwise_cka", *(f"ssc/embedding/{layer}" for layer in LAYERS)} <= images
     assert {tag for tag in images if "neighbours" in tag} == {"ssc/neighbours/model.4"}  # the last hidden layer
     assert {f"ssc/curves/{f}" for f in ("modularity", "cka_to_final", "linear_cka_to_final")} <= images
     assert len(found.Images("ssc/pairwise_cka")) == 4  # the untrained network and three epochs

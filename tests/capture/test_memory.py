@@ -94,7 +94,7 @@ class Wide(nn.Module):
 @pytest.mark.parametrize("room", [5, 2, 0.4])  # layers that fit one pass; the last case cuts them
 def test_activations_and_grams_stay_within_the_budget(room: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grams_module, "_HALVED", 400)
-    n, chunk, d = 600, 16, 1500
+    n, chunk, d = 600, 16, 1000
     net = nn.Sequential(*(nn.Linear(d, d, bias=False) for _ in range(5)), Wide())
     x = torch.randn(n, d)
     watched = trace(Runner(net), select_layers(net, "Linear"), x)

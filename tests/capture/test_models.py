@@ -72,7 +72,7 @@ def test_an_autoencoder_without_labels(tmp_path: Path) -> None:
     images = TensorDataset(data(40).tensors[0])
     options: dict[str, Any] = {"heatmap": False, "embedding": False, "store": False, "probe_size": 20}
     monitor = SSCMonitor(
-        "stages", images, forward=lambda m, x: m.decoder(m.encoder(x)), labels="communities", **options
+        "stages", images, forward=lambda m, x: m.decoder(m.encoder(x)), groups="communities", **options
     )
     run = trainer(tmp_path, monitor, max_epochs=1)
     run.fit(Autoencoder(), DataLoader(images, 10))

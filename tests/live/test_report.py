@@ -17,7 +17,7 @@ from matplotlib.image import imread
 from lightning_ssc.analysis import Dynamics, Similarity, find_blocks, find_store, inputs, neighbours, summarise
 from lightning_ssc.live.report import pack, page, report, run_names, sprite
 from lightning_ssc.measures import CURVES, measure
-from lightning_ssc.snapshots import Moment, SnapshotError
+from lightning_ssc.snapshots import Moment, SnapshotError, SnapshotStore
 from tests.browser import (
     hover_over_curve,
     hover_over_embedding,
@@ -70,7 +70,7 @@ def test_the_page_carries_the_numbers_of_the_run(tmp_path: Path) -> None:
     summary = summarise(made_run(tmp_path / "version_3" / "ssc"))
     data = contents(page(summary))
     assert data["layers"] == ["conv1", "conv2", "fc"]
-    assert data["epochs"] == [0, 1, 2]
+    assert (data["times"], data["unit"]) == ([0, 1, 2], "epoch")
     assert data["drops"] == [[1, 2]]
     assert "between epochs 1 and 2 SSC-CKA to final rose by" in data["bottom_up"]
     assert data["families"][0]["title"] == "Modularity of the affinity graphs"
@@ -346,3 +346,13 @@ def test_the_page_fits_a_phone(browser: Any, tmp_path: Path) -> None:
         assert browser.get_log("browser") == []
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_run_whose_epochs_have_no_end_is_shown_by_steps(tmp_path: Path) -> None:
+    store = made_run(tmp_path / "made")
+    stream = SnapshotStore(tmp_path / "ssc")
+    for snapshot in store:
+        stream.save(replace(snapshot, moment=Moment(snapshot.step, float("nan"))))
+    data = contents(page(summarise(stream)))
+    assert (data["times"], data["unit"]) == ([0, 10, 20], "step")
+    report(tmp_path / "ssc", tmp_path / "out", figures=True)

@@ -418,3 +418,18 @@ def test_setting_aside(store: SnapshotStore) -> None:
     store.set_aside([17])
     assert store.steps == store.epochs == []
     assert (store.root / "superseded" / "step_000000017.npz").is_file()
+
+
+def test_what_is_derived_of_graphs_is_not_kept_in_memory(taken: Snapshot) -> None:
+    store = MemoryStore()
+    for layer in taken.layers.values():
+        assert layer.graph.edges is not None
+        assert layer.affinity is not None
+    store.save(taken)
+    for layer in store.load(step=taken.step).layers.values():
+        assert not {"graph", "affinity"} & set(vars(layer))
+
+
+def test_a_setting_is_known_by_its_old_name(store: SnapshotStore, taken: Snapshot) -> None:
+    store.save(replace(taken, settings={**taken.settings, "labels": "classes"}))
+    assert store.header(step=taken.step).settings["groups"] == "classes"

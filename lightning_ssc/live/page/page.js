@@ -78,16 +78,16 @@ const charts = data.families.map((family) => {
   const figure = element("figure", {}, element("figcaption", {}, element("b", {}, family.title), family.text), plot, details);
   byId("curves").append(figure);
   const redraw = tableOnDemand(details, () => fillTable(element("table"),
-    ["epoch", ...data.layers.filter((_, i) => shown[i])],
-    data.epochs.map((epoch, t) => [String(epoch), ...values[t].filter((_, i) => shown[i]).map(value)])));
+    [data.unit, ...data.layers.filter((_, i) => shown[i])],
+    data.times.map((epoch, t) => [String(epoch), ...values[t].filter((_, i) => shown[i]).map(value)])));
   const traces = data.layers.map((name, i) => ({
-    x: data.epochs, y: values.map((row) => row[i]), name: plain(name), mode: "lines+markers",
-    text: values.map((row, t) => `${plain(name)}<br>epoch ${data.epochs[t]}: ${value(row[i])}`), hoverinfo: "text",
+    x: data.times, y: values.map((row) => row[i]), name: plain(name), mode: "lines+markers",
+    text: values.map((row, t) => `${plain(name)}<br>${data.unit} ${data.times[t]}: ${value(row[i])}`), hoverinfo: "text",
     line: { color: data.layer_colours[i], width: 2 }, marker: { size: 6, symbol: SYMBOLS[i % SYMBOLS.length], line: { color: FONT.color, width: 0.6 } },
   }));
   const draw = () => Plotly.newPlot(plot, traces, layout({
-    xaxis: { title: { text: "finished epochs (0: untrained)" }, zeroline: false,
-      ...(data.epochs[data.epochs.length - 1] < 12 ? { dtick: 1 } : {}) },
+    xaxis: { title: { text: `finished ${data.unit}s (0: untrained)` }, zeroline: false,
+      ...(data.times[data.times.length - 1] < 12 ? { dtick: 1 } : {}) },
     yaxis: { title: { text: family.axis }, zeroline: false,
       ...(family.log ? { type: "log", exponentformat: "power", automargin: true } : { rangemode: family.from_zero ? "tozero" : "normal" }) },
     shapes: data.drops.map(([x0, x1]) => ({ type: "rect", x0, x1, y0: 0, y1: 1, yref: "paper", layer: "below", fillcolor: "#eceff1", line: { width: 0 } })),
@@ -144,8 +144,9 @@ const matrixTable = (values) => fillTable(element("table"), ["layer", ...data.la
   values.map((row, i) => [data.layers[i], ...row.map((v) => number(v, 2))]));
 
 const heatmaps = unpack(data.heatmaps);
+byId("unit").textContent = `${data.unit}s`;
 const slider = byId("epoch");
-slider.max = String(data.epochs.length - 1);
+slider.max = String(data.times.length - 1);
 slider.value = slider.max;
 byId("heatmap").classList.add("tall");
 byId("linear").classList.add("tall");
@@ -154,15 +155,15 @@ const redrawHeatmapTable = tableOnDemand(byId("heatmap").parentElement.querySele
 function showEpoch() {
   const t = Number(slider.value);
   const { z, text } = heatmap(heatmaps[t]);
-  byId("epoch-value").textContent = String(data.epochs[t]);
-  slider.setAttribute("aria-valuetext", `epoch ${data.epochs[t]}`);
+  byId("epoch-value").textContent = String(data.times[t]);
+  slider.setAttribute("aria-valuetext", `${data.unit} ${data.times[t]}`);
   Plotly.update("heatmap", { z: [z], text: [text] }, { shapes: outlines(data.blocks[t]) });
   byId("block-text").textContent = data.blocks[t].text;
   redrawHeatmapTable();
 }
 slider.addEventListener("input", showEpoch);
 showEpoch();
-slider.disabled = data.epochs.length < 2;
+slider.disabled = data.times.length < 2;
 
 if (data.linear === null) byId("linear-figure").remove();
 else {
