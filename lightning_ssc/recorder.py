@@ -261,13 +261,16 @@ class Recorder:
             What the last snapshot whose results are there says in numbers, by tag: in the background, the one before.
 
         Raises:
-            ValueError: Neither epoch nor step is given, activations are not finite, or a layer cannot be solved.
+            ValueError: Neither epoch nor step is given, or a part of an epoch without its step; activations are not
+                finite, or a layer cannot be solved.
             OSError: It cannot be stored.
         """
         if epoch is None and step is None:
             raise ValueError("record() needs to know when this is: give it epoch=, step= or both.")
         if step is None:
             assert epoch is not None
+            if not float(epoch).is_integer():
+                raise ValueError(f"epoch={epoch} is no whole number by which snapshots differ: give step=, too.")
             step = int(epoch)
         moment = Moment(step, math.nan if epoch is None else epoch, trigger, step if logged is None else logged)
         self.prepare()
