@@ -255,6 +255,16 @@ class TestBackground:
         assert gate.calls == LAYERS * 2
         assert_no_thread_is_left()
 
+    def test_close_gives_up_what_has_not_begun(self, gate: Gate) -> None:
+        watching = recorder(network(), background=True)
+        gate.open.clear()
+        watching.record(0)
+        watching.close()
+        gate.open.set()
+        assert_no_thread_is_left()
+        assert len(gate.calls) <= 1  # only the layer that was being solved goes on to its end
+        assert (watching.pending, watching.steps, len(watching.store)) == (None, [], 0)
+
     def test_a_layer_that_cannot_be_solved_is_told_by_the_next_call(self, gate: Gate) -> None:
         gate.fails_on = 2
         watching = recorder(network(), background=True)
