@@ -8,8 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +39,9 @@ class _UsageError(Exception):
     """A mistake in the command line that only the command itself can see."""
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run PyTorch in one thread: readers have many small products, over which more threads would only spin."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 # -- Commands. What is slow to import is imported in them, so that --help is answered at once.
 
 
-@_one_thread()
 def report(
     run: str,
     *,
@@ -92,7 +77,6 @@ def report(
             print(f"  {name.replace('_', ' '):18}  {f'{value:.1%}' if isinstance(value, float) else value}")
 
 
-@_one_thread()
 def export(run: str, *, csv: Path, layer: str | None = None, reference: str | None = None) -> None:
     """Write every table of a run as a CSV file.
 
@@ -113,7 +97,6 @@ def export(run: str, *, csv: Path, layer: str | None = None, reference: str | No
         print(path)
 
 
-@_one_thread()
 def compare(
     run_a: str,
     run_b: str,

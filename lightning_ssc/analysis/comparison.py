@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lightning_ssc.analysis._threads import one_thread
 from lightning_ssc.analysis.architecture import Similarity, similarity
 from lightning_ssc.analysis.dynamics import Dynamics, dynamics
 from lightning_ssc.progress import Progress
@@ -41,6 +42,7 @@ class Comparison:
         ]
 
 
+@one_thread()
 def compare(
     one: SnapshotStore,
     other: SnapshotStore,

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from lightning_ssc import measures
 from lightning_ssc.analysis._csv import write_csv
+from lightning_ssc.analysis._threads import one_thread, side_by_side
 from lightning_ssc.progress import Progress
-from lightning_ssc.snapshots import LayerGraph, Moment, Snapshot, SnapshotError, Store
+from lightning_ssc.snapshots import Moment, Snapshot, SnapshotError, Store
 
 Table = NDArray[np.float64]
 
@@ -179,14 +180,19 @@ def dynamics(
             )
     if reference is not None and reference.probe != final.probe:
         raise SnapshotError(f"The reference and the snapshots in {store} are of different probes.")
-    curves = {record.name: np.full((len(headers), len(final.layers)), np.nan) for record in measures.CURVES}
     last = dict(store.layers(final.step))
+    for layer in last.values():
+        layer.graph.norm, layer.graph.edges  # noqa: B018 - what is compared with all others, once
     labels = store.labels(final.step)
-    before: dict[str, LayerGraph] = {}
-    for t, header in enumerate(progress(headers)):
+
+    def measured(t: int) -> dict[str, Mapping[str, float]]:
+        """Values by layer, at one snapshot."""
+        header = headers[t]
+        found: dict[str, Mapping[str, float]] = {}
         follows = header.previous == (headers[t - 1].step if t else None)  # else it was compared with another one
-        now = dict(store.layers(header.step, final.layers))
-        for name, layer in now.items():
+        complete = follows and all(header.values.values())
+        before = dict(store.layers(headers[t - 1].step, final.layers)) if t and not complete else {}
+        for name, layer in store.layers(header.step, final.layers):
             stored = header.values[name]
             values = dict(stored) or measures.of_layer(layer.measurable(labels))
             values |= measures.between("final", layer, last[name])
@@ -195,9 +201,15 @@ def dynamics(
                 values |= measures.between("previous", layer, before[name]) if name in before else {}
             if reference is not None and name in reference.layers:
                 values |= measures.between("reference", layer, reference.layers[name])
-            for key, value in values.items():
-                curves[key][t, final.layers.index(name)] = value
-        before = now
+            found[name] = values
+        return found
+
+    curves = {record.name: np.full((len(headers), len(final.layers)), np.nan) for record in measures.CURVES}
+    with one_thread():
+        for t, found in enumerate(side_by_side(measured, range(len(headers)), final.size or 0, progress)):
+            for name, values in found.items():
+                for key, value in values.items():
+                    curves[key][t, final.layers.index(name)] = value
     return Dynamics(
         final.layers,
         [header.moment for header in headers],

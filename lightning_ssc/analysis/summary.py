@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_ssc.analysis._csv import write_csv
+from lightning_ssc.analysis._threads import one_thread
 from lightning_ssc.analysis.architecture import Blocks, Similarity, find_blocks, similarity
 from lightning_ssc.analysis.dynamics import Dynamics, Table, dynamics
 from lightning_ssc.analysis.inputs import Index, Inputs, embeddings, inputs, last_hidden_layer, neighbours
@@ -18,7 +19,7 @@ from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import Snapshot, SnapshotHeader, SnapshotStore
 
 NEIGHBOURS = 8  # as many as figure 9 of the paper shows
-_PICTURE = 1e-4  # residual of eigenvectors that are looked at, not computed with
+_PICTURE = 1e-3  # residual of eigenvectors that are looked at, not computed with
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,7 @@ class Summary:
         return [folder / f"{name}.csv" for name in written]
 
 
+@one_thread()
 def summarise(
     store: SnapshotStore,
     *,

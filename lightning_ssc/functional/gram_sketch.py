@@ -24,19 +24,21 @@ class GramSketch:
     Attributes:
         diagonal: (N,) float32, the whole diagonal.
         pairs: (P,) float16, the entries of the same P pairs of inputs in every sketch of N inputs and P pairs.
+        known_norm: :attr:`norm`, where it was computed before.
     """
 
     diagonal: Tensor
     pairs: Tensor
+    known_norm: float | None = None
 
     def cpu(self) -> GramSketch:
         """The sketch in the CPU's memory."""
-        return GramSketch(self.diagonal.cpu(), self.pairs.cpu())
+        return GramSketch(self.diagonal.cpu(), self.pairs.cpu(), self.known_norm)
 
     @cached_property
     def norm(self) -> float:
         """The estimate of ‖HGH‖_F, kept because a sketch is compared with many."""
-        return math.sqrt(_inner(self, self))
+        return math.sqrt(_inner(self, self)) if self.known_norm is None else self.known_norm
 
     @property
     def weight(self) -> float:
@@ -139,7 +141,8 @@ def pairwise_sketch_cka(sketches: Sequence[GramSketch], others: Sequence[GramSke
     k1, k2 = (torch.stack([sketch.pairs for sketch in of]) for of in (sketches, others))
     inner = d1 @ d2.T
     for block1, block2 in zip(k1.split(_BLOCK, dim=1), k2.split(_BLOCK, dim=1), strict=True):
-        inner += sketches[0].weight * (block1.double() @ block2.double().T)
+        # By way of float32: on a CPU torch takes it in a quarter of the time.
+        inner += sketches[0].weight * (block1.float().double() @ block2.float().double().T)
     rows, columns = (inner.new_tensor([sketch.norm for sketch in of]) for of in (sketches, others))
     return inner / (rows[:, None] * columns)
 
@@ -176,9 +179,9 @@ def sketch_cka_error(s1: GramSketch, s2: GramSketch) -> float:
 
 
 def _inner(s1: GramSketch, s2: GramSketch) -> float:
-    """The inner product of two Grams."""
-    diagonal, pairs = (a.double() @ b.double() for a, b in ((s1.diagonal, s2.diagonal), (s1.pairs, s2.pairs)))
-    return float(diagonal + s1.weight * pairs)
+    """The inner product of two Grams; a product of float16 numbers is exact in float32."""
+    pairs = (s1.pairs.float() * s2.pairs.float()).double().sum()
+    return float(s1.diagonal.double() @ s2.diagonal.double() + s1.weight * pairs)
 
 
 def _check_comparable(first: GramSketch, other: GramSketch) -> None:

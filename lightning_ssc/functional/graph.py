@@ -291,11 +291,14 @@ def _leading_eigenvectors(matrix: Tensor, k: int, tol: float) -> Tensor:
     start = torch.randn(n, block, dtype=torch.float64, device="cpu", generator=torch.Generator().manual_seed(0))
     fresh = start.to(matrix.device)
     basis = image = fresh[:, :0]
+    projected = fresh.new_zeros(0, 0)  # the matrix on the basis
     for _ in range(_PRODUCTS):
         for _again in range(2):  # once is not enough for orthogonality where residuals are down to rounding
             fresh = torch.linalg.qr(fresh - basis @ (basis.T @ fresh)).Q
         basis, image = torch.cat([basis, fresh], 1), torch.cat([image, matrix @ fresh], 1)
-        values, vectors = torch.linalg.eigh(basis.T @ image)
+        border = basis.T @ image[:, -fresh.shape[1] :]
+        projected = torch.cat([torch.cat([projected, border[: -fresh.shape[1]].T]), border], 1)
+        values, vectors = torch.linalg.eigh(projected)
         leading: Tensor = basis @ vectors[:, -block:]
         fresh = image @ vectors[:, -block:] - leading * values[-block:]
         residual = float(fresh[:, -k:].norm(dim=0).max() / values.abs().max())
@@ -303,7 +306,7 @@ def _leading_eigenvectors(matrix: Tensor, k: int, tol: float) -> Tensor:
             return leading[:, -k:].flip(1)
         if basis.shape[1] + block > full:
             better = vectors[:, -full // 2 :]
-            basis, image = basis @ better, image @ better
+            basis, image, projected = basis @ better, image @ better, torch.diag(values[-full // 2 :])
     if n <= _DENSE:
         return _all_eigenvectors(matrix)[:, -k:].flip(1)
     warnings.warn(

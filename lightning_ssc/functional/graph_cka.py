@@ -46,32 +46,30 @@ class CentredGraph:
         return np.abs(self.coef.values().numpy().astype(np.float64))
 
     @cached_property
-    def places(self) -> NDArray[np.int64]:
-        """``(nnz,)`` place of every stored coefficient, row times N plus column, ascending."""
-        n = len(self.coef)
-        rows = np.repeat(np.arange(n), np.diff(self.coef.crow_indices().numpy()))
-        return np.asarray(rows * n + self.coef.col_indices().numpy(), dtype=np.int64)
+    def ends(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """``(nnz,)`` row and column of every stored coefficient, ascending."""
+        rows = np.repeat(np.arange(len(self.coef)), np.diff(self.coef.crow_indices().numpy()))
+        return rows, self.coef.col_indices().numpy()
 
     @cached_property
     def degrees(self) -> NDArray[np.float64]:
         """``(N,)`` row sums of the affinity."""
-        rows, columns = np.divmod(self.places, len(self.coef))
-        ends = np.concatenate([rows, columns])
-        return np.bincount(ends, np.tile(self.weights, 2), minlength=len(self.coef)).astype(np.float64)
+        of_rows, of_columns = (np.bincount(end, self.weights, len(self.coef)) for end in self.ends)
+        return np.asarray(of_rows + of_columns, dtype=np.float64)
 
     @cached_property
     def edges(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Places, ascending, and weights of the affinity's entries."""
-        n = len(self.coef)
-        rows, columns = np.divmod(self.places, n)
-        places, index = np.unique(np.concatenate([self.places, columns * n + rows]), return_inverse=True)
+        """Places, row times N plus column, ascending, and weights of the affinity's entries."""
+        rows, columns = self.ends
+        both = np.concatenate([rows * len(self.coef) + columns, columns * len(self.coef) + rows])
+        places, index = np.unique(both, return_inverse=True)
         return places, np.bincount(index, np.tile(self.weights, 2)).astype(np.float64)
 
 
 def graph_cka(one: CentredGraph, other: CentredGraph) -> float:
     r"""SSC-CKA of two graphs over the same inputs (Eq. 3 of Saini et al. 2021, biased HSIC).
 
-    As :func:`lightning_ssc.functional.cka` of their affinities, but neither is formed for ``one``:
+    As :func:`lightning_ssc.functional.cka` of their affinities, but that of ``one`` is not formed:
     :math:`\langle |C| + |C|^T, B \rangle = 2 \langle |C|, B \rangle` for symmetric B. It is computed in NumPy, in one
     thread, since a graph of a thousand inputs is no work to share.
 
@@ -96,11 +94,18 @@ def graph_cka(one: CentredGraph, other: CentredGraph) -> float:
         raise ValueError(f"the graphs are of {n} and {len(other.coef)} inputs: both must see the same probe")
     if math.isnan(one.norm) or math.isnan(other.norm):
         return float("nan")
+    rows, columns = one.ends
     places, weights = other.edges
-    where = np.searchsorted(places, one.places)
+    wanted = rows * n + columns
+    where = np.searchsorted(places, wanted)
     where[where == len(places)] = 0
-    shared = places[where] == one.places
-    inner = 2 * float(one.weights[shared] @ weights[where[shared]])
+    shared = places[where] == wanted
+    inner = 2 * _dot(one.weights[shared], weights[where[shared]])
     totals = float(one.degrees.sum()) * float(other.degrees.sum())
-    centred = inner - 2 / n * float(one.degrees @ other.degrees) + totals / n**2
+    centred = inner - 2 / n * _dot(one.degrees, other.degrees) + totals / n**2
     return centred / (one.norm * other.norm)
+
+
+def _dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """``a @ b`` in this thread; NumPy's own wakes BLAS's for it, which then spin beside a training run."""
+    return float(np.einsum("i,i->", a, b))

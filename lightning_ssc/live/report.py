@@ -204,7 +204,7 @@ def sprite(images: NDArray[np.uint8]) -> dict[str, Any]:
         >>> sheet["columns"], sheet["rows"], sheet["uri"][:23]
         (3, 2, 'data:image/jpeg;base64,')
     """
-    from matplotlib.image import imsave
+    from PIL import Image
 
     count, height, width, _ = images.shape
     columns = int(np.ceil(np.sqrt(count)))
@@ -213,7 +213,7 @@ def sprite(images: NDArray[np.uint8]) -> dict[str, Any]:
     sheet[:count] = images
     sheet = sheet.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
     file = io.BytesIO()
-    imsave(file, np.ascontiguousarray(sheet), format="jpg", pil_kwargs={"quality": 85, "subsampling": 0})
+    Image.fromarray(sheet).save(file, "jpeg", quality=85, subsampling=0)
     uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
     return {"uri": uri, "columns": columns, "rows": rows, "width": width, "height": height}
 

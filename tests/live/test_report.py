@@ -179,7 +179,7 @@ def test_without_plotly_the_error_says_what_to_install(tmp_path: Path, monkeypat
 
 
 def test_a_report_takes_no_more_threads_than_its_work_is_worth(tmp_path: Path) -> None:
-    made_run(tmp_path, n=300, epochs=range(4))
+    made_run(tmp_path, n=500, epochs=range(8))
     code = (
         "import sys, time; from lightning_ssc.cli import main; from lightning_ssc.live import report; "
         "wall, cpu = time.perf_counter(), time.process_time(); main(sys.argv[1:]); "
