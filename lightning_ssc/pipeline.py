@@ -310,8 +310,8 @@ def snapshot(
     probe = make_probe((inputs,) if labels is None else (inputs, labels))
     runner = Runner(inner, forward, context, chunk=chunk, memory=memory)
     watched = trace(runner, select_layers(inner, layers), probe.inputs, pooling)
-    if step is None and epoch != int(epoch):
-        raise ValueError(f"epoch={epoch} lies inside an epoch: give step=, by which snapshots are told apart, too.")
+    if step is None and not float(epoch).is_integer():
+        raise ValueError(f"epoch={epoch} is no whole number by which snapshots differ: give step=, too.")
     moment = Moment(int(epoch) if step is None else step, epoch)
     taken = begin_snapshot(runner, probe, watched, settings, moment, learning_rate=learning_rate).result()
     return compared(taken)

@@ -267,14 +267,15 @@ class Recorder:
             What the last snapshot whose results are there says in numbers, by tag: in the background, the one before.
 
         Raises:
-            ValueError: Neither epoch nor step is given, activations are not finite, or a layer cannot be solved.
+            ValueError: Neither epoch nor step is given, or a part of an epoch without its step; activations are not
+                finite, or a layer cannot be solved.
             OSError: It cannot be stored.
         """
         if step is None:
-            if epoch is None or epoch != int(epoch):
-                raise ValueError(
-                    "record() needs to know when this is: give it epoch=, step= or both; inside an epoch step="
-                )
+            if epoch is None:
+                raise ValueError("record() needs to know when this is: give it epoch=, step= or both.")
+            if not float(epoch).is_integer():
+                raise ValueError(f"epoch={epoch} is no whole number by which snapshots differ: give step=, too.")
             step = int(epoch)
         moment = Moment(step, math.nan if epoch is None else epoch, trigger, step if logged is None else logged)
         self.prepare()

@@ -12,7 +12,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+from lightning_ssc import pipeline
 from tests.browser import chromium
+from tests.pacing import Gate
 from tests.pretend import PretendGPU, pretend_gpu
 
 UNPACK = Path(__file__).parents[1] / "../shared/data/unpack.py"
@@ -42,6 +44,15 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One headless Chromium for all tests."""
     with chromium(tmp_path_factory.mktemp("chromium")) as driver:
         yield driver
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Holds up who solves layers, and lets them go at the end."""
+    gate = Gate()
+    monkeypatch.setattr(pipeline, "solve_layer", gate)
+    yield gate
+    gate.open.set()
 
 
 @pytest.fixture(params=GPUS)

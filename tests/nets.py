@@ -1,7 +1,8 @@
-"""Small networks and data that tests share."""
+"""Small networks, data, loops and a logger that tests share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -35,6 +36,28 @@ def convnet(dropout: float = 0.2) -> nn.Sequential:
     )
 
 
+def optimizer(net: nn.Module) -> torch.optim.Optimizer:
+    """With momentum, whose state is part of a training."""
+    return torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+
+
+def train(
+    net: nn.Module,
+    steps: torch.optim.Optimizer,
+    after: Callable[[int], Any] = lambda epoch: None,
+    epochs: range = range(1, 3),
+    backward: Callable[[Tensor], Any] = Tensor.backward,
+) -> None:
+    """Train without a Trainer: epochs of two steps each, with what is to be done at their ends."""
+    x, y = data(40, seed=1).tensors
+    for epoch in epochs:
+        for part in (slice(20), slice(20, 40)):
+            steps.zero_grad()
+            backward(nn.functional.cross_entropy(net(x[part]), y[part]))
+            steps.step()
+        after(epoch)
+
+
 class Classifier(pl.LightningModule):
     """A classifier as users write it: the network in an attribute, dropout, batch norm, noise in training."""
 
@@ -61,6 +84,19 @@ class Classifier(pl.LightningModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(data(seed=2), batch_size=20)
+
+
+class Logs:
+    """A logger that keeps what it gets: values by tag and step, and how often it was called."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, dict[int, float]] = {}
+        self.calls = 0
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.calls += 1
+        for tag, value in metrics.items():
+            self.values.setdefault(tag, {})[step] = value
 
 
 def trainer(root: Any, *callbacks: Any, **kwargs: Any) -> pl.Trainer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import socket
@@ -14,13 +15,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from lightning_ssc import SSCMonitor, pipeline
+from lightning_ssc import Images, Recorder, SSCMonitor, pipeline
 from lightning_ssc.metrics import AffinityModularity, LinearCKA
-from tests.nets import Classifier, data, trainer
+from lightning_ssc.ranks import Ranks
+from tests.nets import Classifier, Logs, convnet, data, optimizer, train, trainer
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.processes", "lightning_ssc.functional._kernel"])
@@ -163,19 +165,100 @@ def resume_damaged(world: int, root: Path) -> None:
         run.strategy.barrier()
 
 
+def join(world: int) -> int:
+    """Join the gloo group; returns the rank."""
+    rank = int(os.environ["LOCAL_RANK"])
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    return rank
+
+
+def record(world: int, root: Path) -> None:
+    """Recorders under DDP, in the foreground and in the background, after rank zero has done it all by itself."""
+    known: list[dict[str, float]] = []
+    logged: list[list[int]] = []
+
+    def run(name: str, wrap: Callable[[nn.Module], nn.Module], background: bool) -> None:
+        torch.manual_seed(0)
+        net, logs = wrap(convnet()), Logs()
+        watching = Recorder(
+            net,
+            data(30).tensors,
+            ["0", "4", "9"],
+            store=root / name,
+            loggers=[logs],
+            images=Images(heatmap=False, embedding=False, neighbours=0),
+            reference=root / "reference.ckpt",
+            background=background,
+        )
+        watching.record(0)
+        train(net, optimizer(net), lambda epoch: (watching.poll(), watching.record(epoch)))
+        watching.finish()
+        known.append({tag: value for tag, value in watching.scalars.items() if tag.startswith("ssc/modularity")})
+        logged.append(list(logs.values.get("ssc/cka_to_final/4", {})))
+
+    if os.environ["LOCAL_RANK"] == "0":
+        torch.manual_seed(1)
+        torch.save(convnet().state_dict(), root / "reference.ckpt")
+        run("alone", lambda net: net, background=False)
+        known.clear(), logged.clear()
+    rank = join(world)
+    run("foreground", DistributedDataParallel, background=False)
+    run("background", DistributedDataParallel, background=True)
+    try:
+        run("foreground", DistributedDataParallel, background=False)
+    except RuntimeError as error:
+        told = {"modularity": known, "logged": logged, "refused": str(error)}
+        (root / f"told-{rank}.json").write_text(json.dumps(told))
+    torch.distributed.destroy_process_group()
+
+
+def talk(world: int, root: Path) -> None:
+    """Everything that ranks tell one another."""
+    rank, ranks = join(world), Ranks()
+
+    def failed(act: Callable[[], Any]) -> tuple[str, str] | None:
+        try:
+            act()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}", repr(error.__cause__)
+        return None
+
+    def divide() -> float:
+        return 1 / 0
+
+    acted: list[int] = []
+    mine = ValueError(f"no {rank}")
+    told = {
+        "who": (ranks.rank, ranks.size),
+        "everyones": ranks.everyones({"rank": rank}),
+        "all_true": (ranks.all_true(True), ranks.all_true(rank == 0), ranks.all_true(False)),
+        "gather": ranks.gather([rank] * 3),
+        "broadcast": ranks.broadcast(f"of {rank}"),
+        "from_zero": ranks.from_zero(lambda: acted.append(rank) or f"from {rank}"),
+        "on_zero": ranks.on_zero(lambda: acted.append(rank) or f"on {rank}"),
+        "no failure": failed(lambda: ranks.raise_together(None)),
+        "of one": failed(lambda: ranks.raise_together(mine if rank == 1 else None)),
+        "of both": failed(lambda: ranks.raise_together(mine)),
+        "of zero": failed(lambda: ranks.on_zero(divide)),
+        "of zero, asked": failed(lambda: ranks.from_zero(divide)),
+        "acted": acted,
+        "still together": ranks.everyones(rank),
+    }
+    (root / f"told-{rank}.json").write_text(json.dumps(told))
+    torch.distributed.destroy_process_group()
+
+
 def measure_metrics(world: int, root: Path) -> None:
     """Update torchmetrics on each rank's part of the data, uneven and in unequal batches; leave the values behind."""
-    rank = int(os.environ["LOCAL_RANK"])
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+    rank = join(world)
     x1, x2, labels = torch.load(root / "data.pt")
     mine = torch.arange(len(labels))[:41] if rank == 0 else torch.arange(len(labels))[41:]
-    cka, modular = LinearCKA(), AffinityModularity()
+    cka, modular = LinearCKA(compute_with_cache=False), AffinityModularity(compute_with_cache=False)
     for part in mine.split(9 + rank):
         cka.update(x1[part], x2[part])
         modular.update(x1[part], labels[part])
     for _ in range(2):  # the states must come back unharmed after the first synchronisation
         values = cka.compute(), modular.compute()
-        cka._computed = modular._computed = None
     cka, modular = LinearCKA(), AffinityModularity()
     if rank == 0:  # and the other has no inputs
         cka.update(x1.double(), x2)
@@ -187,4 +270,4 @@ def measure_metrics(world: int, root: Path) -> None:
     except ValueError as error:
         refused = str(error)
     torch.save((*values, refused), root / f"{rank}.pt")
-    dist.destroy_process_group()
+    torch.distributed.destroy_process_group()

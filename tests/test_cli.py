@@ -33,6 +33,7 @@ from lightning_ssc.replay import (
 from lightning_ssc.snapshots.codec import FORMAT
 from recipes.models import cifar_resnet, vgg11
 from tests.nets import Classifier, convnet, data, trainer
+from tests.pacing import hasty
 from tests.runs import HOSTILE, made_run
 
 # -- What --model and --data name in these tests
@@ -576,9 +577,9 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_run(tmp_path)
-    monkeypatch.setattr(cli, "_SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(cli, "time", hasty())
     assert main(["export", str(tmp_path), "--csv", str(tmp_path / "csv")]) == 0
-    assert "reading: 0 of 3" in capsys.readouterr().err
+    assert "reading: 1 of 3" in capsys.readouterr().err
 
 
 def test_it_runs_as_a_module(tmp_path: Path) -> None:

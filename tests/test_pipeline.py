@@ -1,13 +1,16 @@
-"""What a snapshot holds is of its own moment alone."""
+"""What a snapshot holds is of its own moment alone, and its certificate is of what it holds."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from lightning_ssc import SSCMonitor
-from tests.nets import Classifier, data, trainer
+from lightning_ssc import SnapshotStore, SSCMonitor, snapshot
+from lightning_ssc.capture import Runner, capture, select_layers, trace
+from tests.definitions import certificates
+from tests.nets import Classifier, convnet, data, trainer
 
 X, Y = data(30).tensors
 
@@ -23,3 +26,38 @@ def test_a_snapshot_does_not_depend_on_the_one_before(tmp_path: Path, how: dict[
         taken[len(schedule)] = ssc.store.load(1)
     for name, layer in taken[1].layers.items():
         assert torch.equal(layer.coef.to_dense(), taken[2].layers[name].coef.to_dense())
+
+
+def seen_by_the_solver(net: nn.Module, inputs: Tensor, layers: list[str], normalize: bool) -> dict[str, Tensor]:
+    """The Grams of a network's layers over some inputs, in single precision as they are captured."""
+    runner, grams = Runner(net), {}
+    watched = trace(runner, select_layers(net, layers), inputs)
+    for layer, gram in capture(runner, watched, inputs):
+        raw = gram.raw_()
+        length = raw.diagonal().double().sqrt()
+        unit = (raw / length / length[:, None]).float().fill_diagonal_(1)
+        grams[layer.label] = unit if normalize else raw
+    return grams
+
+
+@pytest.mark.parametrize(
+    ("how", "dtype"),
+    [({"tau": 100.0, "normalize": False}, torch.float64), ({"tau": 10.0, "normalize": True}, torch.float32)],
+    ids=["raw", "unit length"],
+)
+def test_the_stored_certificate_is_that_of_the_stored_weights(
+    tmp_path: Path, how: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """Taken, written and read: whoever has the network again can prove the graph."""
+    torch.manual_seed(0)
+    net, inputs, tau = convnet(), 20 * X, how["tau"]
+    store, layers = SnapshotStore(tmp_path), ["0", "4", "9"]
+    store.save(snapshot(net, inputs, Y, layers=layers, **how))
+    grams = seen_by_the_solver(net, inputs, layers, how["normalize"])
+    for name, layer in store.load(0).layers.items():
+        gap = certificates(grams[name], layer.coef, tau)[1]
+        torch.testing.assert_close(layer.gap.double(), gap, rtol=1e-6, atol=1e-12)
+        assert layer.values["gap"] == layer.gap.max().item() <= 1e-5
+        assert (layer.coef.dtype, layer.converged) == (dtype, True)
+        rounded = certificates(grams[name], layer.coef.float(), tau)[1]
+        assert bool((rounded <= 1e-5).all()) == (dtype == torch.float32)

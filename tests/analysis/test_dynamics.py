@@ -4,25 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import spearmanr
 
 from lightning_ssc.analysis import Dynamics, dynamics
 from lightning_ssc.snapshots import Moment, SnapshotError, SnapshotStore
+from tests import definitions
 from tests.runs import made_run, random_coef, taken
 
 NAN = float("nan")
 
 
 def cka_by_definition(coef1: np.ndarray, coef2: np.ndarray) -> float:
-    """Eq. 3 and 4 written out, with centring matrices."""
-    a, b = (np.abs(c) + np.abs(c).T for c in (coef1, coef2))
-    n = len(a)
-    h = np.eye(n) - 1 / n
-
-    def hsic(x: np.ndarray, y: np.ndarray) -> float:
-        return float(np.trace(h @ x @ h @ h @ y @ h))
-
-    return hsic(a, b) / np.sqrt(hsic(a, a) * hsic(b, b))
+    return definitions.cka(*(torch.from_numpy(np.abs(coef) + np.abs(coef).T) for coef in (coef1, coef2)))
 
 
 def modularity_by_definition(coef: np.ndarray, labels: list[int]) -> float:
@@ -166,3 +160,12 @@ def test_steps_are_the_time_where_epochs_are_not_known() -> None:
     curves = Dynamics(["fc"], moments, rate, {"cka_to_final": curve})
     assert (curves.unit, curves.times.tolist()) == ("step", [0, 50, 90])
     assert (curves.settled().tolist(), curves.drops().tolist()) == ([50], [[50, 90]])
+
+
+def test_cells_are_never_formulas(tmp_path: Path) -> None:
+    values = np.array([[-1.0, 2, 3, 4, 5]])
+    table = Dynamics(["=cmd|x", "+a", "@b", "-c", "plain"], [Moment(3, 1)], np.array([0.1]), {"=value": values})
+    table.to_csv(tmp_path / "x.csv")
+    cells = [line.split(",")[3:] for line in (tmp_path / "x.csv").read_text().splitlines()]
+    assert cells[0] == ["layer", "'=value"]
+    assert cells[1:] == [["'=cmd|x", "-1.0"], ["'+a", "2.0"], ["'@b", "3.0"], ["'-c", "4.0"], ["plain", "5.0"]]

@@ -8,7 +8,6 @@ from torch import nn
 
 from lightning_ssc import snapshot
 from lightning_ssc.analysis import dynamics, embeddings, find_store, inputs, last_hidden_layer, neighbours, summarise
-from lightning_ssc.analysis._csv import write_csv
 from lightning_ssc.snapshots import SnapshotError, SnapshotStore
 from tests.runs import layer_graph, made_run, random_coef, taken
 
@@ -167,12 +166,6 @@ def test_a_summary_with_a_reference_has_its_curves(tmp_path: Path) -> None:
     expected = dynamics(store, reference=other).cka_to_reference
     assert summarise(store, reference=other).dynamics.cka_to_reference.tolist() == expected.tolist()
     assert not np.isnan(expected).any()
-
-
-def test_cells_are_never_formulas(tmp_path: Path) -> None:
-    write_csv(tmp_path / "x.csv", {"name": ["=cmd|x", "+a", "@b", "-c", "plain"], "=value": [-1.0, 2, 3, 4, 5]})
-    text = (tmp_path / "x.csv").read_text().splitlines()
-    assert text == ["name,'=value", "'=cmd|x,-1.0", "'+a,2.0", "'@b,3.0", "'-c,4.0", "plain,5.0"]
 
 
 def test_pictures_of_another_probe_are_not_shown(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from multiprocessing import get_all_start_methods
 from pathlib import Path
 from threading import Event, Thread, Timer, current_thread, main_thread
-from threading import enumerate as enumerate_threads
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,13 +25,15 @@ from torch.utils.data import DataLoader
 
 import lightning_ssc.callback.lightning as lightning_module
 import lightning_ssc.capture.runner as runner_module
-from lightning_ssc import Recorder, Snapshot, SnapshotStore, SSCMonitor, pipeline, writers
+import lightning_ssc.recorder as recorder_module
+from lightning_ssc import Snapshot, SnapshotStore, SSCMonitor, pipeline, writers
 from lightning_ssc.background import Background
 from lightning_ssc.callback.lightning import Training
-from lightning_ssc.capture import WatchedLayer
 from lightning_ssc.functional.grams import CentredGram
+from lightning_ssc.pipeline import Pending, begin_snapshot
 from lightning_ssc.ranks import Ranks
 from tests.nets import Classifier, data, trainer
+from tests.pacing import Gate, assert_no_thread_is_left, hasty, settle
 
 
 def monitor(**kwargs: Any) -> SSCMonitor:
@@ -58,37 +59,6 @@ class At(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         if (trainer.current_epoch, args[-1]) == (self.epoch, self.batch):
             self.action()
-
-
-class Gate:
-    """Holds the worker up, once it has done what it had, until it is opened."""
-
-    def __init__(self) -> None:
-        self.open = Event()
-        self.open.set()
-        self.calls: list[str] = []
-        self.fails_on = 0  # the first is 1; three are a snapshot
-
-    def __call__(self, layer: WatchedLayer, *args: Any) -> Any:
-        assert self.open.wait(30)
-        self.calls.append(layer.label)
-        if len(self.calls) == self.fails_on:
-            raise ValueError(f"Layer {layer.label!r}: no solution")
-        return self.original(layer, *args)
-
-    def shut(self, watching: SSCMonitor) -> None:
-        settle(watching)
-        self.open.clear()
-
-    original = staticmethod(pipeline.solve_layer)
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate = Gate()
-    monkeypatch.setattr(pipeline, "solve_layer", gate)
-    yield gate
-    gate.open.set()
 
 
 def logged(root: Path) -> dict[str, list[tuple[int, float]]]:
@@ -134,8 +104,8 @@ def test_training_goes_on_and_results_come_in_order(tmp_path: Path, gate: Gate) 
 
     watching = monitor(verbose=True)
     shut, opened = (
-        At(0, lambda: gate.shut(watching), batch=2),
-        At(1, lambda: (gate.open.set(), settle(watching)), batch=1),
+        At(0, lambda: gate.shut(watching.recorder), batch=2),
+        At(1, lambda: (gate.open.set(), settle(watching.recorder)), batch=1),
     )
     fit(tmp_path, shut, opened, watching, Looks(), max_epochs=2, logger=TensorBoardLogger(tmp_path))
     assert seen[3:] == [(1, 0, [0]), (1, 1, [0, 3]), (1, 2, [0, 3])]  # epoch 1 was begun, and came at the next batch
@@ -143,34 +113,19 @@ def test_training_goes_on_and_results_come_in_order(tmp_path: Path, gate: Gate) 
     assert gate.calls == ["model.0", "model.4", "model.9"] * 3
 
 
-def assert_no_thread_is_left() -> None:
-    end = time.monotonic() + 30
-    while any(thread.name.startswith("lightning_ssc") for thread in enumerate_threads()):
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def settle(watching: SSCMonitor) -> None:
-    """Wait for the worker, as a long batch would."""
-    end = time.monotonic() + 30
-    while watching.recorder is not None and watching.recorder.busy and time.monotonic() < end:
-        time.sleep(0.01)
-
-
 def test_a_slow_worker_holds_one_snapshot(tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next snapshot waits for the one before, and the end of fit for the last."""
     solved_when_begun: list[int] = []
-    original = Recorder._begin
 
-    def begin(self: Recorder, *args: Any, **kwargs: Any) -> Any:
+    def begin(*args: Any, **kwargs: Any) -> Pending:
         solved_when_begun.append(len(gate.calls))
-        return original(self, *args, **kwargs)
+        return begin_snapshot(*args, **kwargs)
 
     def solve_later() -> None:
-        gate.shut(watching)
+        gate.shut(watching.recorder)
         Thread(target=lambda: (time.sleep(0.5), gate.open.set())).start()
 
-    monkeypatch.setattr(Recorder, "_begin", begin)
+    monkeypatch.setattr(recorder_module, "begin_snapshot", begin)
     watching = monitor()
     fit(tmp_path, At(0, solve_later, batch=2), watching, max_epochs=2)
     assert solved_when_begun == [0, 3, 6]
@@ -185,7 +140,7 @@ def test_a_failure_is_reported_as_in_the_foreground(
 ) -> None:
     gate.fails_on = 5
     watching = monitor(on_error=on_error)
-    callbacks = At(1, lambda: settle(watching), batch=0), watching
+    callbacks = At(1, lambda: settle(watching.recorder), batch=0), watching
     if on_error == "raise":
         with pytest.raises(ValueError, match=r"Layer 'model\.4': no solution"):
             fit(tmp_path, *callbacks, max_epochs=3)
@@ -220,7 +175,7 @@ def test_a_failing_snapshot_does_not_take_the_next_with_it(
 
     gate.fails_on = 4
     watching = monitor(on_error="warn")
-    fit(tmp_path, At(0, lambda: gate.shut(watching), batch=2), Opens(), watching, max_epochs=2)
+    fit(tmp_path, At(0, lambda: gate.shut(watching.recorder), batch=2), Opens(), watching, max_epochs=2)
     assert watching.store.epochs == [0, 2]  # type: ignore[union-attr]
     assert "no solution" in caplog.text
 
@@ -258,7 +213,7 @@ def test_control_c_waits_for_the_worker_and_a_second_one_does_not(
 
     watching = monitor()
     with pytest.raises(SystemExit):
-        fit(tmp_path, At(0, lambda: gate.shut(watching), batch=2), At(1, interrupt), watching, max_epochs=3)
+        fit(tmp_path, At(0, lambda: gate.shut(watching.recorder), batch=2), At(1, interrupt), watching, max_epochs=3)
     assert "SSCMonitor finishes the snapshot of epoch 1; Ctrl-C leaves it out." in caplog.text
     assert ("It is left out." in caplog.text) == again
     assert watching.store.epochs == ([0] if again else [0, 1])  # type: ignore[union-attr]
@@ -277,7 +232,7 @@ def test_control_c_while_the_next_snapshot_waits_loses_nothing(
 
     watching = monitor()
     with pytest.raises(SystemExit):
-        fit(tmp_path, At(0, lambda: gate.shut(watching), batch=2), Interrupts(), watching, max_epochs=3)
+        fit(tmp_path, At(0, lambda: gate.shut(watching.recorder), batch=2), Interrupts(), watching, max_epochs=3)
     assert watching.store.epochs == [0, 1]  # type: ignore[union-attr]
 
 
@@ -311,14 +266,14 @@ def test_the_end_of_fit_shows_what_it_waits_for(
 ) -> None:
     class Ends(pl.Callback):
         def on_train_epoch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-            gate.shut(watching)
+            gate.shut(watching.recorder)
 
-    original, shown = lightning_module._progress_bar, []
+    original, shown = Training.bar, []
 
     @contextmanager
-    def impatient(*args: Any) -> Iterator[Callable[[int], None]]:
+    def watched(self: Training, *args: Any) -> Iterator[Callable[[int], None]]:
         capsys.readouterr()  # forget the bar of the forward passes
-        with original(*args, patience=0.0) as advance:
+        with original(self, *args) as advance:
 
             def shows(parts: int) -> None:
                 advance(parts)
@@ -329,7 +284,8 @@ def test_the_end_of_fit_shows_what_it_waits_for(
             yield shows
 
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars only where it believes in a terminal
-    monkeypatch.setattr(lightning_module, "_progress_bar", impatient)
+    monkeypatch.setattr(lightning_module, "time", hasty())
+    monkeypatch.setattr(Training, "bar", watched)
     watching = monitor(schedule=[0])
     fit(tmp_path, Ends(), watching, bar(), max_epochs=1, enable_progress_bar=True)
     assert gate.calls == ["model.0", "model.4", "model.9"] * 2
@@ -348,7 +304,7 @@ def test_two_monitors_and_loaders_that_fork_while_the_threads_wait(tmp_path: Pat
 
     pl.seed_everything(0, verbose=False)
     first, second = monitor(layers=["model.0"]), monitor(layers=["model.4"], name="deep")
-    shut, opened = At(0, lambda: (settle(first), gate.shut(second)), batch=2), At(1, gate.open.set)
+    shut, opened = At(0, lambda: (settle(first.recorder), gate.shut(second.recorder)), batch=2), At(1, gate.open.set)
     run = trainer(tmp_path, shut, first, second, opened, max_epochs=2, reload_dataloaders_every_n_epochs=1)
     run.fit(Forks())
     assert open_at_fork == [True, False]
@@ -358,32 +314,32 @@ def test_two_monitors_and_loaders_that_fork_while_the_threads_wait(tmp_path: Pat
 def test_what_another_rank_has_failed_in_is_not_solved(
     tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    begun: list[Any] = []
+    begun: list[Pending] = []
     told: list[str] = []
-    begin, together = Recorder._begin, Ranks.raise_together
+    together = Ranks.raise_together
 
-    def begin_and_hold(self: Recorder, *args: Any, **kwargs: Any) -> Any:
+    def begin_and_hold(*args: Any, **kwargs: Any) -> Pending:
         if begun:
             gate.open.set()
         else:
             gate.open.clear()
-        begun.append(begin(self, *args, **kwargs))
+        begun.append(begin_snapshot(*args, **kwargs))
         return begun[-1]
 
     def fails_once(self: Ranks, error: Exception | None) -> None:
         if begun and not told:
-            while not any(graph.running() for graph in begun[0].share.graphs.values()):
+            while not any(graph.running() for graph in begun[0].graphs.values()):
                 time.sleep(0.001)
             told.append("SSC failed on rank 1")
             raise RuntimeError(*told)
         together(self, error)
 
-    monkeypatch.setattr(Recorder, "_begin", begin_and_hold)
+    monkeypatch.setattr(recorder_module, "begin_snapshot", begin_and_hold)
     monkeypatch.setattr(Ranks, "raise_together", fails_once)
     watching = monitor(on_error="warn")
     fit(tmp_path, watching, max_epochs=1)
     assert told[0] in caplog.text
-    assert [graph.cancelled() for graph in begun[0].share.graphs.values()] == [False, True, True]
+    assert [graph.cancelled() for graph in begun[0].graphs.values()] == [False, True, True]
     assert watching.store.epochs == [1]  # type: ignore[union-attr]
 
 
@@ -408,7 +364,7 @@ def test_a_second_control_c_while_images_are_drawn_leaves_nothing_out(
     monkeypatch.setattr(writers, "log_snapshot", interrupt)
     watching = monitor()
     with pytest.raises(SystemExit):
-        fit(tmp_path, At(0, lambda: gate.shut(watching), batch=2), At(1, stop), watching, max_epochs=3)
+        fit(tmp_path, At(0, lambda: gate.shut(watching.recorder), batch=2), At(1, stop), watching, max_epochs=3)
     assert "SSCMonitor finishes the snapshot of epoch 1" in caplog.text
     assert "left out." not in caplog.text
     assert watching.store.epochs == [0, 1]  # type: ignore[union-attr]
@@ -434,7 +390,7 @@ def test_a_process_that_has_to_end_is_not_held_up(tmp_path: Path, gate: Gate, ca
 
     watching = monitor()
     with pytest.raises(SIGTERMException):
-        fit(tmp_path, At(0, lambda: gate.shut(watching), batch=2), At(1, terminate), watching, max_epochs=3)
+        fit(tmp_path, At(0, lambda: gate.shut(watching.recorder), batch=2), At(1, terminate), watching, max_epochs=3)
     assert "The snapshot of epoch 1 was not finished and is left out." in caplog.text
     assert watching.store.epochs == [0]  # type: ignore[union-attr]
 
@@ -472,12 +428,13 @@ def test_resuming_with_work_pending(tmp_path: Path, gate: Gate, caplog: pytest.L
         pass
 
     def die() -> None:
-        monitors[0].recorder._begun = None  # type: ignore[union-attr]  # what the worker does from here on does not reach the disk
+        monitors[0].recorder.close()  # type: ignore[union-attr]  # what is being solved does not reach the disk
         raise Dies
 
     monitors = [monitor(store=tmp_path / "ssc")]
+    shut = At(0, lambda: gate.shut(monitors[0].recorder), batch=2)
     with pytest.raises(Dies):
-        fit(tmp_path, At(0, lambda: gate.shut(monitors[0]), batch=2), At(1, die), *monitors, kept, max_epochs=3)
+        fit(tmp_path, shut, At(1, die), *monitors, kept, max_epochs=3)
     gate.open.set()
     state = torch.load(tmp_path / "kept" / "epoch=0.ckpt", weights_only=True)["callbacks"][monitors[0].state_key]
     assert (state["steps"], state["pending"]) == ([0, 3], 3)
@@ -524,30 +481,41 @@ def gram(number: float = 0.0, n: int = 8) -> CentredGram:
     return CentredGram(torch.eye(n), torch.zeros(n, dtype=torch.float64), number)
 
 
+def bring(worker: Background, solve: Any, count: int, futures: list[Any]) -> Thread:
+    """Hand Grams over beside the test, which a worker without room would hold up for ever."""
+
+    def submit() -> None:
+        for number in range(count):
+            futures.append(worker.submit(solve, gram(number)))  # noqa: PERF401  # each is seen when it is there
+
+    bringer = Thread(target=submit, daemon=True)
+    bringer.start()
+    return bringer
+
+
 def test_grams_wait_within_a_limit() -> None:
-    size, opened, order = gram().centred.nbytes, Event(), []
+    size, opened, order, futures = gram().centred.nbytes, Event(), [], []
 
     def solve(of: CentredGram) -> Any:
         assert opened.wait(30)
         order.append(of.gain)
         return of.gain
 
-    worker, futures = Background(limit=2 * size + 1), []
-
-    def bring() -> None:
-        futures.extend(worker.submit(solve, gram(number)) for number in range(4))
-
-    bringer = Thread(target=bring)
-    bringer.start()
+    worker = Background(limit=2 * size + 1)
+    bringer = bring(worker, solve, 4, futures)
     bringer.join(0.3)
-    assert bringer.is_alive()  # the third has no room
-    assert worker._held == 2 * size
+    assert bringer.is_alive()
+    assert len(futures) == 2  # the third has no room
     opened.set()
     bringer.join(30)
     assert [future.result(30) for future in futures] == order == [0, 1, 2, 3]
+    opened.clear()
+    again = bring(worker, solve, 2, futures)
+    again.join(30)
+    assert not again.is_alive()  # there is as much room as before, though neither is solved
+    opened.set()
+    assert [future.result(30) for future in futures[4:]] == [0, 1]
     worker.close()
-    while worker._held:  # released just after the result is there
-        time.sleep(0.001)
 
 
 def test_a_gram_larger_than_the_limit_is_taken_alone() -> None:
@@ -557,11 +525,21 @@ def test_a_gram_larger_than_the_limit_is_taken_alone() -> None:
 
 
 def test_room_is_given_back_where_a_gram_cannot_be_handed_over() -> None:
+    errors: list[str] = []
+
+    def submit_twice() -> None:
+        for _ in range(2):  # the second would wait for ever for the room of the first
+            try:
+                worker.submit(lambda of: None, gram())  # type: ignore[arg-type, return-value]
+            except RuntimeError as error:
+                errors.append(str(error))
+
     worker = Background(limit=100)
     worker.close()
-    with pytest.raises(RuntimeError, match="after shutdown"):
-        worker.submit(lambda of: None, gram())  # type: ignore[arg-type, return-value]
-    assert worker._held == 0
+    bringer = Thread(target=submit_twice, daemon=True)
+    bringer.start()
+    bringer.join(30)
+    assert errors == ["cannot schedule new futures after shutdown"] * 2
 
 
 def test_closing_gives_up_what_has_not_begun() -> None:

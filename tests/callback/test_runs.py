@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 import lightning_ssc.callback.lightning as lightning_module
 from lightning_ssc import Images, SnapshotStore, SSCMonitor, snapshot, writers
 from tests.nets import Classifier, convnet, data, trainer
+from tests.pacing import hasty
 
 # A ModelCheckpoint of another folder, by which nothing of the first run is overwritten.
 pytestmark = pytest.mark.filterwarnings(
@@ -268,18 +269,14 @@ def test_a_plain_loop(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
 def test_a_bar_for_snapshots_that_take_long(tmp_path: Path, bar: Any, capsys: Any, monkeypatch: Any) -> None:
-    def impatient(*args: Any, **kwargs: Any) -> Any:
-        return original(*args, **kwargs, patience=0.0)
-
-    original = lightning_module._progress_bar
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars only where it believes in a terminal
-    monkeypatch.setattr(lightning_module, "_progress_bar", impatient)
-    pl.seed_everything(0, verbose=False)
-    run = trainer(tmp_path, monitor(layers="**"), bar(), max_epochs=1, enable_progress_bar=True)
-    run.fit(Classifier())
+    with monkeypatch.context() as patch:
+        patch.setattr(lightning_module, "time", hasty())
+        pl.seed_everything(0, verbose=False)
+        run = trainer(tmp_path, monitor(layers="**"), bar(), max_epochs=1, enable_progress_bar=True)
+        run.fit(Classifier())
     out = capsys.readouterr()
     assert "SSC epoch 1" in out.out + out.err
-    monkeypatch.setattr(lightning_module, "_progress_bar", original)
     quick = trainer(tmp_path, monitor(layers="**"), bar(), max_epochs=1, enable_progress_bar=True)
     quick.fit(Classifier())
     out = capsys.readouterr()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
 
 from lightning_ssc.functional import duality, duality_gap, self_expression
+from tests.definitions import certificates
 
 seeds = st.integers(0, 2**32 - 1)
 few = settings(max_examples=25, deadline=None)
@@ -211,6 +212,34 @@ class TestCertificate:
         gram = torch.full((3, 3), torch.nan, dtype=torch.float64)
         found = solve_rows(gram.numpy(), np.zeros(4, int), empty, np.empty(0), np.arange(3), 10.0, 1e-5, 5)
         assert not (found[4] <= 1e-5).any()
+
+
+class TestCompact:
+    """Weights in float32, where their own gaps allow it."""
+
+    @pytest.mark.parametrize(
+        ("how", "dtype"),
+        [
+            ({"tau": 100.0, "normalize": False}, torch.float64),
+            ({"tau": 10.0}, torch.float32),
+            ({"tau": 10.0, "solver": "admm"}, torch.float32),  # far from the optimum, which rounding hardly changes
+            ({"tau": 10.0, "tol": 1e-9}, torch.float64),
+        ],
+        ids=["raw", "unit length", "admm", "tolerance beyond float32"],
+    )
+    def test_float32_only_where_the_certificate_allows_it(self, how, dtype):
+        x = samples(0, 40, 10)
+        seen = x if how.get("normalize") is False else unit(x)
+        exact, found = (self_expression(x, compact=compact, **how) for compact in (False, True))
+        assert (exact.coef.dtype, found.coef.dtype) == (torch.float64, dtype)
+        tau, tol = how["tau"], how.get("tol", 1e-5)
+        objective, gap = certificates(seen @ seen.T, found.coef, tau)
+        torch.testing.assert_close(found.objective, objective, rtol=1e-10, atol=0)
+        torch.testing.assert_close(found.gap, gap, rtol=0, atol=1e-11)
+        assert found.converged == bool((gap <= tol).all()) == (how.get("solver") != "admm")
+        rounded = certificates(seen @ seen.T, exact.coef.float(), tau)[1]
+        allowed = (1.1 * exact.gap).clamp_min(tol)
+        assert bool((rounded <= allowed).all()) == (dtype == torch.float32)
 
 
 class TestDegenerate:

@@ -6,18 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_ssc.functional import affinity, cka, linear_cka, pairwise_cka, similarity
-
-
-def cka_by_definition(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Equations 3 and 4 with centring matrices."""
-    a, b = a.to_dense().double(), b.to_dense().double()
-    n = len(a)
-    h = torch.eye(n, dtype=torch.float64) - 1 / n
-
-    def hsic(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return torch.trace(h @ x @ h @ h @ y @ h) / (n - 1) ** 2
-
-    return (hsic(a, b) / (hsic(a, a) * hsic(b, b)).sqrt()).item()
+from tests import definitions
 
 
 def hsic_1_by_definition(k: torch.Tensor, el: torch.Tensor) -> torch.Tensor:
@@ -48,7 +37,7 @@ class TestCKA:
     @pytest.mark.parametrize("layouts", ["sparse sparse", "sparse dense", "dense sparse", "dense dense"])
     def test_equals_the_definition(self, densities, layouts):
         a, b = (graph(40, density, seed) for seed, density in enumerate(densities))
-        expected = cka_by_definition(a, b)
+        expected = definitions.cka(a, b)
         a, b = (
             matrix.to_dense() if layout == "dense" else matrix
             for matrix, layout in zip((a, b), layouts.split(), strict=True)
@@ -72,7 +61,7 @@ class TestCKA:
 
     def test_accumulates_float32_in_float64(self):
         a, b = graph(200, 0.5, 0), graph(200, 0.5, 1)
-        assert cka(a.float(), b.float()) == pytest.approx(cka_by_definition(a.float(), b.float()), abs=1e-12)
+        assert cka(a.float(), b.float()) == pytest.approx(definitions.cka(a.float(), b.float()), abs=1e-12)
 
     def test_of_a_graph_with_itself_is_one(self):
         a = graph(50, 0.1, 0)
@@ -91,7 +80,7 @@ class TestCKA:
 
     def test_of_a_complete_graph_is_a_number(self):
         complete, other = torch.ones(30, 30).fill_diagonal_(0), graph(30, 0.2, 0)
-        assert cka(complete, other) == pytest.approx(cka_by_definition(complete, other), abs=1e-9)
+        assert cka(complete, other) == pytest.approx(definitions.cka(complete, other), abs=1e-9)
 
     @given(seed=st.integers(0, 1000), scale=st.floats(1e-3, 1e3))
     @settings(max_examples=25, deadline=None)
@@ -110,7 +99,7 @@ class TestPairwiseCKA:
     @pytest.mark.usefixtures("_blocks")
     def test_equals_the_definition_for_mixed_layouts(self):
         graphs = [graph(30, density, seed) for seed, density in enumerate((0.05, 0.2, 1.0, 0.5))]
-        expected = torch.tensor([[cka_by_definition(a, b) for b in graphs] for a in graphs], dtype=torch.float64)
+        expected = torch.tensor([[definitions.cka(a, b) for b in graphs] for a in graphs], dtype=torch.float64)
         mixed = [graphs[0], graphs[1].to_dense().float(), graphs[2].to_sparse_coo(), graphs[3].to_dense()]
         torch.testing.assert_close(pairwise_cka(mixed), expected, rtol=0, atol=1e-7)
         torch.testing.assert_close(pairwise_cka(graphs), expected, rtol=0, atol=1e-12)
@@ -123,7 +112,7 @@ class TestPairwiseCKA:
         assert table.dtype == torch.float64
         for i, a in enumerate(mine):
             for j, b in enumerate(theirs):
-                assert table[i, j].item() == pytest.approx(cka_by_definition(a, b), abs=1e-12)
+                assert table[i, j].item() == pytest.approx(definitions.cka(a, b), abs=1e-12)
 
     def test_has_a_diagonal_of_one_and_is_symmetric(self):
         table = pairwise_cka([graph(100, 0.1, seed, torch.float32) for seed in range(6)])
@@ -165,7 +154,7 @@ class TestLinearCKA:
     def test_equals_the_definition(self, d1, d2):
         x1, x2 = features(50, d1), features(50, d2, seed=1)
         x1[:, 0] += x2[:, 0]
-        expected = cka_by_definition(x1.double() @ x1.double().T, x2.double() @ x2.double().T)
+        expected = definitions.cka(x1.double() @ x1.double().T, x2.double() @ x2.double().T)
         assert linear_cka(x1, x2) == pytest.approx(expected, abs=1e-12)
 
     @pytest.mark.parametrize("d", [4, 40])
@@ -185,7 +174,7 @@ class TestLinearCKA:
         x1, x2 = features(100, 20), features(100, 20, seed=1)
         far = x1 + 1000
         centred = far.double() - far.double().mean(0)
-        expected = cka_by_definition(centred @ centred.T, x2.double() @ x2.double().T)
+        expected = definitions.cka(centred @ centred.T, x2.double() @ x2.double().T)
         assert linear_cka(far, x2) == pytest.approx(expected, abs=1e-12)
 
     def test_sums_features_in_blocks(self, monkeypatch):
