@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lightning_ssc import measures
 from lightning_ssc.analysis._csv import write_csv
-from lightning_ssc.analysis._threads import one_thread, side_by_side
+from lightning_ssc.analysis._threads import one_thread
 from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import Moment, Snapshot, SnapshotError, Store
 
@@ -220,8 +220,8 @@ def dynamics(
 
     curves = {record.name: np.full((len(headers), len(final.layers)), np.nan) for record in measures.CURVES}
     with one_thread():
-        for t, found in enumerate(side_by_side(measured, range(len(headers)), final.size or 0, progress)):
-            for name, values in found.items():
+        for t in progress(range(len(headers))):
+            for name, values in measured(t).items():
                 for key, value in values.items():
                     curves[key][t, final.layers.index(name)] = value
     return Dynamics(

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_ssc.analysis._csv import write_csv
-from lightning_ssc.analysis._threads import one_thread, side_by_side
+from lightning_ssc.analysis._threads import one_thread
 from lightning_ssc.analysis.dynamics import Table
 from lightning_ssc.functional import class_affinity, spectral_embedding
 from lightning_ssc.progress import Progress
@@ -240,14 +240,8 @@ def embeddings(
         (20, 2)
     """
     names = list(snapshot.layers) if layers is None else layers
-    graphs = [snapshot.layers[name] for name in names]
-
-    def placed(graph: LayerGraph) -> Table:
-        return _embedding(graph.affinity, normalized, tol)
-
     with one_thread():
-        points = side_by_side(placed, graphs, max((len(graph.gap) for graph in graphs), default=0), progress)
-    return dict(zip(names, points, strict=True))
+        return {name: _embedding(snapshot.layers[name].affinity, normalized, tol) for name in progress(names)}
 
 
 def _embedding(affinity: torch.Tensor, normalized: bool, tol: float) -> Table:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lightning_ssc.functional._sparse import check_same_inputs, check_square
 
-_BLOCK = 1 << 14  # pairs that are in float64 at once
+_BLOCK = 1 << 14  # pairs of many sketches that are in float64 at once
+_CACHED = 1 << 16  # pairs of two that are widened at once: what they take stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ def sketch_cka_error(s1: GramSketch, s2: GramSketch) -> float:
 
 def _inner(s1: GramSketch, s2: GramSketch) -> float:
     """The inner product of two Grams; a product of float16 numbers is exact in float32."""
-    pairs = (s1.pairs.float() * s2.pairs.float()).double().sum()
+    blocks = zip(s1.pairs.split(_CACHED), s2.pairs.split(_CACHED), strict=True)
+    pairs = torch.stack([(one.float() * other.float()).double().sum() for one, other in blocks]).sum()
     return float(s1.diagonal.double() @ s2.diagonal.double() + s1.weight * pairs)
 
 

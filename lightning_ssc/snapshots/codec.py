@@ -320,17 +320,18 @@ def decode_card(arrays: Arrays, path: Path) -> ProbeCard:
 
 def _layer(arrays: Arrays, i: int, entry: Mapping[str, Any]) -> LayerGraph:
     name = entry["name"]
-    crow, col, value = (torch.from_numpy(arrays[f"{i}/{part}"]) for part in ("crow", "col", "value"))
+    crow, col, value = (arrays[f"{i}/{part}"] for part in ("crow", "col", "value"))
     gap, found = torch.from_numpy(arrays[f"{i}/gap"]), arrays.get(f"{i}/communities")
     n = len(crow) - 1
     for values in (gap, found):
         _check(values is None or tuple(values.shape) == (n,), f"layer {name!r} has a column of another length")
     _check(
-        value.is_floating_point() and bool(value.isfinite().all()),
+        value.dtype.kind == "f" and bool(np.isfinite(value).all()),
         f"layer {name!r} has weights that are no numbers",
     )
     try:  # unchecked, indices out of range would be read as memory
-        coef = torch.sparse_csr_tensor(crow.long(), col.long(), value, (n, n), check_invariants=True)
+        rows, columns = (torch.from_numpy(index.astype(np.int64)) for index in (crow, col))
+        coef = torch.sparse_csr_tensor(rows, columns, torch.from_numpy(value), (n, n), check_invariants=True)
     except RuntimeError as error:
         raise ValueError(str(error).splitlines()[0]) from error
     linear = None
