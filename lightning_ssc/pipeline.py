@@ -34,7 +34,7 @@ from lightning_ssc.functional import communities, self_expression
 from lightning_ssc.functional.advice import collected
 from lightning_ssc.functional.gram_sketch import gram_sketch
 from lightning_ssc.functional.grams import CentredGram
-from lightning_ssc.snapshots import LayerGraph, Moment, Settings, Snapshot
+from lightning_ssc.snapshots import LayerGraph, Moment, Settings, Snapshot, epochs_as_steps
 
 log = logging.getLogger(__name__)
 
@@ -310,8 +310,6 @@ def snapshot(
     probe = make_probe((inputs,) if labels is None else (inputs, labels))
     runner = Runner(inner, forward, context, chunk=chunk, memory=memory)
     watched = trace(runner, select_layers(inner, layers), probe.inputs, pooling)
-    if step is None and not float(epoch).is_integer():
-        raise ValueError(f"epoch={epoch} is no whole number by which snapshots differ: give step=, too.")
-    moment = Moment(int(epoch) if step is None else step, epoch)
+    moment = Moment(epochs_as_steps(epoch) if step is None else step, epoch)
     taken = begin_snapshot(runner, probe, watched, settings, moment, learning_rate=learning_rate).result()
     return compared(taken)

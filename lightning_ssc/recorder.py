@@ -43,6 +43,7 @@ from lightning_ssc.snapshots import (
     SnapshotStore,
     Store,
     continued_folder,
+    epochs_as_steps,
     free_folder,
 )
 from lightning_ssc.weights import with_weights
@@ -274,9 +275,7 @@ class Recorder:
         if step is None:
             if epoch is None:
                 raise ValueError("record() needs to know when this is: give it epoch=, step= or both.")
-            if not float(epoch).is_integer():
-                raise ValueError(f"epoch={epoch} is no whole number by which snapshots differ: give step=, too.")
-            step = int(epoch)
+            step = epochs_as_steps(epoch)
         moment = Moment(step, math.nan if epoch is None else epoch, trigger, step if logged is None else logged)
         self.prepare()
         self.collect()

@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_ssc import Images, Recorder, SSCMonitor, pipeline
+from lightning_ssc import Images, Recorder, SnapshotStore, SSCMonitor, pipeline, snapshot
 from lightning_ssc.metrics import AffinityModularity, LinearCKA
 from lightning_ssc.ranks import Ranks
 from tests.nets import Classifier, Logs, convnet, data, optimizer, train, trainer
@@ -174,10 +174,9 @@ def join(world: int) -> int:
 
 def record(world: int, root: Path) -> None:
     """Recorders under DDP, in the foreground and in the background, after rank zero has done it all by itself."""
-    known: list[dict[str, float]] = []
-    logged: list[list[int]] = []
+    told: dict[str, Any] = {"modularity": [], "logged": []}
 
-    def run(name: str, wrap: Callable[[nn.Module], nn.Module], background: bool) -> None:
+    def run(name: str, wrap: Callable[[nn.Module], nn.Module], background: bool, reference: str = "checkpoint") -> None:
         torch.manual_seed(0)
         net, logs = wrap(convnet()), Logs()
         watching = Recorder(
@@ -187,28 +186,34 @@ def record(world: int, root: Path) -> None:
             store=root / name,
             loggers=[logs],
             images=Images(heatmap=False, embedding=False, neighbours=0),
-            reference=root / "reference.ckpt",
+            reference=root / reference,
             background=background,
         )
         watching.record(0)
         train(net, optimizer(net), lambda epoch: (watching.poll(), watching.record(epoch)))
         watching.finish()
-        known.append({tag: value for tag, value in watching.scalars.items() if tag.startswith("ssc/modularity")})
-        logged.append(list(logs.values.get("ssc/cka_to_final/4", {})))
+        modularity = {tag: value for tag, value in watching.scalars.items() if tag.startswith("ssc/modularity")}
+        told["modularity"].append(modularity)
+        told["logged"].append(list(logs.values.get("ssc/cka_to_final/4", {})))
 
     if os.environ["LOCAL_RANK"] == "0":
         torch.manual_seed(1)
-        torch.save(convnet().state_dict(), root / "reference.ckpt")
+        torch.save(convnet().state_dict(), root / "checkpoint")
+        SnapshotStore(root / "another probe").save(snapshot(convnet(), *data(30, seed=1).tensors, ["0"]))
         run("alone", lambda net: net, background=False)
-        known.clear(), logged.clear()
+        told = {"modularity": [], "logged": []}
     rank = join(world)
     run("foreground", DistributedDataParallel, background=False)
     run("background", DistributedDataParallel, background=True)
-    try:
-        run("foreground", DistributedDataParallel, background=False)
-    except RuntimeError as error:
-        told = {"modularity": known, "logged": logged, "refused": str(error)}
-        (root / f"told-{rank}.json").write_text(json.dumps(told))
+    for what, where, reference in (
+        ("folder", "foreground", "checkpoint"),
+        ("reference", "fresh", "another probe"),
+    ):
+        try:
+            run(where, DistributedDataParallel, background=False, reference=reference)
+        except RuntimeError as error:
+            told[what] = str(error)
+    (root / f"told-{rank}.json").write_text(json.dumps(told))
     torch.distributed.destroy_process_group()
 
 
@@ -239,6 +244,8 @@ def talk(world: int, root: Path) -> None:
         "no failure": failed(lambda: ranks.raise_together(None)),
         "of one": failed(lambda: ranks.raise_together(mine if rank == 1 else None)),
         "of both": failed(lambda: ranks.raise_together(mine)),
+        "together": ranks.together(lambda: f"mine {rank}"),
+        "together of one": failed(lambda: ranks.together(divide if rank == 0 else str)),
         "of zero": failed(lambda: ranks.on_zero(divide)),
         "of zero, asked": failed(lambda: ranks.from_zero(divide)),
         "acted": acted,

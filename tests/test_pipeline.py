@@ -61,3 +61,12 @@ def test_the_stored_certificate_is_that_of_the_stored_weights(
         assert (layer.coef.dtype, layer.converged) == (dtype, True)
         rounded = certificates(grams[name], layer.coef.float(), tau)[1]
         assert bool((rounded <= 1e-5).all()) == (dtype == torch.float32)
+
+
+def test_a_part_of_an_epoch_needs_its_step() -> None:
+    """Or it would take the place of the epoch in a store."""
+    options = {"inputs": X, "layers": ["0"], "linear_cka": False}
+    with pytest.raises(ValueError, match=r"epoch=1\.5 is no whole number by which snapshots differ: give step=, too"):
+        snapshot(convnet(), **options, epoch=1.5)
+    taken = snapshot(convnet(), **options, epoch=1.5, step=7)
+    assert (taken.step, taken.epoch) == (7, 1.5)

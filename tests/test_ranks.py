@@ -16,7 +16,7 @@ def test_a_lone_process_tells_nobody() -> None:
     assert (ranks.rank, ranks.size) == (0, 1)
     assert (ranks.everyones("mine"), ranks.gather("mine"), ranks.broadcast("mine")) == (["mine"], ["mine"], "mine")
     assert (ranks.all_true(True), ranks.all_true(False)) == (True, False)
-    assert (ranks.from_zero(lambda: "got"), ranks.on_zero(lambda: "got")) == ("got", "got")
+    assert [act(lambda: "got") for act in (ranks.from_zero, ranks.on_zero, ranks.together)] == ["got"] * 3
 
 
 def test_a_lone_process_raises_its_own_error() -> None:
@@ -26,9 +26,9 @@ def test_a_lone_process_raises_its_own_error() -> None:
     def fail() -> None:
         raise error
 
-    for act in (lambda: ranks.raise_together(error), lambda: ranks.on_zero(fail), lambda: ranks.from_zero(fail)):
+    for act in (ranks.from_zero, ranks.on_zero, ranks.together, lambda _: ranks.raise_together(error)):
         with pytest.raises(KeyError) as caught:
-            act()
+            act(fail)
         assert caught.value is error
 
 
@@ -38,6 +38,7 @@ def test_two_processes(tmp_path: Path) -> None:
     assert (zero.pop("who"), one.pop("who")) == ([0, 2], [1, 2])
     assert (zero.pop("gather"), one.pop("gather")) == ([[0, 0, 0], [1, 1, 1]], None)
     assert (zero.pop("on_zero"), one.pop("on_zero")) == ("on 0", None)
+    assert (zero.pop("together"), one.pop("together")) == ("mine 0", "mine 1")
     assert (zero.pop("acted"), one.pop("acted")) == ([0, 0], [])
     of_one = "RuntimeError: SSC failed on rank 1: ValueError: no 1"
     assert (zero.pop("of one"), one.pop("of one")) == ([of_one, "None"], [of_one, "ValueError('no 1')"])
@@ -45,7 +46,7 @@ def test_two_processes(tmp_path: Path) -> None:
     assert zero.pop("of both") == [of_both, "ValueError('no 0')"]
     assert one.pop("of both") == [of_both, "ValueError('no 1')"]
     of_zero, cause = "RuntimeError: SSC failed on rank 0: ZeroDivisionError: division by zero", "ZeroDivisionError("
-    for key in ("of zero", "of zero, asked"):
+    for key in ("of zero", "of zero, asked", "together of one"):
         (told, why), (heard, nothing) = zero.pop(key), one.pop(key)
         assert (told, heard, nothing) == (of_zero, of_zero, "None")
         assert why.startswith(cause)

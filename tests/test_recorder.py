@@ -341,8 +341,8 @@ class TestResume:
         for resume in (None, {}, state):
             with pytest.raises(MismatchError, match=message):
                 recorder(network(), store=tmp_path / "theirs", resume=resume)
-        beside = recorder(network(), store=tmp_path / "theirs", beside=True)
-        assert beside.store.root.name == "theirs-1"  # type: ignore[attr-defined]
+        another = recorder(network(), store=tmp_path / "theirs", fallback=True)
+        assert another.store.root.name == "theirs-1"  # type: ignore[attr-defined]
         assert SnapshotStore(tmp_path / "theirs").path(0).read_bytes() == before
 
     def test_a_state_of_another_probe_is_refused(self, tmp_path: Path) -> None:
@@ -474,4 +474,7 @@ def test_processes_store_what_one_stores(tmp_path: Path) -> None:
     for rank in range(2):
         assert told[rank]["modularity"] == [final, final]  # every rank knows
         assert told[rank]["logged"] == ([[0, 1, 2]] * 2 if rank == 0 else [[], []])  # and one logs
-        assert told[rank]["refused"].startswith("SSC failed on rank 0: MismatchError: store=")
+        assert "store=" in told[rank]["folder"]
+        assert "another probe" in told[rank]["reference"]
+        for refused in ("folder", "reference"):  # what rank zero alone sees is said on all
+            assert told[rank][refused].startswith("SSC failed on rank 0: MismatchError: ")

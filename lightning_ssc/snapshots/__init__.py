@@ -9,6 +9,7 @@ from lightning_ssc.snapshots.snapshot import (
     Snapshot,
     SnapshotError,
     SnapshotHeader,
+    epochs_as_steps,
 )
 from lightning_ssc.snapshots.store import SUPERSEDED, MemoryStore, SnapshotStore, Store
 
@@ -26,5 +27,6 @@ __all__ = [
     "SnapshotStore",
     "Store",
     "continued_folder",
+    "epochs_as_steps",
     "free_folder",
 ]

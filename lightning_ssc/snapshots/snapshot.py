@@ -79,6 +79,21 @@ class Moment:
         return f"epoch {self.epoch}" if self.is_whole else f"step {self.step}"
 
 
+def epochs_as_steps(epoch: float) -> int:
+    """The step of a snapshot of which nobody has counted the steps: whole epochs count as such.
+
+    Raises:
+        ValueError: The epoch is no whole number, so that it would take the place of another one.
+
+    Example:
+        >>> epochs_as_steps(3.0)
+        3
+    """
+    if not float(epoch).is_integer():
+        raise ValueError(f"epoch={epoch} is no whole number by which snapshots differ: give step=, too.")
+    return int(epoch)
+
+
 class _OfAMoment:
     """Names for the parts of a moment."""
 
