@@ -25,7 +25,7 @@ from lightning_ssc.ranks import Ranks
 from tests.nets import Classifier, Logs, convnet, data, optimizer, train, trainer
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.processes", "lightning_ssc.functional._kernel"])
+_CONTEXT.set_forkserver_preload(["tests.processes", "tests.preload"])
 
 
 def start(target: Callable[..., None], *args: Any, **env: str) -> ForkServerProcess:
