@@ -213,6 +213,7 @@ class TestMonitor:
         assert monitor.store is not None
         assert monitor.store.steps == [0, 3, 6]
         assert_same_numbers(watching.store, monitor.store)
+        assert [taken.learning_rate for taken in watching.store] == [None, 0.05, 0.05]
         untimed = {tag: value for tag, value in watching.scalars.items() if "/seconds/" not in tag}
         assert untimed.keys() == {tag for tag in run.callback_metrics if "ssc/" in tag or "cka/" in tag} - {
             tag for tag in run.callback_metrics if "/seconds/" in tag
