@@ -1,4 +1,4 @@
-"""What the server does before processes fork from it: it loads the solver's compiled code, half of a short run's time."""
+"""What the server does before processes fork from it: it loads the solver's code, half of a short run's time."""
 
 import torch
 
