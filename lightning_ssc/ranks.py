@@ -87,15 +87,7 @@ class Ranks:
 
     def on_zero(self, action: Callable[[], Any]) -> Any:
         """What rank zero alone does; its result stays there and is ``None`` on the others. A failure is one on all."""
-        value: Any = None
-        error: Exception | None = None
-        if self.rank == 0:
-            try:
-                value = action()
-            except Exception as caught:
-                error = caught
-        self.raise_together(error)
-        return value
+        return self.together(action if self.rank == 0 else lambda: None)
 
 
 def _many() -> bool:

@@ -424,6 +424,16 @@ def test_compare_writes_a_rectangle_with_the_names_of_both(tmp_path: Path, capsy
     }
 
 
+def test_compare_takes_snapshots_by_their_steps(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 50)):
+        made_run(tmp_path / name / "ssc", seed=seed)
+    paths = [str(tmp_path / "a"), str(tmp_path / "b")]
+    by_epoch, by_step = (tmp_path / by / "similarity.csv" for by in ("epoch", "step"))
+    assert main(["compare", *paths, "--epoch-a", "1", "--epoch-b", "0", "--out", str(by_epoch.parent)]) == 0
+    assert main(["compare", *paths, "--step-a", "10", "--step-b", "0", "--out", str(by_step.parent)]) == 0
+    assert by_step.read_text() == by_epoch.read_text()
+
+
 def test_compare_a_resnet_and_a_vgg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -91,28 +88,3 @@ def test_effective_rank_of_a_constant_layer_is_nan() -> None:
 def test_an_unknown_name_is_an_error() -> None:
     with pytest.raises(KeyError):
         measures.measure("modularty")
-
-
-def test_measuring_takes_no_more_threads_than_it_is_worth() -> None:
-    """What logging and the background thread do beside training: nothing that wakes threads, which would spin."""
-    code = """
-import time
-import torch
-from lightning_ssc import measures, snapshot
-from torch import nn
-
-x, labels = torch.randn(500, 40), torch.arange(500) % 5
-layers = list(snapshot(nn.Sequential(nn.Linear(40, 40), nn.ReLU()), x, labels, layers="*", tau=50).layers.values())
-assert min(len(layer.coef.values()) for layer in layers) > 10_000, "too few for BLAS to share out"
-wall, cpu = time.perf_counter(), time.process_time()
-for _ in range(20):
-    for layer in layers:
-        measures.of_layer(layer.measurable(labels))
-        measures.between("previous", layer, layers[0])
-    measures.of_pairs(layers)
-print((time.process_time() - cpu) / (time.perf_counter() - wall))
-"""
-    threads = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "OMP_WAIT_POLICY": "ACTIVE"}
-    words = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(words, env=os.environ | threads, check=True, capture_output=True, text=True)
-    assert float(done.stdout) <= 1.3  # processors kept busy

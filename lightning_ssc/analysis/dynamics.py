@@ -15,7 +15,7 @@ from lightning_ssc import measures
 from lightning_ssc.analysis._csv import write_csv
 from lightning_ssc.analysis._threads import one_thread
 from lightning_ssc.progress import Progress
-from lightning_ssc.snapshots import Moment, Snapshot, SnapshotError, Store
+from lightning_ssc.snapshots import LayerGraph, Moment, Snapshot, SnapshotError, Store
 
 Table = NDArray[np.float64]
 
@@ -192,38 +192,30 @@ def dynamics(
     if reference is not None and reference.probe != final.probe:
         raise SnapshotError(f"The reference and the snapshots in {store} are of different probes.")
     last = dict(store.layers(final.step))
-    for layer in last.values():
-        layer.graph.norm, layer.graph.edges  # noqa: B018 - what is compared with all others, once
     labels = store.labels(final.step)
-
-    def measured(t: int) -> dict[str, Mapping[str, float]]:
-        """Values by layer, at one snapshot."""
-        header, valid = headers[t], {"layer"}
-        found: dict[str, Mapping[str, float]] = {}
-        if header.previous == (headers[t - 1].step if t else None):  # else it was compared with another one
-            valid.add("previous")
-        if reference is None:
-            valid.add("reference")
-        known = [record.name for record in measures.CURVES if record.over in valid]
-        complete = "previous" in valid and all(header.values.values())
-        before = dict(store.layers(headers[t - 1].step, final.layers)) if t and not complete else {}
-        for name, layer in store.layers(header.step, final.layers):
-            values = {key: header.values[name][key] for key in known if key in header.values[name]}
-            values = measures.of_layer(layer.measurable(labels), values)  # with what was not measured then
-            values |= measures.between("final", layer, last[name])
-            if name in before:
-                values |= measures.between("previous", layer, before[name])
-            if reference is not None and name in reference.layers:
-                values |= measures.between("reference", layer, reference.layers[name])
-            found[name] = values
-        return found
-
     curves = {record.name: np.full((len(headers), len(final.layers)), np.nan) for record in measures.CURVES}
+    before: dict[str, LayerGraph] = {}
     with one_thread():
-        for t in progress(range(len(headers))):
-            for name, values in measured(t).items():
+        for t, header in enumerate(progress(headers)):
+            valid = {"layer"}
+            if follows := header.previous == (headers[t - 1].step if t else None):  # else it was compared with another
+                valid.add("previous")
+            if reference is None:
+                valid.add("reference")
+            known = [record.name for record in measures.CURVES if record.over in valid]
+            now = dict(store.layers(header.step, final.layers))
+            for name, layer in now.items():
+                stored = header.values[name]
+                values = {key: stored[key] for key in known if key in stored}
+                values = measures.of_layer(layer.measurable(labels), values)  # with what was not measured then
+                values |= measures.between("final", layer, last[name])
+                if name in before and not (stored and follows):
+                    values |= measures.between("previous", layer, before[name])
+                if reference is not None and name in reference.layers:
+                    values |= measures.between("reference", layer, reference.layers[name])
                 for key, value in values.items():
                     curves[key][t, final.layers.index(name)] = value
+            before = now
     return Dynamics(
         final.layers,
         [header.moment for header in headers],

@@ -305,10 +305,8 @@ def _bottom_up(summary: Summary) -> str:
     )  # fmt: skip
     curves = summary.dynamics
     for (before, after), gains in zip(curves.drops(), curves.jumps(), strict=True):
-        text += (
-            f"Across the drop of the learning rate between {curves.unit}s {before:g} and {after:g} SSC-CKA to final "
-        )
-        text += f"rose by {_number(gains[0])} in the first layer and {_number(gains[-1])} in the last. "
+        text += f"Across the drop of the learning rate between {curves.unit}s {before:g} and {after:g} SSC-CKA to "
+        text += f"final rose by {_number(gains[0])} in the first layer and {_number(gains[-1])} in the last. "
     return text.strip()
 
 

@@ -78,8 +78,8 @@ def write(path: Path, arrays: Arrays) -> None:
 class _Archive(Mapping[str, NDArray[Any]]):
     """The arrays of an ``.npz`` file, each read, and its checksum compared, when it is asked for.
 
-    As ``numpy.load``, which takes three times as long for arrays as small as a layer's: it reads in pieces and parses
-    the same few descriptions again and again.
+    As ``numpy.load``, which takes 1.6 to 1.7 times as long for the arrays of 40 layers of 1000 inputs: it reads in
+    pieces and parses the same few descriptions again and again.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -225,7 +225,8 @@ def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> Snapsh
         layers=names,
         values=values,
         size=size,
-        settings={"groups" if key == "labels" else key: value for key, value in header["settings"].items()},  # of old
+        # What modularity is over was once called labels.
+        settings={"groups" if key == "labels" else key: value for key, value in header["settings"].items()},
         versions=header.get("versions", {}),
         learning_rate=rate,
         previous=previous,

@@ -1,4 +1,7 @@
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -59,3 +62,25 @@ def test_nothing_to_compare_is_nan() -> None:
 def test_graphs_of_other_inputs_are_refused() -> None:
     with pytest.raises(ValueError, match="of 5 and 6 inputs"):
         graph_cka(CentredGraph(coefficients(5, 0)), CentredGraph(coefficients(6, 0)))
+
+
+def test_no_threads_are_woken() -> None:
+    """Those of NumPy's BLAS would spin beside a training run, once for every layer."""
+    code = """
+import time
+import torch
+from lightning_ssc.functional.graph_cka import CentredGraph, graph_cka
+
+torch.set_num_threads(1)  # only NumPy's are looked for
+coef = torch.rand(500, 500, generator=torch.Generator().manual_seed(0))
+coef = (coef * (coef > 0.9)).to_sparse_csr()
+assert len(coef.values()) > 10_000, "too few shared edges for BLAS to share out"
+wall, cpu = time.perf_counter(), time.process_time()
+for _ in range(100):
+    graph_cka(CentredGraph(coef), CentredGraph(2 * coef))
+print((time.process_time() - cpu) / (time.perf_counter() - wall))
+"""
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2"}
+    words = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(words, env=environment, check=True, capture_output=True, text=True)
+    assert float(done.stdout) <= 1.3  # processors kept busy
