@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_ssc.analysis._threads import one_thread
+from lightning_ssc.analysis.threads import one_thread
 from lightning_ssc.analysis.architecture import Similarity, similarity
 from lightning_ssc.analysis.dynamics import Dynamics, dynamics
 from lightning_ssc.progress import Progress
