@@ -16,7 +16,7 @@ from rich.table import Table
 
 from lightning_ssc import SnapshotStore, SSCMonitor
 from lightning_ssc.analysis import Dynamics, dynamics, similarity
-from lightning_ssc.live.report import file_name
+from lightning_ssc.live.figures import file_name
 from lightning_ssc.plots import dynamics_figures, evenly, heatmap, short_names
 from recipes.data import ImageData
 from recipes.module import Classifier

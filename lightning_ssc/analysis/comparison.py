@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_ssc.analysis.threads import one_thread
 from lightning_ssc.analysis.architecture import Similarity, similarity
 from lightning_ssc.analysis.dynamics import Dynamics, dynamics
+from lightning_ssc.analysis.threads import one_thread
 from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import SnapshotError, SnapshotStore
 

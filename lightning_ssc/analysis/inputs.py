@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_ssc.analysis._csv import write_csv
-from lightning_ssc.analysis.threads import one_thread
 from lightning_ssc.analysis.dynamics import Table
+from lightning_ssc.analysis.threads import one_thread
 from lightning_ssc.functional import class_affinity, spectral_embedding
 from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import LayerGraph, Snapshot, SnapshotError

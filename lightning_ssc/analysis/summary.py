@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_ssc.analysis._csv import write_csv
-from lightning_ssc.analysis.threads import one_thread
 from lightning_ssc.analysis.architecture import Blocks, Similarity, find_blocks, similarity
 from lightning_ssc.analysis.dynamics import Dynamics, Table, dynamics
 from lightning_ssc.analysis.inputs import Index, Inputs, embeddings, inputs, last_hidden_layer, neighbours
+from lightning_ssc.analysis.threads import one_thread
 from lightning_ssc.functional import pairwise_cka
 from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import Snapshot, SnapshotHeader, SnapshotStore

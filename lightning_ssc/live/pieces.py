@@ -75,7 +75,7 @@ def run(store: SnapshotStore) -> Piece:
         "drops": [[t, t + 1] for t in table.before_drops().tolist()],
         "unit": table.unit,
         "measures": [
-            _curve(record, table.curves[record.name])
+            curve(record, table.curves[record.name])
             for record in plots.present(table)
             if record.over != "final"  # which is not known yet
         ],
@@ -90,7 +90,8 @@ def run(store: SnapshotStore) -> Piece:
     }
 
 
-def _curve(record: Measure, values: Table) -> Piece:
+def curve(record: Measure, values: Table) -> Piece:
+    """A measure of every layer over the moments."""
     return {
         "name": record.name,
         "title": record.title,
@@ -122,7 +123,7 @@ def computed_curves(
     for record in measures.CURVES:
         rows = [[of.get(layer, {}).get(record.name, np.nan) for layer in layers] for of in values]
         if record.name not in known and not np.isnan(table := np.array(rows, dtype=float)).all():
-            found.append(_curve(record, table))
+            found.append(curve(record, table))
     return found
 
 

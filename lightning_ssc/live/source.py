@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_ssc.analysis.threads import one_thread
 from lightning_ssc.analysis.inputs import class_count
+from lightning_ssc.analysis.threads import one_thread
 from lightning_ssc.live import pieces
 from lightning_ssc.live.cache import Cache
 from lightning_ssc.live.folder import Found, LogFolder
