@@ -20,8 +20,9 @@ from lightning_ssc.live import report as reports
 from lightning_ssc.live import server
 from lightning_ssc.live.bundle import bundle
 from lightning_ssc.live.names import run_name, run_names
-from lightning_ssc.live.packing import pack_coarsely, sprite
+from lightning_ssc.live.packing import pack, pack_coarsely, sprite
 from lightning_ssc.live.report import page, report
+from lightning_ssc.measures import CURVES
 from lightning_ssc.plots import dynamics_figures
 from lightning_ssc.snapshots import Moment, ProbeCard, SnapshotError, SnapshotStore
 from tests.live.pages import contents, unpack
@@ -86,11 +87,11 @@ def test_a_report_of_a_large_run_is_small_enough(tmp_path: Path) -> None:
     for key, piece in reports.contents(store, "run").items():
         kind = json.loads(key)[0]
         size[kind] = size.get(kind, 0) + len(json.dumps(piece))
-    more = layers / few
-    size["heatmap"] += len(pairs) * len(json.dumps(pack_coarsely(np.eye(layers))))
-    times = {"heatmap": snapshots, "embedding": (moments + 1) / 2 * more, "computed": snapshots * more}
-    times |= {"samples": moments, "neighbours": more + moments / few}
-    whole = sum(times.get(kind, 1) * taken for kind, taken in size.items())
+    tables = len(pairs) * len(json.dumps(pack_coarsely(np.eye(layers))))
+    curves = len(CURVES) * len(json.dumps(pack(np.ones((snapshots, layers)))))
+    times = {"heatmap": snapshots, "embedding": (moments + 1) * layers / (2 * few), "samples": moments}
+    times |= {"neighbours": (layers + moments) / few}
+    whole = sum(times.get(kind, 1) * length for kind, length in size.items()) + snapshots * tables + curves
     assert 5e6 < whole + len(server.plotly()) < 20e6
 
 
