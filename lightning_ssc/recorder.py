@@ -46,6 +46,7 @@ from lightning_ssc.snapshots import (
     epochs_as_steps,
     free_folder,
 )
+from lightning_ssc.threads import at_most, worth
 from lightning_ssc.weights import with_weights
 from lightning_ssc.writers import Images
 
@@ -308,7 +309,7 @@ class Recorder:
         try:
             taken = self._joined(self._begun)
             if taken is not None:
-                with timed("measure"):
+                with timed("measure"), at_most(worth(len(self.probe))):
                     taken = compared(taken, self._last, self._reference)
                 taken = replace(taken, seconds={**taken.seconds, **timed.seconds})
             self._tell(taken)
@@ -380,7 +381,7 @@ class Recorder:
 
     def _log(self, timed: Stopwatch) -> None:
         assert self._last is not None
-        with timed("log"):
+        with timed("log"), at_most(worth(len(self.probe))):
             writers.log_snapshot(self.loggers, self._last, self.scalars, self.images, self.card, self.name)
         seconds = {f"{self.name}/seconds/{stage}": timed.seconds[stage] for stage in ("store", "log")}
         writers.log_scalars(self.loggers, seconds, self._last.moment.logged)
@@ -431,7 +432,8 @@ class Recorder:
 
     def _log_projector(self) -> None:
         assert self._last is not None
-        writers.log_projector(self.loggers, self._last, self.card, self.name)
+        with at_most(worth(len(self.probe))):
+            writers.log_projector(self.loggers, self._last, self.card, self.name)
         writers.flush(self.loggers)
 
     def close(self) -> None:
