@@ -14,10 +14,11 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 from rich.table import Table
 
-from lightning_ssc import SnapshotStore, SSCMonitor
+from lightning_ssc import SSCMonitor
 from lightning_ssc.analysis import Dynamics, dynamics, similarity
 from lightning_ssc.live.report import file_name
 from lightning_ssc.plots import dynamics_figures, evenly, heatmap, short_names
+from lightning_ssc.snapshots import Store
 from recipes.data import ImageData
 from recipes.module import Classifier
 
@@ -66,7 +67,7 @@ def summary(table: Dynamics) -> Table:
     return lines
 
 
-def write_figures(store: SnapshotStore, table: Dynamics, folder: Path, heatmaps: int = 4) -> None:
+def write_figures(store: Store, table: Dynamics, folder: Path, heatmaps: int = 4) -> None:
     """Write a run's curves, and the heatmaps of some of its snapshots, as PNG files.
 
     Args:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -92,7 +92,7 @@ class Runs:
         return inputs(taken, list(taken.layers)[-1])
 
 
-def rank(values: Sequence[float] | Table) -> tuple[str, bool]:
+def rank(values: Sequence[float] | NDArray[Any]) -> tuple[str, bool]:
     """Spearman's correlation of values with depth, as text, and whether it is at least 0.8."""
     if len(np.unique(values)) < 2:
         return "the same in all layers", False
@@ -102,7 +102,8 @@ def rank(values: Sequence[float] | Table) -> tuple[str, bool]:
 
 def settled(table: Dynamics, near: NDArray[np.bool_]) -> NDArray[np.int64]:
     """``(L,)`` first epoch from which each layer stays near its final state, given ``(T, L)`` when it is."""
-    return table.epochs[np.logical_and.accumulate(near[::-1], axis=0)[::-1].argmax(0)]
+    first: NDArray[np.int64] = table.epochs[np.logical_and.accumulate(near[::-1], axis=0)[::-1].argmax(0)]
+    return first
 
 
 def jumps_at_drops(table: Dynamics) -> list[tuple[str, bool]]:
@@ -154,7 +155,7 @@ def in_order(values: Sequence[float], upwards: bool) -> bool:
     return bool((np.diff(values) > 0).all() if upwards else (np.diff(values) < 0).all())
 
 
-def listed(values: Sequence[float], form: str = ".2f") -> str:
+def listed(values: Sequence[float] | NDArray[Any], form: str = ".2f") -> str:
     """Values in the order of the runs."""
     return ", ".join(f"{value:{form}}" for value in values)
 
