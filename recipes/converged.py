@@ -23,10 +23,11 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from lightning_ssc import Snapshot, SnapshotStore, plots, snapshot
-from lightning_ssc.analysis import inputs, neighbours, similarity
+from lightning_ssc.analysis import inputs, similarity
 from lightning_ssc.analysis.dynamics import Table
 from lightning_ssc.capture import Probe, Runner, capture, make_probe, select_layers, trace
-from lightning_ssc.functional import class_affinity, modularity, pairwise_cka, spectral_embedding
+from lightning_ssc.functional import class_affinity, modularity, pairwise_cka
+from recipes import drawing
 from recipes.data import CIFAR10, Split
 from recipes.heatmaps import statistics
 from recipes.models import cifar_resnet
@@ -242,12 +243,8 @@ def costs(networks: Sequence[Network], runs: Path, size: int) -> Iterator[Mappin
 def draw(networks: Sequence[Network], test: Split, class_names: Sequence[str], folder: Path) -> None:
     """Figures 4, 8 and 9 and modularity by depth, as PNG files."""
     for measure, label in (("ssc", "SSC-CKA (biased HSIC)"), ("linear", "linear CKA (biased HSIC)")):
-        figure = Figure(figsize=(5.6 * len(networks), 4.9), layout="constrained")
-        for axes, network in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
-            layers = network.convolutions
-            matrix = heatmap_of(network.taken, layers, measure)
-            plots.heatmap(matrix, layers, title=f"{network.name}, {len(layers)} convolutions", label=label, ax=axes)
-        figure.savefig(folder / f"heatmaps_{measure}.png", dpi=60)
+        panels = [(of.name, heatmap_of(of.taken, of.convolutions, measure), of.convolutions) for of in networks]
+        drawing.heatmaps(folder / f"heatmaps_{measure}.png", panels, label=label, blocks=False)
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.subplots()
     for network in networks:
@@ -257,27 +254,11 @@ def draw(networks: Sequence[Network], test: Split, class_names: Sequence[str], f
     axes.legend()
     figure.savefig(folder / "modularity.png", dpi=90)
     deepest = networks[-1]
-    points, classes = embeddings_of_right(deepest)
-    plots.embeddings(points, classes, class_names, most=LAYERS_OF_FIGURE_8).savefig(folder / "embeddings.png", dpi=60)
-    found = inputs(deepest.taken, deepest.convolutions[-1])
-    nearest, _ = neighbours(deepest.taken.layers[deepest.convolutions[-1]])
-    pictures = test.images[torch.from_numpy(found.indices)].permute(0, 2, 3, 1).numpy()
-    first = int(found.confidently_wrong(1)[0])
-    plots.explanation(found, first, nearest, pictures, class_names).savefig(folder / "confidently_wrong.png", dpi=80)
-
-
-def embeddings_of_right(network: Network) -> tuple[dict[str, Table], Table]:
-    """Spectral embeddings of six convolutions, of the correctly classified inputs, and the classes of these."""
-    taken = network.taken
-    assert taken.predictions is not None
-    assert taken.labels is not None
-    right = (taken.predictions == taken.labels).nonzero().squeeze(1)
-    chosen = plots.evenly(len(network.convolutions), LAYERS_OF_FIGURE_8)
-    points = {}
-    for layer in (network.convolutions[i] for i in chosen):
-        graph = taken.layers[layer].affinity.to_sparse_coo().index_select(0, right).index_select(1, right)
-        points[layer] = spectral_embedding(graph.coalesce().to_sparse_csr(), tol=1e-3).numpy()
-    return points, taken.labels[right].numpy()
+    chosen = [deepest.convolutions[i] for i in plots.evenly(len(deepest.convolutions), LAYERS_OF_FIGURE_8)]
+    drawing.embeddings(folder / "embeddings.png", deepest.taken, chosen, class_names)
+    assert deepest.taken.indices is not None
+    pictures = test.images[deepest.taken.indices].permute(0, 2, 3, 1).numpy()
+    drawing.confidently_wrong_input(folder / "confidently_wrong.png", deepest.taken, chosen[-1], pictures, class_names)
 
 
 def converged(

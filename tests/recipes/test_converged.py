@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from lightning_ssc.capture import make_probe
 from recipes import converged
 from recipes.tables import read_table
 from tests.cifar import without_checksums, write_cifar10
@@ -32,19 +34,16 @@ def real_cifar(tmp_path_factory):
 def test_tables_and_figures_of_a_converged_network(real_cifar, tmp_path, monkeypatch):
     without_checksums(monkeypatch)
 
-    def run():
-        converged.converged(
-            SHARED / "cifar10_resnets",
-            converged.Images(str(real_cifar)),
-            size=100,
-            depths=[20],
-            runs=tmp_path / "runs",
-            out=tmp_path / "out",
-            draws=20,
-        )
-        return {path.stem: read_table(path) for path in (tmp_path / "out" / "n100").glob("*.csv")}
-
-    tables = run()
+    converged.converged(
+        SHARED / "cifar10_resnets",
+        converged.Images(str(real_cifar)),
+        size=100,
+        depths=[20],
+        runs=tmp_path / "runs",
+        out=tmp_path / "out",
+        draws=20,
+    )
+    tables = {path.stem: read_table(path) for path in (tmp_path / "out" / "n100").glob("*.csv")}
     numbers = {name: {key: np.array([_number(line[key]) for line in lines]) for key in lines[0]}
                for name, lines in tables.items()}  # fmt: skip
 
@@ -74,12 +73,16 @@ def test_tables_and_figures_of_a_converged_network(real_cifar, tmp_path, monkeyp
     pictures = {path.stem for path in (tmp_path / "out" / "n100").glob("*.png")}
     assert pictures == {"heatmaps_ssc", "heatmaps_linear", "modularity", "embeddings", "confidently_wrong"}
 
-    def again(*args, **kwargs):
-        raise AssertionError("a snapshot that is there was taken again")
 
-    monkeypatch.setattr(converged, "snapshot", again)
-    monkeypatch.setattr(converged, "draw", lambda *args: None)
-    assert run() == tables
+def test_a_snapshot_that_is_there_is_read_and_one_of_other_images_refused(tmp_path, monkeypatch):
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+    monkeypatch.setattr(converged, "watched", lambda depth: ["1"])
+    one, other = (make_probe((images, torch.arange(6) % 2)) for images in torch.rand(2, 6, 3, 2, 2))
+    taken = converged.snapshot_of("made", network, 20, one, tmp_path, 10**9)
+    again = converged.snapshot_of("made", None, 20, one, tmp_path, 10**9)
+    assert torch.equal(again.layers["1"].coef.to_dense(), taken.layers["1"].coef.to_dense())
+    with pytest.raises(ValueError, match=r"made_6 holds a snapshot of other images: move it away, or name another --r"):
+        converged.snapshot_of("made", network, 20, other, tmp_path, 10**9)
 
 
 def _number(cell):
