@@ -33,7 +33,7 @@ from lightning_ssc.capture import (
     make_probe,
 )
 from lightning_ssc.recorder import Recorder
-from lightning_ssc.snapshots import MismatchError, Settings, Snapshot, Store
+from lightning_ssc.snapshots import MismatchError, OnMismatch, Settings, Snapshot, Store
 from lightning_ssc.weights import CheckpointError
 from lightning_ssc.writers import Images, linear_root
 
@@ -87,6 +87,9 @@ class SSCMonitor(Callback):
             layer that is being solved then still goes on to its end, and the process with it. On a GPU layers are
             solved there beside training, which has to leave memory for some N x N matrices. Finding
             ``groups="communities"`` is work of Python, which training waits for.
+        on_mismatch: What to do where a run is resumed with another probe, other settings or other layers, so that its
+            snapshots cannot be compared with those that there are: ``"raise"``, or ``"new"`` to begin a folder of its
+            own.
         name: First part of the tags; a second monitor in the same Trainer needs a name of its own.
         on_error: ``"raise"``, or ``"warn"`` to report a snapshot that failed and go on training. What is wrong at the
             start of fit (layers, probe, store) is always raised.
@@ -130,6 +133,7 @@ class SSCMonitor(Callback):
         reference: str | Path | None = None,
         store: bool | str | Path = True,
         background: bool = False,
+        on_mismatch: OnMismatch = "raise",
         name: str = "ssc",
         on_error: Literal["raise", "warn"] = "raise",
         forward: Forward | None = None,
@@ -142,6 +146,8 @@ class SSCMonitor(Callback):
             raise ValueError(f"probe_size must be at least 3, got {probe_size}; 500 to 2000 make readable curves.")
         if on_error not in ("raise", "warn"):
             raise ValueError(f"on_error must be 'raise' or 'warn', got {on_error!r}.")
+        if on_mismatch not in ("raise", "new"):
+            raise ValueError(f"on_mismatch must be 'raise' or 'new', got {on_mismatch!r}.")
         check_sizes(chunk, memory)
         self.layers = layers
         self.name = name
@@ -150,6 +156,7 @@ class SSCMonitor(Callback):
         self.schedule = as_schedule(schedule)
         self.background = background
         self.on_error = on_error
+        self.on_mismatch = on_mismatch
         self._probe_source, self._probe_size = probe, probe_size
         self._store, self._reference = store, reference
         self._forward, self._chunk, self._memory, self._verbose = forward, chunk, memory, verbose
@@ -208,7 +215,8 @@ class SSCMonitor(Callback):
                 reference=self._reference,
                 background=self.background,
                 name=self.name,
-                resume=self._restored,
+                resume=training.found_again(self._restored),
+                on_mismatch=self.on_mismatch,
                 class_names=names,
                 ranks=training.ranks,
                 bar=training.bar,
