@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from lightning_ssc import measures
 from lightning_ssc.analysis._csv import write_csv
-from lightning_ssc.analysis.threads import one_thread
 from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import LayerGraph, Moment, Snapshot, SnapshotError, SnapshotHeader, Store
+from lightning_ssc.threads import at_most
 
 Table = NDArray[np.float64]
 
@@ -232,7 +232,7 @@ def dynamics(
             if record.over == "reference":
                 table.curves[record.name][:] = np.nan
     before: dict[str, LayerGraph] = {}
-    with one_thread():
+    with at_most(1):
         for t, header in enumerate(progress(headers)):
             follows = header.previous == (headers[t - 1].step if t else None)
             now = dict(store.layers(header.step, final.layers))

@@ -14,7 +14,6 @@ import numpy as np
 from lightning_ssc import measures, plots
 from lightning_ssc.analysis import find_store, inputs, summarise
 from lightning_ssc.analysis.inputs import Inputs
-from lightning_ssc.analysis.threads import one_thread
 from lightning_ssc.live import pieces
 from lightning_ssc.live.bundle import bundle
 from lightning_ssc.live.figures import write_figures
@@ -25,6 +24,7 @@ from lightning_ssc.live.server import asset, plotly
 from lightning_ssc.live.source import Source
 from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import Snapshot, SnapshotError, SnapshotStore
+from lightning_ssc.threads import at_most
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def page(
     return re.sub("|".join(map(re.escape, parts)), lambda match: parts[match[0]], asset("index.html"))
 
 
-@one_thread()
+@at_most(1)
 def contents(
     store: SnapshotStore,
     name: str,

@@ -11,13 +11,13 @@ import numpy as np
 from torch import Tensor
 
 from lightning_ssc.analysis.inputs import class_count
-from lightning_ssc.analysis.threads import one_thread
 from lightning_ssc.live import pieces
 from lightning_ssc.live.cache import Cache
 from lightning_ssc.live.folder import Found, LogFolder
 from lightning_ssc.live.packing import pack_coarsely
 from lightning_ssc.live.pieces import Piece
 from lightning_ssc.snapshots import SnapshotError, SnapshotHeader, SnapshotStore
+from lightning_ssc.threads import at_most
 
 _CACHE = 256 << 20  # bytes
 _SLICE = 0.5  # seconds that one request may compute for, of work that takes long
@@ -99,7 +99,7 @@ class Source:
         identities = [self._identity(store, header.step) for header in headers]
         left = [t for t in _coarse_to_fine(len(headers)) if identities[t] not in known.values]
         ends = time.monotonic() + _SLICE
-        with one_thread():
+        with at_most(1):
             while left and time.monotonic() < ends:
                 t = left.pop(0)
                 known.add(store, headers[t], identities[t])
@@ -120,7 +120,7 @@ class Source:
         key = "between", self._identity(one, step), self._identity(other, other_step)
 
         def compare() -> Piece:
-            with one_thread():
+            with at_most(1):
                 return pieces.between(one.load(step=step), other.load(step=other_step))
 
         return self._cache.get(key, compare)
@@ -135,7 +135,7 @@ class Source:
         store = self._store(run)
 
         def place() -> Any:
-            with one_thread():
+            with at_most(1):
                 return pieces.points(self._graph(store, step, layer), bool(normalized))
 
         key = "embedding", self._identity(store, step), layer, bool(normalized)
@@ -213,7 +213,7 @@ class Source:
             labels, classes = self._cache.get(
                 ("labels", self._identity(store, step)), lambda: self._labels(store, step)
             )
-            with one_thread():
+            with at_most(1):
                 return pieces.around(self._graph(store, step, layer), labels, classes)
 
         return self._cache.get(("around", self._identity(store, step), layer), find)

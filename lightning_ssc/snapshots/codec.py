@@ -182,6 +182,7 @@ def encode(snapshot: Snapshot) -> Arrays:
         "probe": snapshot.probe,
         "learning_rate": _number(snapshot.learning_rate),
         "previous": snapshot.previous,
+        "run": snapshot.run,
     }
     arrays["header"] = _as_bytes(header)
     return arrays
@@ -214,7 +215,8 @@ def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> Snapsh
         _check(sound and _are_numbers(of_layer), f"layer {layer['name']!r} is damaged")
         values[layer["name"]] = {key: _float(value) for key, value in of_layer.items()}
     rate, previous, size = (header.get(key) for key in ("learning_rate", "previous", "size"))
-    _check(isinstance(header["probe"], str), "its probe is damaged")
+    run = header.get("run", "")
+    _check(isinstance(header["probe"], str) and isinstance(run, str), "its probe or run is damaged")
     _check(rate is None or type(rate) in (int, float), f"its learning rate is {rate!r}")
     _check(all(number is None or type(number) is int for number in (previous, size)), "its size or order is damaged")
     for key in ("settings", "seconds", "versions"):
@@ -230,6 +232,7 @@ def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> Snapsh
         versions=header.get("versions", {}),
         learning_rate=rate,
         previous=previous,
+        run=run,
         **{key: header[key] for key in ("probe", "seconds")},
     )
 
@@ -256,6 +259,7 @@ def decode(arrays: Arrays, path: Path, step: int | None = None) -> Snapshot:
         learning_rate=header.learning_rate,
         pairs=decode_pairs(arrays, len(layers)),
         previous=header.previous,
+        run=header.run,
     )
 
 

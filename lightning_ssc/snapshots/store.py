@@ -365,6 +365,7 @@ class MemoryStore(Store):
             versions=codec.versions(),
             learning_rate=taken.learning_rate,
             previous=taken.previous,
+            run=taken.run,
         )
 
     def headers(self) -> Iterator[SnapshotHeader | SnapshotError]:
