@@ -60,7 +60,7 @@ class RecipeCLI(LightningCLI):
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         write_figures(store, table, folder / "figures")
         console.print(f"Figures: {folder / 'figures'}", soft_wrap=True)
-        console.print(f"Curves:  tensorboard --logdir {folder} --samples_per_plugin images=200", soft_wrap=True)
+        console.print(f"Look:    tensorboard --logdir {folder}   (the tab Subspaces)", soft_wrap=True)
 
 
 def precision_on(accelerator: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from lightning_ssc.functional import class_affinity
 from lightning_ssc.live.packing import pack, pack_coarsely, pack_integers, sprite
 from lightning_ssc.measures import Measure
 from lightning_ssc.snapshots import LayerGraph, ProbeCard, Snapshot, SnapshotError, SnapshotHeader, SnapshotStore
+from lightning_ssc.snapshots.claim import owner
 
 NEIGHBOURS = 8  # as many as figure 9 of the paper shows
 _PICTURE = 1e-3  # residual of eigenvectors that are looked at, not computed with
@@ -36,6 +38,14 @@ def readable(store: SnapshotStore) -> tuple[list[SnapshotHeader], list[str]]:
         ]
         headers = [header for header in headers if header.probe == probe]
     return headers, troubles
+
+
+def state(root: Path) -> str:
+    """Whether a process writes into a folder: ``"running"``, ``"crashed"``, ``"elsewhere"`` or ``"over"``."""
+    process = owner(root)
+    if process is None:
+        return "over"
+    return "elsewhere" if process.is_elsewhere() else "crashed" if process.is_gone() else "running"
 
 
 def run(store: SnapshotStore) -> Piece:

@@ -13,6 +13,7 @@ from lightning_ssc.live import folder, server
 from lightning_ssc.live.folder import LogFolder
 from lightning_ssc.live.serve import page
 from lightning_ssc.snapshots import SUPERSEDED, SnapshotStore
+from lightning_ssc.snapshots.claim import CLAIM, Claim
 from tests.live.pages import unpack
 from tests.runs import made_run
 
@@ -268,6 +269,24 @@ def test_new_snapshots_and_runs_are_seen(tmp_path: Path, monkeypatch: pytest.Mon
     made_run(tmp_path / "a" / "ssc" / SUPERSEDED, epochs=(0,))
     made_run(tmp_path / "b" / "convs", epochs=(0,))
     assert [run["name"] for run in asked(site, "/runs")["runs"]] == ["a", "b/convs"]
+
+
+def test_a_run_that_crashed_is_seen_to_be(tmp_path: Path) -> None:
+    made_run(tmp_path / "a" / "ssc", epochs=(0,))
+
+    def state() -> str:
+        (run,) = asked(client(tmp_path), "/runs")["runs"]
+        return str(run["state"])
+
+    assert state() == "over"
+    claim = Claim(tmp_path / "a" / "ssc")
+    assert state() == "running"
+    lock = tmp_path / "a" / "ssc" / CLAIM
+    lock.write_text(json.dumps({**json.loads(lock.read_text()), "start": 1.0}))  # another process had this number
+    assert state() == "crashed"
+    lock.write_text(json.dumps({**json.loads(lock.read_text()), "host": "far"}))
+    assert state() == "elsewhere"
+    claim.release()
 
 
 def test_what_is_superseded_is_called_so_everywhere() -> None:

@@ -169,7 +169,7 @@ class Page {
     this.status.classList.toggle("lost", Boolean(this.lost));
     if (this.lost) this.status.textContent = `The server does not answer; what is shown is from before. (${this.lost.message})`;
     else if (!listed) this.status.textContent = "";
-    else this.status.textContent = this.model.source.live ? `${listed.snapshots} snapshots, the last ${ago(listed.age)} ago` : `${listed.snapshots} snapshots`;
+    else this.status.textContent = this.model.source.live ? `${listed.snapshots} snapshots, the last ${ago(listed.age)} ago${listed.state === "crashed" ? "; the run has crashed" : ""}` : `${listed.snapshots} snapshots`;
   }
 }
 

@@ -3,7 +3,7 @@ import { row } from "./data.js";
 import { classColour } from "./colors.js";
 import { Chart, LazyTable, ago, element, notice, number, plain, range, scroll, size, table, ticks, value } from "./ui.js";
 
-const PATIENCE = 4; // times the longest pause so far after which a run counts as over or stalled
+const PATIENCE = 4; // times the longest pause so far after which a run that goes on counts as late
 const LEAST = 60; // seconds
 
 export class Run {
@@ -33,14 +33,17 @@ export class Run {
 
 const at = (measure, t, i) => (t < measure.table.shape[0] ? row(measure.table, t)[i] : NaN);
 
-// How a run goes, from when its snapshots came.
+// How a run goes, from whether its process is there and from when its snapshots came.
 function progress(run, listed) {
   const times = run.moments.map((moment) => moment.time);
-  const pauses = times.slice(1).map((time, t) => time - times[t]);
-  const longest = pauses.reduce((a, b) => Math.max(a, b), 0);
-  if (pauses.length === 0) return notice("plain", `One snapshot, ${ago(listed.age)} ago.`, "How often they come is known with the next.");
-  if (listed.age <= Math.max(LEAST, PATIENCE * longest)) return notice("plain", `Snapshots come: the last ${ago(listed.age)} ago, and at most ${ago(longest)} apart so far.`);
-  return notice("warning", `No new snapshot for ${ago(listed.age)}.`, `They came at most ${ago(longest)} apart: the run is over, or has stalled or crashed.`);
+  const longest = times.slice(1).reduce((most, time, t) => Math.max(most, time - times[t]), 0);
+  const apart = longest ? `They came at most ${ago(longest)} apart.` : "How often they come is known with the next.";
+  const late = longest > 0 && listed.age > Math.max(LEAST, PATIENCE * longest);
+  const since = `The last snapshot came ${ago(listed.age)} ago.`;
+  if (listed.state === "over") return notice("plain", "The run is over.", since);
+  if (listed.state === "crashed") return notice("error", "The run has ended without finishing.", `${since} Its process is gone: it crashed or was killed.`);
+  if (late) return notice("warning", "No new snapshot for longer than usual.", `${since} ${apart} ${listed.state === "elsewhere" ? "It runs on another machine, or ended there: it is over or has stalled." : "Its process is there: it may have stalled."}`);
+  return notice("plain", "The run is going on.", `${since} ${apart}`);
 }
 
 function about(run, listed) {
