@@ -28,7 +28,6 @@ from lightning_ssc.capture import (
     isolated_random_state,
     make_probe,
     pictures,
-    select_layers,
     trace,
 )
 from lightning_ssc.pipeline import begin_snapshot, compared
@@ -254,10 +253,9 @@ def analyze(
             model = build_model(factory, read_checkpoint(checkpoint.path), model_arguments or {}).to(device)
         except CheckpointError as error:
             raise CheckpointError(f"{checkpoint.path}: {error}") from error
-        chosen = select_layers(model, layers)
         runner = Runner(model, forward, device=device, chunk=chunk, memory=memory)
         try:
-            return runner, trace(runner, chosen, probe.inputs, settings.pooling)
+            return runner, trace(runner, layers, probe.inputs, settings.pooling)
         except (RuntimeError, TypeError, LookupError, AttributeError) as error:
             raise CheckpointError(
                 f"The network does not run on the inputs of --data ({type(error).__name__}: {error}). Give it data of "

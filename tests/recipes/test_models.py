@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_ssc.capture import Runner, select_layers, trace
+from lightning_ssc.capture import Runner, trace
 from recipes import models
 from recipes.module import Classifier
 
@@ -34,8 +34,7 @@ NETWORKS = [
 def test_convolutions_and_parameters(name, arguments, convolutions, parameters, source):
     net = getattr(models, name)(**arguments)
     assert sum(p.numel() for p in net.parameters()) == parameters, source
-    watched = select_layers(net, "conv")
-    ran = [layer.label for layer in trace(Runner(net), watched, torch.randn(2, 3, 32, 32))]
+    ran = [layer.label for layer in trace(Runner(net), "conv", torch.randn(2, 3, 32, 32))]
     assert len(ran) == convolutions
     assert ran == [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)]
 
@@ -55,7 +54,8 @@ BLOCKS = {"cifar_resnet": 9, "resnet18": 8, "resnet104": 33, "wide_resnet28": 12
 
 @pytest.mark.parametrize(("name", "blocks"), BLOCKS.items())
 def test_blocks_lie_between_stem_and_classifier(name, blocks):
-    layers = [layer.name for layer in select_layers(getattr(models, name)(), "blocks")]
+    net = getattr(models, name)()
+    layers = [layer.label for layer in trace(Runner(net), "blocks", torch.randn(2, 3, 32, 32))]
     stem = [] if name.startswith("vgg") else ["stem"]  # a VGG's first block is its stem
     assert [layers[: len(stem)], layers[-1]] == [stem, "classifier"]
     assert len(layers) - len(stem) - 1 == blocks
