@@ -77,7 +77,7 @@ def select_layers(runner: Runner, patterns: str | type[nn.Module] | Sequence[Lay
     """
     modules = named_layers(runner.model)
     if not modules:
-        raise ValueError(_no_layers(runner.model))
+        raise ValueError(no_layers(runner.model))
     calls = cache(lambda: observe(runner, inputs))
     selected: dict[tuple[str, str | None], Layer] = {}
     for pattern in [patterns] if isinstance(patterns, (str, type)) else patterns:
@@ -111,7 +111,8 @@ def _glob_to_regex(glob: str) -> str:
     return re.escape(glob).replace(r"\*\*", ".*").replace(r"\*", "[^.]*").replace(r"\?", "[^.]")
 
 
-def _no_layers(model: nn.Module) -> str:
+def no_layers(model: nn.Module) -> str:
+    """What to say of a network in which no modules are to be seen."""
     kind = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
         return f"The network is a {kind}, which shows no layers. Give the module that it was made from."
