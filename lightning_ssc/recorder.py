@@ -49,6 +49,7 @@ from lightning_ssc.snapshots import (
     epochs_as_steps,
     free_folder,
 )
+from lightning_ssc.threads import at_most, worth
 from lightning_ssc.weights import CheckpointError, with_weights
 from lightning_ssc.writers import Images
 
@@ -363,7 +364,7 @@ class Recorder:
     def _compared(self, taken: Snapshot | None, timed: Stopwatch) -> Snapshot:
         """A snapshot with what it measures against others, on rank zero."""
         assert taken is not None
-        with timed("measure"):
+        with timed("measure"), at_most(worth(len(self.probe))):
             taken = compared(taken, self._last, self._reference)
         return replace(taken, seconds={**taken.seconds, **timed.seconds}, run=self._run)
 
@@ -424,7 +425,7 @@ class Recorder:
 
     def _log(self, timed: Stopwatch) -> None:
         assert self._last is not None
-        with timed("log"):
+        with timed("log"), at_most(worth(len(self.probe))):
             writers.log_snapshot(self.loggers, self._last, self.scalars, self.images, self.card, self.name)
         seconds = {f"{self.name}/seconds/{stage}": timed.seconds[stage] for stage in ("store", "log")}
         writers.log_scalars(self.loggers, seconds, self._last.moment.logged)
@@ -475,7 +476,8 @@ class Recorder:
 
     def _log_projector(self) -> None:
         assert self._last is not None
-        writers.log_projector(self.loggers, self._last, self.card, self.name)
+        with at_most(worth(len(self.probe))):
+            writers.log_projector(self.loggers, self._last, self.card, self.name)
         writers.flush(self.loggers)
 
     def close(self) -> None:

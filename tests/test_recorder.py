@@ -180,7 +180,9 @@ class TestMonitor:
     def test_the_same_training_gives_the_same_numbers(self, tmp_path: Path, background: bool) -> None:
         """A Trainer under an SSCMonitor, and the same steps in a loop under a Recorder."""
         options = {"layers": ["model.0", "model.9"], "probe": PROBE, "tau": 20.0}
-        monitor = SSCMonitor(**options, store=tmp_path / "monitor", heatmap=False, embedding=False, neighbours=0)
+        monitor = SSCMonitor(
+            **options, schedule=1, store=tmp_path / "monitor", heatmap=False, embedding=False, neighbours=0
+        )
         pl.seed_everything(0, verbose=False)
         trained = Classifier()
         run = trainer(tmp_path, monitor, max_epochs=2, limit_val_batches=0)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from lightning_ssc import measures
 from lightning_ssc.analysis._csv import write_csv
-from lightning_ssc.analysis._threads import one_thread
 from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import LayerGraph, Moment, Snapshot, SnapshotError, Store
+from lightning_ssc.threads import at_most
 
 Table = NDArray[np.float64]
 
@@ -195,7 +195,7 @@ def dynamics(
     labels = store.labels(final.step)
     curves = {record.name: np.full((len(headers), len(final.layers)), np.nan) for record in measures.CURVES}
     before: dict[str, LayerGraph] = {}
-    with one_thread():
+    with at_most(1):
         for t, header in enumerate(progress(headers)):
             valid = {"layer"}
             if follows := header.previous == (headers[t - 1].step if t else None):  # else it was compared with another

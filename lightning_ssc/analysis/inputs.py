@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_ssc.analysis._csv import write_csv
-from lightning_ssc.analysis._threads import one_thread
 from lightning_ssc.analysis.dynamics import Table
 from lightning_ssc.functional import class_affinity, spectral_embedding
 from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import LayerGraph, Snapshot, SnapshotError
+from lightning_ssc.threads import at_most
 
 Index = NDArray[np.int64]
 
@@ -240,7 +240,7 @@ def embeddings(
         (20, 2)
     """
     names = list(snapshot.layers) if layers is None else layers
-    with one_thread():
+    with at_most(1):
         return {name: _embedding(snapshot.layers[name].affinity, normalized, tol) for name in progress(names)}
 
 
