@@ -170,6 +170,7 @@ def analyze(
     out: Path,
     model_arg: dict[str, Any] | None = None,
     data_arg: dict[str, Any] | None = None,
+    network: str | None = None,
     layers: Sequence[str] = ("blocks",),
     probe_size: int = 1000,
     device: str = "cpu",
@@ -198,6 +199,8 @@ def analyze(
         out: Folder for the snapshots.
         model_arg: KEY=VALUE, an argument of --model, its value read as YAML; may be repeated.
         data_arg: KEY=VALUE, an argument of --data, its value read as YAML; may be repeated.
+        network: Which network of checkpoints that hold several (an average beside the trained one): what stands before
+            the names of its weights, such as ema.
         layers: conv, blocks, stages, or names, globs and types of modules.
         probe_size: Inputs in the probe.
         device: Where the networks run.
@@ -238,6 +241,7 @@ def analyze(
         probe_size=probe_size,
         settings=graphs,
         model_arguments=model_arguments,
+        network=network,
         device=on,
         chunk=chunk,
         memory=memory,

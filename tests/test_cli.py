@@ -1,4 +1,5 @@
 import csv
+import io
 import os
 import pickle
 import re
@@ -20,6 +21,7 @@ from torch import nn
 
 from lightning_ssc import Settings, SnapshotStore, SSCMonitor, cli, plots, snapshot
 from lightning_ssc.analysis import dynamics, inputs
+from lightning_ssc.capture import make_probe
 from lightning_ssc.cli import main
 from lightning_ssc.replay import (
     CheckpointError,
@@ -30,6 +32,7 @@ from lightning_ssc.replay import (
     progress_of,
 )
 from lightning_ssc.snapshots.codec import FORMAT
+from lightning_ssc.weights import read_checkpoint
 from recipes.models import cifar_resnet, vgg11
 from tests.nets import Classifier, convnet, data, trainer
 from tests.pacing import hasty
@@ -318,6 +321,67 @@ def test_weights_are_found_inside_a_module_and_through_compile() -> None:
     wrapped = {f"model._orig_mod.{name}": value for name, value in convnet().state_dict().items()}
     load_weights(net, wrapped | {"metric.total": torch.zeros(1)})
     assert torch.equal(net[0].weight, wrapped["model._orig_mod.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("own", "given"),
+    [
+        ("", "model."),
+        ("", "module."),
+        ("", "model.module._orig_mod."),
+        ("", "model._checkpoint_wrapped_module."),
+        ("model.", ""),
+        ("model._orig_mod.", ""),
+        ("net.inner.", "model."),
+        ("net.inner.", "inner."),
+    ],
+)
+def test_weights_are_found_behind_any_prefix(own: str, given: str) -> None:
+    net, other = convnet(), convnet()
+    outer: nn.Module = net
+    for name in reversed(own.split(".")[:-1]):
+        outer = nn.ModuleDict({name: outer})
+    load_weights(outer, {f"{given}{name}": value for name, value in other.state_dict().items()} | {"loss.scale": 1})
+    assert torch.equal(net[0].weight, other[0].weight)
+    assert torch.equal(net[5].running_var, other[5].running_var)
+
+
+def test_which_of_several_networks_is_asked(tmp_path: Path, capsys: Any) -> None:
+    torch.manual_seed(0)
+    (tmp_path / "checkpoints").mkdir()
+    trained, average = bare_net().state_dict(), bare_net().state_dict()
+    weights = {f"model.{k}": v for k, v in trained.items()} | {f"ema.{k}": v for k, v in average.items()}
+    torch.save(weights, tmp_path / "checkpoints" / "net-1.pt")
+    assert analyze(tmp_path, tmp_path / "ssc", model="bare_net") == 1
+    assert "2 networks that fit: 'ema', 'model'. Say which is meant" in capsys.readouterr().err
+    probe = make_probe(Data().probe_dataloader(), 30)
+    for name, state in (("model", trained), ("ema", average)):
+        assert analyze(tmp_path, tmp_path / name, "--network", name, model="bare_net") == 0
+        net = bare_net()
+        net.load_state_dict(state)
+        layer = snapshot(net, probe.inputs, probe.labels, layers="Linear").layers["9"]
+        assert torch.equal(SnapshotStore(tmp_path / name).load(1).layers["9"].coef.to_dense(), layer.coef.to_dense())
+    small = nn.Linear(2, 2)
+    shapes = {f"a.{k}": v for k, v in nn.Linear(3, 2).state_dict().items()}
+    load_weights(small, shapes | {f"b.{k}": v for k, v in nn.Linear(2, 2).state_dict().items()})  # one of them fits
+
+
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(nn.Linear(2, 2).state_dict(), path := tmp_path / "x1.ckpt")
+    content = path.read_bytes()
+
+    class Failing(io.BytesIO):
+        def read(self, *args: Any) -> bytes:
+            if self.tell() > 0:
+                raise OSError(5, "Input/output error")
+            return super().read(*args)
+
+        def readinto(self, *args: Any) -> int:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", lambda *args: Failing(content))
+    with pytest.raises(CheckpointError, match=r"x1\.ckpt cannot be read \(Input/output error\)\.$"):
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ class SSCMonitor(Callback):
         groups: What modularity is measured over: ``"classes"``, the probe's labels, or ``"communities"``, those that
             Louvain's method finds in each graph, for data without classes.
         reference: What to compare with live: a stored snapshot (``.npz``), a folder of them (its last is taken), or a
-            checkpoint of the same network.
+            checkpoint of the same network (``FILE:NAME`` of one that holds several, as in ``"last.ckpt:ema"``).
         store: Whether snapshots are kept on disk, in ``<log_dir>/<name>``; or the folder.
         background: Solve in a thread beside training, which then waits only for the probe's forward pass, the Grams and
             the writing of results. Results are the same. They are logged, under the step they belong to, at the first
