@@ -37,12 +37,16 @@ if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule
 
     SIGTERM: tuple[type[BaseException], ...]
+    _SWA: tuple[type, ...]
+    _AVERAGING: tuple[type, ...]
     Trainer = Any  # Lightning gives it attributes (datamodule, fast_dev_run) that its type does not show
 else:
     _ALL = [import_module(name) for name in _PACKAGES]
     Trainer = Any
     LightningModule = Any
     Callback = type("Callback", tuple(package.Callback for package in _ALL), {})
+    _SWA = tuple(package.callbacks.StochasticWeightAveraging for package in _ALL)
+    _AVERAGING = (*_SWA, *(package.callbacks.WeightAveraging for package in _ALL))
     SIGTERM = tuple(import_module(f"{name}.utilities.exceptions").SIGTERMException for name in _PACKAGES)
     MisconfigurationError = type(
         "MisconfigurationError",
@@ -262,6 +266,88 @@ class Training:
         """The learning rate that the first optimizer's first group has now, or ``None`` where there is no optimizer."""
         optimizers = self._trainer.optimizers
         return float(optimizers[0].param_groups[0]["lr"]) if optimizers else None
+
+    # -- Whose weights
+
+    @property
+    def _averaging(self) -> Any:
+        """Lightning's callback that averages weights, or ``None``."""
+        return next((callback for callback in self._trainer.callbacks if isinstance(callback, _AVERAGING)), None)
+
+    @property
+    def averages_before(self) -> list[Any]:
+        """Callbacks up to the one of Lightning's that averages weights; none where there is no such one."""
+        averaging, callbacks = self._averaging, self._trainer.callbacks
+        return [] if averaging is None else callbacks[: callbacks.index(averaging) + 1]
+
+    @property
+    def is_average(self) -> bool:
+        """Whether the module holds the averaged weights right now."""
+        average = self._average()
+        if average is None:
+            return False
+        pairs = zip(average.parameters(), self._module.parameters(), strict=True)
+        return all(torch.equal(averaged.to(own.device), own) for averaged, own in pairs)
+
+    def _average(self) -> nn.Module | None:
+        """The averaged weights, once there are any."""
+        averaging = self._averaging
+        model = getattr(averaging, "_average_model", None)
+        if model is None or isinstance(averaging, _SWA):
+            return model if model is not None and averaging._initialized else None
+        return model.module if int(model.n_averaged) > 0 else None
+
+    @contextmanager
+    def averaged(self) -> Iterator[bool]:
+        """The module with its averaged weights, and then with its own again; ``False`` where there are none yet."""
+        average = self._average()
+        if average is None or self.is_average:
+            yield average is not None
+            return
+        # As the callbacks themselves do it: EMA averages buffers, too, SWA leaves the module's.
+        pairs: list[tuple[torch.Tensor, torch.Tensor]]
+        pairs = list(zip(self._module.parameters(), average.parameters(), strict=True))
+        if not isinstance(self._averaging, _SWA):
+            pairs += zip(self._module.buffers(), average.buffers(), strict=True)
+        before = [own.detach().clone() for own, _ in pairs]
+        try:
+            for own, averaged in pairs:
+                own.data.copy_(averaged.data)
+            yield True
+        finally:
+            for (own, _), value in zip(pairs, before, strict=True):
+                own.data.copy_(value)
+
+    @property
+    def is_validating(self) -> bool:
+        """Whether a validation runs, in which averaging callbacks have put their weights into the module."""
+        return bool(self._trainer.validating)
+
+    def afterwards(self, action: Callable[[], object]) -> Callable[[], None]:
+        """Do something once training is over for all callbacks and the module, from a callback's ``on_train_end``.
+
+        Callbacks average weights, and modules load the best ones, in hooks of that name, and the strategy is taken down
+        right after those.
+
+        Returns:
+            What takes it back.
+        """
+        module, own = self._module, self._module.on_train_end
+        before = vars(module).get("on_train_end")
+
+        def take_back() -> None:
+            if before is None:
+                vars(module).pop("on_train_end", None)
+            else:
+                vars(module)["on_train_end"] = before
+
+        def both() -> None:
+            take_back()
+            own()
+            action()
+
+        vars(module)["on_train_end"] = both
+        return take_back
 
     def bar(self, total: int, description: str) -> AbstractContextManager[Callable[[int], None]]:
         """A bar beneath the Trainer's own, see :func:`_progress_bar`."""
