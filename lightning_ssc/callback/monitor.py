@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import zip_longest
@@ -23,7 +23,17 @@ from lightning_ssc.callback.lightning import (
     Training,
     interruptible,
 )
-from lightning_ssc.callback.triggers import Now, Occasion, Pace, Run, Schedule, Steps, as_triggers, has_dropped
+from lightning_ssc.callback.triggers import (
+    Now,
+    Occasion,
+    Pace,
+    Run,
+    Schedule,
+    Steps,
+    as_triggers,
+    has_dropped,
+    uncovered,
+)
 from lightning_ssc.capture import (
     Forward,
     LayerPattern,
@@ -179,6 +189,7 @@ class SSCMonitor(Callback):
         self._restored: dict[str, Any] = {}
         self._recorders: list[Recorder] = []  # one a series
         self._take_back: Callable[[], None] = lambda: None
+        self._parameters: frozenset[int] = frozenset()
         self._learning_rate: float | None = None
         self._dropped: int | None = None
         self._taken_at: int | None = None
@@ -269,7 +280,10 @@ class SSCMonitor(Callback):
         self._steps = Steps(**counted) if (counted := self._restored.get("counted")) else training.steps
         self._steps.advance(training.of_optimizers)  # a checkpoint may be saved before this callback counts a batch
         self._run, self._pace = training.run, Pace(self._clock)
-        self._is_steered = bool(self._steered(training))
+        steered = self._steered(training)
+        self._is_steered = bool(steered)
+        for metric, trigger, saved in training.checkpoints(steered):
+            self._say_what_a_checkpoint_lacks(training, metric, trigger, saved)
         probe, names = self._make_probe(training)
         monitors, folder = training.callbacks(SSCMonitor), self._folder(training)
         layout = {name: m._reference is not None for m in monitors for name in m._series}
@@ -298,11 +312,12 @@ class SSCMonitor(Callback):
             except MismatchError as error:
                 raise MisconfigurationError(str(error)) from error
             self._recorders.append(recorder)
+        self._parameters = training.parameters_of(layer.layer.name for layer in recorder.watched)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note the learning rate of the step to come: after it, schedulers move on."""
         training = Training(trainer, pl_module)
-        rate = training.learning_rate
+        rate = training.learning_rate(self._parameters)
         if has_dropped(self._learning_rate, rate):
             self._dropped = self._steps.done
             self._consider(training, "drop")
@@ -419,6 +434,28 @@ class SSCMonitor(Callback):
             raise MisconfigurationError(
                 f"{steered[0]!r} steers the training, and every(minutes=...) would bring it at steps that differ from "
                 f"run to run. Use every(steps=...), or monitor another metric."
+            )
+
+    def _say_what_a_checkpoint_lacks(
+        self, training: Training, metric: str, trigger: str, saved: Iterable[tuple[Now, ...]]
+    ) -> None:
+        """A checkpoint that is saved when no snapshot is taken carries a value of an earlier state."""
+        step = uncovered(self.schedule, saved, self._run)
+        if step is None or not training.is_zero:
+            return
+        if trigger:
+            log.warning(
+                "ModelCheckpoint(monitor=%r) saves at moments, first at step %d, at which no snapshot is taken: its "
+                "value is then that of an earlier state. Add %s to schedule=.",
+                metric,
+                step,
+                trigger,
+            )
+        else:
+            log.warning(
+                "ModelCheckpoint(monitor=%r, train_time_interval=...) saves by the clock, when no snapshot is taken: "
+                "its value is that of an earlier state. Use every_n_train_steps= there and every(steps=) in schedule=.",
+                metric,
             )
 
     def _steered(self, training: Training) -> list[str]:
