@@ -25,7 +25,7 @@ from torch import nn
 from lightning_ssc import Snapshot, SnapshotStore, plots, snapshot
 from lightning_ssc.analysis import inputs, similarity
 from lightning_ssc.analysis.dynamics import Table
-from lightning_ssc.capture import Probe, Runner, capture, make_probe, select_layers, trace
+from lightning_ssc.capture import Probe, Runner, capture, make_probe, trace
 from lightning_ssc.functional import class_affinity, modularity, pairwise_cka
 from recipes import drawing
 from recipes.data import CIFAR10, Split
@@ -194,7 +194,7 @@ def estimators(network: Network, weights: Path, probe: Probe, memory: int) -> It
     """Biased and unbiased HSIC on a network's convolutions, as they are and with inputs in another order."""
     graphs = [network.taken.layers[layer].affinity for layer in network.convolutions]
     runner = Runner(public_resnet(network.depth, weights), memory=memory)
-    layers = trace(runner, select_layers(runner.model, network.convolutions), probe.inputs)
+    layers = trace(runner, network.convolutions, probe.inputs)
     grams = [gram.centred.clone() for _, gram in capture(runner, layers, probe.inputs)]
     for measure, matrices in (("ssc", graphs), ("linear", grams)):
         pairs = np.triu_indices(len(matrices), 1)
