@@ -181,13 +181,13 @@ def test_a_missing_run_is_named_with_its_command(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"no run in .*vgg99: python -m recipes fit --config recipes/small/vgg99"
     ):
-        claims.Runs(tmp_path).store("vgg99")
+        claims.Runs(tmp_path, "recipes/small").store("vgg99")
 
 
 def test_an_unfinished_run_is_named(tmp_path):
     finished(tmp_path / "vgg11" / "version_10", epochs=(1, 4), accuracy=0.1, planned=9)
     with pytest.raises(FileNotFoundError, match=r"version_10 has not come to its end, epoch 9: wait for it, or go on"):
-        claims.Runs(tmp_path).store("vgg11")
+        claims.Runs(tmp_path, "recipes/small").store("vgg11")
 
 
 def test_every_run_of_the_claims_is_a_recipe():

@@ -10,7 +10,7 @@ import recipes
 from lightning_ssc import SSCMonitor
 from lightning_ssc.capture.layers import select_layers
 from lightning_ssc.measures import CURVES
-from recipes.__main__ import main
+from recipes.__main__ import RecipeCLI, main
 
 FOLDER = Path(recipes.__file__).parent
 README = (FOLDER / "README.md").read_text()
@@ -54,6 +54,25 @@ def test_recipe_builds_and_is_in_the_table(path):
     assert f"| {convolutions} | {parameters:,} |" in row
     logger = cli.trainer.logger
     assert f"{logger.save_dir}/{logger.name}" == f"runs/{name(path.with_suffix(''))}"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "bf16", "named", "expected"),
+    [
+        (False, False, [], "32-true"),
+        (True, True, [], "bf16-mixed"),
+        (True, False, [], "32-true"),
+        (True, True, ["--trainer.accelerator", "cpu"], "32-true"),
+        (True, True, ["--trainer.precision", "64-true"], "64-true"),
+    ],
+)
+def test_precision_is_by_device_where_none_is_named(gpu, bf16, named, expected, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(RecipeCLI, "instantiate_classes", lambda cli: None)  # there is no such device here
+    cli = main([*configs(FOLDER / "cifar10/vgg11.yaml"), *named], run=False)
+    assert cli.config.trainer.precision == expected
+    assert ("Precision: " in capsys.readouterr().out) == ("--trainer.precision" not in named)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=name)
