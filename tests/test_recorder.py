@@ -288,6 +288,7 @@ class TestResume:
         first.record(0)
         train(net, steps, first.record, range(1, 2))
         state = json.loads(json.dumps(first.state_dict()))
+        first.close()
         second = recorder(net, store=tmp_path / "ssc", loggers=[logs], resume=state)
         assert second.steps == [0, 1]
         second.prepare()
@@ -312,6 +313,7 @@ class TestResume:
         first.record(0)
         state = first.state_dict()
         first.record(1)
+        first.close()
         second = recorder(network(seed=1), store=tmp_path / "ssc", resume=state)
         assert second.steps == second.store.steps == [0]
         assert [path.name for path in (tmp_path / "ssc" / "superseded").iterdir()] == ["step_000000001.npz"]

@@ -112,6 +112,10 @@ class Training:
         folder = self._trainer.log_dir or self._trainer.default_root_dir
         return None if self._trainer.fast_dev_run else Path(folder)
 
+    def found_again(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint says of a run, with where the checkpoint lies: its folder may have been moved with it."""
+        return {**state, "checkpoint": self._trainer.ckpt_path} if state and self._trainer.ckpt_path else state
+
     @property
     def loggers(self) -> list[Any]:
         """The run's loggers."""

@@ -47,7 +47,7 @@ from lightning_ssc.capture import (
     make_probe,
 )
 from lightning_ssc.recorder import Recorder
-from lightning_ssc.snapshots import MismatchError, Settings, Snapshot, Store
+from lightning_ssc.snapshots import MismatchError, OnMismatch, Settings, Snapshot, Store
 from lightning_ssc.weights import CheckpointError
 from lightning_ssc.writers import Images, linear_root
 
@@ -105,6 +105,9 @@ class SSCMonitor(Callback):
             layer that is being solved then still goes on to its end, and the process with it. On a GPU layers are
             solved there beside training, which has to leave memory for some N x N matrices. Finding
             ``groups="communities"`` is work of Python, which training waits for.
+        on_mismatch: What to do where a run is resumed with another probe, other settings or other layers, so that its
+            snapshots cannot be compared with those that there are: ``"raise"``, or ``"new"`` to begin a folder of its
+            own.
         name: First part of the tags; a second monitor in the same Trainer needs a name of its own.
         on_error: ``"raise"``, or ``"warn"`` to report a snapshot that failed and go on training. What is wrong at the
             start of fit (layers, probe, store) is always raised.
@@ -154,6 +157,7 @@ class SSCMonitor(Callback):
         reference: str | Path | None = None,
         store: bool | str | Path = True,
         background: bool = False,
+        on_mismatch: OnMismatch = "raise",
         name: str = "ssc",
         on_error: Literal["raise", "warn"] = "raise",
         forward: Forward | None = None,
@@ -169,6 +173,8 @@ class SSCMonitor(Callback):
             raise ValueError(f"on_error must be 'raise' or 'warn', got {on_error!r}.")
         if weights not in ("training", "average", "both"):
             raise ValueError(f"weights must be 'training', 'average' or 'both', got {weights!r}.")
+        if on_mismatch not in ("raise", "new"):
+            raise ValueError(f"on_mismatch must be 'raise' or 'new', got {on_mismatch!r}.")
         check_sizes(chunk, memory)
         self.layers = layers
         self.name = name
@@ -178,6 +184,7 @@ class SSCMonitor(Callback):
         self.background = background
         self.on_error = on_error
         self.weights = weights
+        self.on_mismatch = on_mismatch
         self._probe_source, self._probe_size = probe, probe_size
         self._store, self._reference = store, reference
         self._forward, self._chunk, self._memory, self._verbose = forward, chunk, memory, verbose
@@ -188,7 +195,7 @@ class SSCMonitor(Callback):
         """Forget an earlier fit."""
         self._restored: dict[str, Any] = {}
         self._recorders: list[Recorder] = []  # one a series
-        self._take_back: Callable[[], None] = lambda: None
+        self._take_back: Callable[[], None] | None = None
         self._parameters: frozenset[int] = frozenset()
         self._learning_rate: float | None = None
         self._dropped: int | None = None
@@ -303,7 +310,8 @@ class SSCMonitor(Callback):
                     reference=self._reference,
                     background=self.background,
                     name=name,
-                    resume=state,
+                    resume=training.found_again(state or {}),
+                    on_mismatch=self.on_mismatch,
                     class_names=names,
                     ranks=training.ranks,
                     bar=training.bar,
@@ -357,7 +365,7 @@ class SSCMonitor(Callback):
         self._take_back = training.afterwards(lambda: self._finish(training))
 
     def _finish(self, training: Training) -> None:
-        self._has_ended = True
+        self._take_back, self._has_ended = None, True
         self._take(training, "end")
         self._collect(training)
         for recorder in self._recorders:
@@ -367,7 +375,8 @@ class SSCMonitor(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take what an interrupted run has come to, and compare what there is with the last snapshot."""
         training = Training(trainer, pl_module)
-        self._take_back()
+        if self._take_back is not None:
+            self._take_back()
         try:
             self._end_early(training, exception)
             for recorder in self._recorders:
