@@ -32,6 +32,7 @@ from lightning_ssc.callback.triggers import (
     Steps,
     as_triggers,
     has_dropped,
+    on_lr_drop,
     uncovered,
 )
 from lightning_ssc.capture import (
@@ -289,6 +290,11 @@ class SSCMonitor(Callback):
         self._run, self._pace = training.run, Pace(self._clock)
         steered = self._steered(training)
         self._is_steered = bool(steered)
+        if self._run.ends == 0 and all(trigger.at_ends_only for trigger in self.schedule) and training.is_zero:
+            log.warning(
+                "No epoch is known to end in this run, and schedule= takes only ends of epochs: there will be the "
+                "untrained network and the final state. schedule='auto' or every(steps=...) shows what is between."
+            )
         for metric, trigger, saved in training.checkpoints(steered):
             self._say_what_a_checkpoint_lacks(training, metric, trigger, saved)
         probe, names = self._make_probe(training)
@@ -326,7 +332,10 @@ class SSCMonitor(Callback):
         """Note the learning rate of the step to come: after it, schedulers move on."""
         training = Training(trainer, pl_module)
         rate = training.learning_rate(self._parameters)
-        if has_dropped(self._learning_rate, rate):
+        dropped = has_dropped(self._learning_rate, rate)
+        if any(isinstance(trigger, on_lr_drop) for trigger in self.schedule):
+            dropped = training.ranks.broadcast(dropped)  # plateaus of metrics differ between ranks
+        if dropped:
             self._dropped = self._steps.done
             self._consider(training, "drop")
         self._learning_rate = rate
