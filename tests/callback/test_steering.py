@@ -94,9 +94,8 @@ def test_validations_are_foretold(accumulated: int, validates_every: int | None)
         known.check_val_every_n_epoch, known.accumulate_grad_batches = validates_every, accumulated
         run = Run(steps_an_epoch=-(-batches // accumulated))
         foretold = islice(Training(known, None)._validations(run, each), 12)
-        walked, step, total = [], 0, 0
-        for epoch, batch in product(range(100), range(1, batches + 1)):
-            total += 1
+        walked, step = [], 0
+        for total, (epoch, batch) in enumerate(product(range(100), range(1, batches + 1)), start=1):
             step += batch % accumulated == 0 or batch == batches
             if validates_every is None:
                 follows = total % between == 0
