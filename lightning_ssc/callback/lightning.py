@@ -325,24 +325,20 @@ class Training:
         if between is None or not math.isfinite(between):
             yield (Now("validation", 1, 0, run),)
             return
-        for batch in count(int(between), int(between)):
+        between, length = int(between), int(run.steps_an_epoch) if math.isfinite(batches) else 0
+        for number in range(1, 1000):
             if not math.isfinite(batches):
-                epoch, within = 0, batch
-            elif epochs is None:
-                epoch, within = divmod(batch - 1, int(batches))
-                within += 1
+                epoch, batch = 0, number * between
+            elif epochs is None:  # every so many batches, across epochs
+                epoch, batch = divmod(number * between - 1, int(batches))
+                batch += 1
             else:  # every so many batches of every so many epochs
-                in_epoch = int(batches // between)
-                epoch, within = divmod(batch // int(between) - 1, in_epoch)
-                epoch, within = epochs * (epoch + 1) - 1, (within + 1) * int(between)
-            steps = within // trainer.accumulate_grad_batches
-            if within == batches:
-                steps = int(run.steps_an_epoch)
-            done = steps + (epoch * int(run.steps_an_epoch) if epoch else 0)
+                epoch, batch = divmod(number - 1, int(batches // between))
+                epoch, batch = epochs * (epoch + 1) - 1, (batch + 1) * between
+            in_epoch = length if batch == batches else batch // trainer.accumulate_grad_batches
+            step = epoch * length + in_epoch
             if (epoch + 1) % each == 0:
-                yield Now("step", done, epoch, run), Now("validation", done, epoch, run)
-            elif done > run.total:
-                return
+                yield Now("step", step, epoch, run), Now("validation", step, epoch, run)
 
     # -- Whose weights
 

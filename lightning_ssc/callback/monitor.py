@@ -32,6 +32,7 @@ from lightning_ssc.callback.triggers import (
     Steps,
     as_triggers,
     has_dropped,
+    on_lr_drop,
     uncovered,
 )
 from lightning_ssc.capture import (
@@ -195,7 +196,7 @@ class SSCMonitor(Callback):
         """Forget an earlier fit."""
         self._restored: dict[str, Any] = {}
         self._recorders: list[Recorder] = []  # one a series
-        self._take_back: Callable[[], None] = lambda: None
+        self._take_back: Callable[[], None] | None = None
         self._parameters: frozenset[int] = frozenset()
         self._learning_rate: float | None = None
         self._dropped: int | None = None
@@ -289,6 +290,11 @@ class SSCMonitor(Callback):
         self._run, self._pace = training.run, Pace(self._clock)
         steered = self._steered(training)
         self._is_steered = bool(steered)
+        if self._run.ends == 0 and all(trigger.at_ends_only for trigger in self.schedule) and training.is_zero:
+            log.warning(
+                "No epoch is known to end in this run, and schedule= takes only ends of epochs: there will be the "
+                "untrained network and the final state. schedule='auto' or every(steps=...) shows what is between."
+            )
         for metric, trigger, saved in training.checkpoints(steered):
             self._say_what_a_checkpoint_lacks(training, metric, trigger, saved)
         probe, names = self._make_probe(training)
@@ -326,7 +332,10 @@ class SSCMonitor(Callback):
         """Note the learning rate of the step to come: after it, schedulers move on."""
         training = Training(trainer, pl_module)
         rate = training.learning_rate(self._parameters)
-        if has_dropped(self._learning_rate, rate):
+        dropped = has_dropped(self._learning_rate, rate)
+        if any(isinstance(trigger, on_lr_drop) for trigger in self.schedule):
+            dropped = training.ranks.broadcast(dropped)  # plateaus of metrics differ between ranks
+        if dropped:
             self._dropped = self._steps.done
             self._consider(training, "drop")
         self._learning_rate = rate
@@ -365,7 +374,7 @@ class SSCMonitor(Callback):
         self._take_back = training.afterwards(lambda: self._finish(training))
 
     def _finish(self, training: Training) -> None:
-        self._has_ended = True
+        self._take_back, self._has_ended = None, True
         self._take(training, "end")
         self._collect(training)
         for recorder in self._recorders:
@@ -375,7 +384,8 @@ class SSCMonitor(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take what an interrupted run has come to, and compare what there is with the last snapshot."""
         training = Training(trainer, pl_module)
-        self._take_back()
+        if self._take_back is not None:
+            self._take_back()
         try:
             self._end_early(training, exception)
             for recorder in self._recorders:

@@ -46,6 +46,11 @@ class Run:
         """Steps that it will have."""
         return min(self.steps, self.epochs * self.steps_an_epoch)
 
+    @property
+    def ends(self) -> float:
+        """Epochs that it will see the end of, as far as is known."""
+        return math.inf if self.total == math.inf else self.total // self.steps_an_epoch
+
     def epochs_at(self, step: int) -> int:
         """Epochs that are done at the end of a step's batch, before that of its epoch."""
         return int((step - 1) // self.steps_an_epoch)
@@ -79,6 +84,11 @@ class Trigger(ABC):
     @property
     def timed(self) -> bool:
         """Whether it goes by the clock, so that it differs from run to run."""
+        return False
+
+    @property
+    def at_ends_only(self) -> bool:
+        """Whether, but for the untrained network, it takes ends of epochs alone."""
         return False
 
     @abstractmethod
@@ -141,6 +151,11 @@ class every(_Plain):
         """Whether it counts minutes."""
         return self.minutes is not None
 
+    @property
+    def at_ends_only(self) -> bool:
+        """Whether it counts epochs."""
+        return self.epochs is not None
+
     def _is_due(self, now: Now) -> bool:
         if self.epochs is not None:
             return now.occasion in ("start", "epoch") and now.epoch % self.epochs == 0
@@ -180,6 +195,11 @@ class at(_Plain):
                     f"A schedule of {unit} needs numbers from 0 (the untrained network) up, got {list(given)}."
                 )
 
+    @property
+    def at_ends_only(self) -> bool:
+        """Whether it names no steps."""
+        return not self.steps
+
     def _is_due(self, now: Now) -> bool:
         return (now.occasion in ("start", "epoch") and now.epoch in self.epochs) or (
             now.occasion in ("start", "step") and now.step in self.steps
@@ -209,6 +229,11 @@ class log_spaced(_Plain):
         """Refuse what is no schedule."""
         if self.per_decade < 1:
             raise ValueError(f"A log-spaced schedule needs per_decade of at least 1, got {self.per_decade}.")
+
+    @property
+    def at_ends_only(self) -> bool:
+        """Whether it counts epochs."""
+        return not self.steps
 
     def _is_due(self, now: Now) -> bool:
         if now.occasion not in ("start", "step" if self.steps else "epoch"):
@@ -307,6 +332,11 @@ class _asked(_Plain):
     """Epochs to which a function of the user's says yes."""
 
     function: Callable[[int], bool]
+
+    @property
+    def at_ends_only(self) -> bool:
+        """It is asked for epochs."""
+        return True
 
     def _is_due(self, now: Now) -> bool:
         return now.occasion in ("start", "epoch") and bool(self.function(now.epoch))
@@ -469,7 +499,7 @@ def _readable(run: Run) -> tuple[frozenset[int], frozenset[int]]:
     if total == math.inf:
         first = [step for step in range(1, 10**4) if _is_on_log_axis(step, _PER_DECADE)]
         return frozenset(), frozenset(first[: ENOUGH - 1])
-    ends = int(total // run.steps_an_epoch)
+    ends = int(run.ends)
     if ends >= ENOUGH - 1:
         return frozenset({0, *_spaced(ends, {0})}), frozenset()
     at_ends = {0, *(int(run.steps_an_epoch) * epoch for epoch in range(1, ends + 1))}

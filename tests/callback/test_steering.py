@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import islice, product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from lightning_ssc import SSCMonitor, every, on_validation
+from lightning_ssc.callback.lightning import Training
+from lightning_ssc.callback.triggers import Run
 from tests.callback.test_triggers import Adversarial, Streamed
 from tests.nets import Classifier, convnet, trainer
 
@@ -77,6 +81,29 @@ def test_a_checkpoint_has_a_value_of_its_state_or_the_run_says_that_it_has_not(
     assert all(remedy in text for text in said)
     assert notes.current or remedy
     assert all(notes.current) == (not remedy) or not notes.current
+
+
+@pytest.mark.parametrize("validates_every", [None, 1, 2, 3])
+@pytest.mark.parametrize("accumulated", [1, 2, 3])
+def test_validations_are_foretold(accumulated: int, validates_every: int | None) -> None:
+    """Against walking through all batches of the epochs and asking of each whether a validation follows."""
+    for batches, between, each in product((3, 7), (1, 2, 3, 7), (1, 2)):
+        if validates_every is not None and between > batches:
+            continue  # which Lightning refuses
+        known = SimpleNamespace(num_training_batches=batches, val_check_batch=between)
+        known.check_val_every_n_epoch, known.accumulate_grad_batches = validates_every, accumulated
+        run = Run(steps_an_epoch=-(-batches // accumulated))
+        foretold = islice(Training(known, None)._validations(run, each), 12)
+        walked, step = [], 0
+        for total, (epoch, batch) in enumerate(product(range(100), range(1, batches + 1)), start=1):
+            step += batch % accumulated == 0 or batch == batches
+            if validates_every is None:
+                follows = total % between == 0
+            else:
+                follows = (epoch + 1) % validates_every == 0 and batch % between == 0
+            if follows and (epoch + 1) % each == 0:
+                walked.append((step, epoch))
+        assert [(moments[0].step, moments[0].epoch) for moments in foretold] == walked[:12]
 
 
 class Parts(Classifier):
