@@ -2,7 +2,7 @@
 
 A unit is a module in which one layer with weights runs (a convolution with its norm and activation, a pooler). A row is
 a chain of calls of modules of one type, each more than a unit, that are numbered and hand their output on to the next
-as it is: what a loop makes. The module that makes the calls holds the row. A block is the outermost module of several
+as it is, with a row a sample: what a loop makes. The module that makes the calls holds the row. A block is the outermost module of several
 units that is not looked through. Looked through, because they are made of blocks or stand for none, are: what holds a
 row or has one below; every module of a type of which some instance does (a stage of a single block); plain containers;
 the network itself; and a trunk, the only module of its type, in which a large share of the network runs.
@@ -26,6 +26,7 @@ from lightning_ssc.capture.names import named_layers
 Preset = Literal["conv", "stages", "blocks"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_NUMBERED = re.compile(r"\d[^.]*$")
 _SHARE_OF_A_TRUNK = {"blocks": 1 / 3, "stages": 2 / 3}  # of the layers of the network
 
 
@@ -48,7 +49,9 @@ def chosen(preset: Preset, root: Call) -> list[str]:
         >>> chosen("blocks", root), chosen("conv", root)
         (['0', '2', '4'], ['0', '2'])
     """
-    return list(dict.fromkeys(call.name for call in _PRESETS[preset](_Tree(root), root)))
+    calls = list(_PRESETS[preset](_Tree(root), root))
+    inside = {inner.module for call in calls for inner in call.below()}  # a block's part may be lent to others
+    return list(dict.fromkeys(call.name for call in calls if call.module not in inside))
 
 
 class _Tree:
@@ -72,7 +75,7 @@ class _Tree:
 
     def _links(self, call: Call) -> list[tuple[Call, Call]]:
         """The pairs of calls made by a call of which one follows the other in a row."""
-        large = [part for part in call.parts if len(part.units) > 1 and re.search(r"\d[^.]*$", part.name)]
+        large = [part for part in call.parts if len(part.units) > 1 and part.has_rows and _NUMBERED.search(part.name)]
         large = [part for part in large if len(part.parts) > 1 or type(part.module) not in _CONTAINERS]
         links = [
             (a, b)

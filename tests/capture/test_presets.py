@@ -270,6 +270,20 @@ class Adapted(nn.Module):
         return self.base_layer(x) + self.lora_b(self.lora_a(x))
 
 
+class Patches(nn.Module):
+    """Layers that see all patches of all images as rows, as in MobileViT, inside a block that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.layer, self.project = conv(4, 4), nn.ModuleList([Layer(), Layer()]), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).flatten(2).mT.unflatten(1, (-1, 4)).flatten(0, 1)
+        for layer in self.layer:
+            (y,) = layer(y)
+        return self.project(y.unflatten(0, (len(x), -1)).flatten(1, 2).mT.unflatten(2, x.shape[2:]))
+
+
 class Hand(nn.Module):
     """A small network as people write it by hand."""
 
@@ -389,6 +403,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor, list[str], list[str]]
     "halves of a block without a number": (
         lambda: chain(stem=conv(3, 4), blocks=nn.Sequential(Windows(), Windows()), head=Head(4)), IMAGES,
         ["stem", "blocks.0", "blocks.1", "head"], ["stem", "blocks", "head"],
+    ),
+    "patches as rows": (
+        lambda: chain(stem=conv(3, 4), layer1=nn.Sequential(Residual(4, 4), Patches()), layer2=Patches(), head=Head(4)),
+        IMAGES, ["stem", "layer1.0", "layer1.1", "layer2", "head"], ["stem", "layer1", "layer2", "head"],
     ),
     "VGG": (
         vgg, IMAGES, [*layers("features.{}", 0, 2, 5, 7, 10, 12), "classifier.0", "classifier.2"],
