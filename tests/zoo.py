@@ -143,7 +143,7 @@ def _rows(output: Any) -> Tensor | None:
 
 
 def true_gap(x: Tensor, coef: Tensor, tau: float = 10.0) -> float:
-    """The largest relative duality gap of rows of ``coef`` for samples ``x``, scaled to unit length, from the definition."""
+    """The largest relative duality gap of rows of ``coef`` for samples ``x`` of unit length, from the definition."""
     x = x / x.norm(dim=1, keepdim=True).clamp_min(1e-300)
     c = coef.to_dense().double()
     residual = x - c @ x

@@ -886,7 +886,6 @@ def _smp() -> Iterator[Network]:
         "MAnet": ("", ""),
         "DeepLabV3": ("", ""),
         "DeepLabV3Plus": ("", ""),
-        "PAN": ("", ""),
         "UPerNet": ("", ""),
         "Segformer": ("", ""),
     }
@@ -1003,20 +1002,6 @@ def _torchaudio() -> Iterator[Network]:
         num_layers=3,
         depthwise_conv_kernel_size=3,
     )
-    yield net(
-        "WaveRNN",
-        several(rows(1, 120), rows(1, 8, 10)),
-        upsample_scales=[2, 5],
-        n_classes=8,
-        hop_length=10,
-        n_res_block=2,
-        n_rnn=8,
-        n_fc=8,
-        kernel_size=5,
-        n_freq=8,
-        n_hidden=8,
-        n_output=8,
-    )
     yield net("HDemucs", rows(2, 8192), sources=["a", "b"], channels=8, nfft=1024, depth=4)
 
 
@@ -1112,13 +1097,9 @@ def _others() -> Iterator[Network]:
         named(image=images(32), text=tokens(8)),
         "visual.conv1 visual.transformer.resblocks.{0..2} token_embedding transformer.resblocks.{0..1}",
     )
-    yield Network(
-        "VisionTransformer",
-        "kornia",
-        _use("kornia.models", "VisionTransformer", image_size=32, patch_size=8, embed_dim=16, depth=3, num_heads=2),
-        images(32),
-    )
     yield Network("HardNet", "kornia", _use("kornia.feature", "HardNet", pretrained=False), images(32, 1))
+    yield Network("TFeat", "kornia", _use("kornia.feature", "TFeat", pretrained=False), images(32, 1))
+    yield Network("HyNet", "kornia", _use("kornia.feature", "HyNet", pretrained=False), images(32, 1))
     yield Network("SOSNet", "kornia", _use("kornia.feature", "SOSNet", pretrained=False), images(32, 1))
     table = {"n_cont_features": 6, "cat_cardinalities": []}
     yield Network(
