@@ -6,15 +6,17 @@ import logging
 import math
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from lightning_ssc import writers
-from lightning_ssc.analysis import dynamics
+from lightning_ssc.analysis import Dynamics, dynamics, stored
 from lightning_ssc.background import Background
 from lightning_ssc.capture import (
     LayerPattern,
@@ -42,6 +44,7 @@ from lightning_ssc.snapshots import (
     Settings,
     Snapshot,
     SnapshotError,
+    SnapshotHeader,
     SnapshotStore,
     Store,
     continued_folder,
@@ -160,6 +163,7 @@ class Recorder:
         self._weights: list[float] | None = None  # fingerprint of the last snapshot's, where this process took it
         self._begun: _Begun | None = None
         self._worker: Background | None = None
+        self._drawing: tuple[int, Future[list[writers.Drawn]]] | None = None  # on rank zero, with the step it is of
         self._last: Snapshot | None = None  # on rank zero
         self._to_recall = False
         self._finished_at: list[int] = []
@@ -340,8 +344,16 @@ class Recorder:
         before = self._steps[-1] if self._steps else None
         self._last = self._ranks.on_zero(lambda: None if before is None else self.store.load(step=before))
 
+    @property
+    def has_news(self) -> bool:
+        """Whether :meth:`poll` would have something to store or to log."""
+        solved = self._begun is not None and self._begun.done()
+        return solved or (self._drawing is not None and self._drawing[1].done())
+
     def poll(self) -> dict[str, float]:
         """Store and log the snapshot that was solved in the background, if it is done; returns what is known then."""
+        if self._drawing is not None and self._drawing[1].done():
+            self._log_drawn()
         if self._begun is not None and self._ranks.all_true(self._begun.done()):
             self.collect()
         return self.scalars
@@ -355,6 +367,7 @@ class Recorder:
             ValueError: A layer cannot be solved.
             OSError: The snapshot cannot be stored.
         """
+        self._log_drawn()
         if self._begun is None:
             return self.scalars
         timed, moment = Stopwatch(), self._begun.moment
@@ -438,10 +451,33 @@ class Recorder:
     def _log(self, timed: Stopwatch) -> None:
         assert self._last is not None
         with timed("log"), at_most(worth(len(self.probe))):
-            writers.log_snapshot(self.loggers, self._last, self.scalars, self.images, self.card, self.name)
+            drawing = writers.log_snapshot(
+                self.loggers,
+                self._last,
+                self.scalars,
+                self.images,
+                self.card,
+                self.name,
+                partial(self._curves, frozenset(self._steps)),
+                self._worker.do if self._worker is not None else None,
+            )
+        self._drawing = None if drawing is None else (self._last.moment.logged, drawing)
         seconds = {f"{self.name}/seconds/{stage}": timed.seconds[stage] for stage in ("store", "log")}
         writers.log_scalars(self.loggers, seconds, self._last.moment.logged)
         writers.flush(self.loggers)
+
+    def _curves(self, steps: frozenset[int]) -> Dynamics:
+        """The run so far, from what was measured when its snapshots were taken."""
+        headers = [found for found in self.store.headers() if isinstance(found, SnapshotHeader)]
+        return stored([header for header in headers if header.step in steps])
+
+    def _log_drawn(self) -> None:
+        """Write what was drawn in the background, in the thread that loggers are used to."""
+        drawing, self._drawing = self._drawing, None
+        if drawing is not None:
+            step, pictures = drawing
+            writers.log_images(self.loggers, pictures.result(), step)
+            writers.flush(self.loggers)
 
     # -- The end
 
@@ -466,6 +502,7 @@ class Recorder:
 
     def log_history(self) -> None:
         """Write what is to the final state, on this process; damaged snapshots are left out, then reported."""
+        self._log_drawn()
         steps = list(self._steps)
         if steps == self._finished_at:
             return
@@ -494,7 +531,7 @@ class Recorder:
 
     def close(self) -> None:
         """Let the thread of the background and the folder go; what is still being solved is given up."""
-        self._begun = None
+        self._begun = self._drawing = None
         if self._claim is not None:
             self._claim.release()
         if self._worker is not None:

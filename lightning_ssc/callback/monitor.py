@@ -90,7 +90,8 @@ class SSCMonitor(Callback):
         embedding: An image of the spectral embedding with every snapshot, of every layer or, where there are more, of
             24 spread over the depth.
         neighbours: For how many inputs, the same throughout and one a class as far as that goes, an image of their
-            nearest inputs in the last hidden layer comes with every snapshot; 0 for none.
+            nearest inputs in the last hidden layer comes with every snapshot; 0 for none. (The tab Subspaces shows
+            both of every input and layer without.)
         projector: Every layer's embedding of the final state, with classes and pictures, for TensorBoard's projector
             tab. Each layer takes some megabytes there.
         groups: What modularity is measured over: ``"classes"``, the probe's labels, or ``"communities"``, those that
@@ -151,8 +152,8 @@ class SSCMonitor(Callback):
         pooling: Pooling = "flatten",
         linear_cka: bool = True,
         heatmap: bool = True,
-        embedding: bool = True,
-        neighbours: int = 3,
+        embedding: bool = False,
+        neighbours: int = 0,
         projector: bool = False,
         groups: Literal["classes", "communities"] = "classes",
         reference: str | Path | None = None,
@@ -347,8 +348,7 @@ class SSCMonitor(Callback):
         training = Training(trainer, pl_module)
         if self._steps.advance(training.of_optimizers) and self._consider(training, "step"):
             return
-        solved = any(recorder.pending is not None and not recorder.busy for recorder in self._recorders)
-        if solved and training.is_alone:  # several processes would have to agree every time
+        if training.is_alone and any(recorder.has_news for recorder in self._recorders):  # ranks would have to agree
             self._poll(training)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
