@@ -49,7 +49,7 @@ from lightning_ssc.snapshots import (
     free_folder,
 )
 from lightning_ssc.threads import at_most, worth
-from lightning_ssc.weights import CheckpointError, with_weights
+from lightning_ssc.weights import CheckpointError, fingerprint, with_weights
 from lightning_ssc.writers import Images
 
 log = logging.getLogger(__name__)
@@ -157,6 +157,7 @@ class Recorder:
         self._reference_source = reference if isinstance(reference, Snapshot) or reference is None else Path(reference)
         self._reference: Snapshot | None = None
         self._steps: list[int] = []
+        self._weights: list[float] | None = None  # fingerprint of the last snapshot's, where this process took it
         self._begun: _Begun | None = None
         self._worker: Background | None = None
         self._last: Snapshot | None = None  # on rank zero
@@ -298,7 +299,9 @@ class Recorder:
         Args:
             epoch: Epochs that are done; 0 is the untrained network.
             step: Training steps that are done, by which snapshots are told apart: one that is there is not taken
-                again. Where it is not given whole epochs count; give it always, or never.
+                again, unless it is the last and the weights have changed since (as by averaging, at the end of
+                training); then this one takes its place. Where it is not given whole epochs count; give it always, or
+                never.
             learning_rate: Learning rate of the finished epoch; from it the curves know where it dropped.
             trigger: What called for it.
             logged: Step under which loggers get it; ``step`` where it is not given.
@@ -318,13 +321,24 @@ class Recorder:
         moment = Moment(step, math.nan if epoch is None else epoch, trigger, step if logged is None else logged)
         self.prepare()
         self.collect()
+        weights = fingerprint(self._runner.model)
+        is_there = bool(self._steps) and moment.step == self._steps[-1] and self._weights is not None
+        if is_there and not self._ranks.all_true(weights == self._weights):
+            self.withdraw_last()
         if moment.step not in self._steps:
+            self._weights = weights
             begun = self._begin(moment, learning_rate, self.background)
             self._raise_if_failed(begun)
             self._begun = begun
             if not self.background:
                 self.collect()
         return self.scalars
+
+    def withdraw_last(self) -> None:
+        """Make way for another snapshot of the same step, which is compared with the one before; the store replaces."""
+        self._steps.pop()
+        before = self._steps[-1] if self._steps else None
+        self._last = self._ranks.on_zero(lambda: None if before is None else self.store.load(step=before))
 
     def poll(self) -> dict[str, float]:
         """Store and log the snapshot that was solved in the background, if it is done; returns what is known then."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from typing import Literal, cast
 
 Occasion = Literal["start", "step", "drop", "validation", "epoch"]
@@ -44,6 +45,10 @@ class Run:
     def total(self) -> float:
         """Steps that it will have."""
         return min(self.steps, self.epochs * self.steps_an_epoch)
+
+    def epochs_at(self, step: int) -> int:
+        """Epochs that are done at the end of a step's batch, before that of its epoch."""
+        return int((step - 1) // self.steps_an_epoch)
 
 
 @dataclass(frozen=True)
@@ -341,6 +346,29 @@ def as_triggers(schedule: Schedule) -> tuple[Trigger, ...]:
         f"schedule={schedule!r} is none: give 'auto', a number of epochs, a list of epochs, or one or several of "
         f"every(...), at(...), log_spaced(...), on_validation() and on_lr_drop()."
     )
+
+
+def uncovered(schedule: Iterable[Trigger], states: Iterable[tuple[Now, ...]], run: Run) -> int | None:
+    """Step of the first of some states of which a schedule takes no snapshot, or ``None``; looks at the first hundred.
+
+    Args:
+        schedule: The triggers.
+        states: Of each state, the moments at which a snapshot would be of it.
+        run: How long the run is; states after its end do not count.
+
+    Example:
+        >>> states = [(Now("step", 20 * k, 0), Now("validation", 20 * k, 0)) for k in range(1, 9)]
+        >>> uncovered([every(steps=10)], states, Run()), uncovered([every(steps=15)], states, Run())
+        (None, 20)
+    """
+    triggers = list(schedule)
+    for moments in islice(states, 100):
+        step = moments[-1].step if moments else 1
+        if step > run.total:
+            return None
+        if not any(trigger.share(now) for trigger in triggers for now in moments):
+            return step
+    return None
 
 
 def has_dropped(before: float | None, rate: float | None) -> bool:
