@@ -404,16 +404,18 @@ class SSCMonitor(Callback):
             for recorder in pending:
                 log.warning("The snapshot of %s was not finished and is left out.", recorder.pending)
             return
+        takes_final = False
         try:
             with interruptible():
                 for recorder in pending:
                     log.warning("SSCMonitor finishes the snapshot of %s; Ctrl-C leaves it out.", recorder.pending)
                     with self._guard(training, recorder):
                         recorder.collect()
-                if isinstance(exception, KeyboardInterrupt) and self._recorders:
+                if takes_final := isinstance(exception, KeyboardInterrupt) and bool(self._recorders):
                     self._take_interrupted(training)
         except KeyboardInterrupt:
-            log.warning("It is left out.")
+            if takes_final or any(recorder.pending is not None for recorder in pending):  # else it is stored
+                log.warning("It is left out.")
 
     def _take_interrupted(self, training: Training) -> None:
         self._steps.advance(training.of_optimizers)  # in the middle of a batch
