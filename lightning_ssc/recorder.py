@@ -26,7 +26,7 @@ from lightning_ssc.capture import (
     WatchedLayer,
     make_probe,
     pictures,
-    plan_passes,
+    plan_shared,
     share_layers,
     trace,
     unwrapped,
@@ -180,7 +180,8 @@ class Recorder:
     def _trace(self, layers: str | type[nn.Module] | Sequence[LayerPattern]) -> list[WatchedLayer]:
         watched = trace(self._runner, layers, self.probe.inputs, self.settings.pooling)
         if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
-            plan_passes(watched, len(self.probe), self._runner.memory)  # raises where it is too small
+            ranks = self._ranks.size
+            plan_shared(watched, len(self.probe), self._runner.memory, ranks, staged=ranks > 1)  # or it is too small
         return watched
 
     def _open(
@@ -394,18 +395,20 @@ class Recorder:
         return replace(taken, seconds={**taken.seconds, **timed.seconds}, run=self._run)
 
     def _begin(self, moment: Moment, learning_rate: float | None, background: bool) -> _Begun:
-        """Every rank begins with its share of the layers. What goes wrong is said by :meth:`_joined`, on all ranks."""
-        share, begun = share_layers(self.watched, self._ranks.rank, self._ranks.size), _Begun(moment)
+        """Begin it together with the other ranks; what goes wrong is said by :meth:`_joined`, on all of them."""
+        begun = _Begun(moment)
         try:
+            share = share_layers(self.watched, self._ranks.rank, self._ranks.size)
             with self._bar(len(share), f"SSC {moment}") as advance:
                 begun.share = begin_snapshot(
                     self._runner,
                     self.probe,
-                    share,
+                    self.watched,
                     self.settings,
                     moment,
                     learning_rate=learning_rate,
                     solver=self._solver() if background else None,
+                    ranks=self._ranks,
                     progress=advance,
                 )
         except Exception as caught:

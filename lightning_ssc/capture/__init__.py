@@ -6,7 +6,7 @@ from lightning_ssc.capture.layers import Layer, LayerPattern, select_layers
 from lightning_ssc.capture.overview import show_layers
 from lightning_ssc.capture.passes import capture
 from lightning_ssc.capture.pictures import class_names, pictures
-from lightning_ssc.capture.plan import plan_passes, share_layers
+from lightning_ssc.capture.plan import plan_passes, plan_shared, share_layers
 from lightning_ssc.capture.probe import Probe, ProbeSource, balanced, make_probe
 from lightning_ssc.capture.runner import Forward, Runner, check_sizes, unwrapped
 from lightning_ssc.capture.trace import WatchedLayer, trace
@@ -31,6 +31,7 @@ __all__ = [
     "make_probe",
     "pictures",
     "plan_passes",
+    "plan_shared",
     "select_layers",
     "share_layers",
     "show_layers",
