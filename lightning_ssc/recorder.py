@@ -25,7 +25,6 @@ from lightning_ssc.capture import (
     make_probe,
     pictures,
     plan_passes,
-    select_layers,
     share_layers,
     trace,
     unwrapped,
@@ -50,7 +49,7 @@ from lightning_ssc.snapshots import (
     free_folder,
 )
 from lightning_ssc.threads import at_most, worth
-from lightning_ssc.weights import fingerprint, with_weights
+from lightning_ssc.weights import CheckpointError, fingerprint, with_weights
 from lightning_ssc.writers import Images
 
 log = logging.getLogger(__name__)
@@ -86,7 +85,7 @@ class Recorder:
         loggers: Anything with ``log_metrics(metrics, step)``, such as Lightning's or Fabric's loggers.
         images: Which images the loggers get.
         reference: What to compare with throughout: a snapshot, the file of one, a folder of them (its last is taken),
-            or a checkpoint of the same network.
+            or a checkpoint of the same network (``FILE:NAME`` of one that holds several, as in ``"last.ckpt:ema"``).
         background: Solve in a thread beside training. :meth:`record` then returns when the Grams are formed, and the
             results are stored and logged by the next :meth:`poll` after they are there, :meth:`record` or
             :meth:`finish`.
@@ -175,8 +174,7 @@ class Recorder:
     # -- Before the first snapshot
 
     def _trace(self, layers: str | type[nn.Module] | Sequence[LayerPattern]) -> list[WatchedLayer]:
-        chosen = select_layers(self._runner.model, layers)
-        watched = trace(self._runner, chosen, self.probe.inputs, self.settings.pooling)
+        watched = trace(self._runner, layers, self.probe.inputs, self.settings.pooling)
         if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
             plan_passes(watched, len(self.probe), self._runner.memory)  # raises where it is too small
         return watched
@@ -244,7 +242,7 @@ class Recorder:
         weights = self._ranks.broadcast(None if isinstance(found, Snapshot) else found)
         if weights is not None:
             with ExitStack() as lent:
-                self._ranks.together(lambda: lent.enter_context(with_weights(self._runner.model, weights)))
+                self._ranks.together(lambda: self._lend(lent, weights, source))
                 begun = self._begin(Moment(0, 0), None, background=False)
             found = self._joined(begun)
 
@@ -258,6 +256,13 @@ class Recorder:
 
         reference: Snapshot | None = self._ranks.on_zero(checked)
         return reference
+
+    def _lend(self, lent: ExitStack, weights: Mapping[str, Any], source: Snapshot | Path) -> None:
+        """Put a checkpoint's weights into the network, until the scope ends."""
+        try:
+            lent.enter_context(with_weights(self._runner.model, weights))
+        except CheckpointError as error:
+            raise CheckpointError(f"reference={source}: {error}") from error
 
     # -- One snapshot
 

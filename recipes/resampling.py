@@ -57,8 +57,10 @@ def bootstrap_cka(graphs: Sequence[Tensor], counts: Counts) -> NDArray[np.float6
         entries = flat[:, used].toarray().astype(np.float32)
         of_row, of_column = rows[used // n], used % n
         for draw in range(draws):
-            times = weights[draw, of_row] * weights[draw, of_column]
-            inner[draw] += (entries * times.astype(np.float32)) @ entries.T
+            times = (weights[draw, of_row] * weights[draw, of_column]).astype(np.float32)
+            there = np.flatnonzero(times)
+            drawn = entries[:, there]
+            inner[draw] += (drawn * times[there]) @ drawn.T
     sums = np.stack([matrix @ weights.T for matrix in matrices])  # (L, N, B) of rows
     centred = inner - 2 / n * np.einsum("bn,lnb,mnb->blm", weights, sums, sums, optimize=True)
     totals = np.einsum("bn,lnb->bl", weights, sums)

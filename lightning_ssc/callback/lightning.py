@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from lightning_ssc.callback.triggers import Now, Run, Steps
 from lightning_ssc.capture import Forward, Runner, first_loader
-from lightning_ssc.capture.layers import named_layers
+from lightning_ssc.capture.names import named_layers
 from lightning_ssc.ranks import Ranks
 
 _PACKAGES = [name for name, top in (("lightning.pytorch", "lightning"), ("pytorch_lightning",) * 2) if find_spec(top)]

@@ -96,7 +96,7 @@ class SSCMonitor(Callback):
         groups: What modularity is measured over: ``"classes"``, the probe's labels, or ``"communities"``, those that
             Louvain's method finds in each graph, for data without classes.
         reference: What to compare with live: a stored snapshot (``.npz``), a folder of them (its last is taken), or a
-            checkpoint of the same network.
+            checkpoint of the same network (``FILE:NAME`` of one that holds several, as in ``"last.ckpt:ema"``).
         store: Whether snapshots are kept on disk, in ``<log_dir>/<name>``; or the folder.
         background: Solve in a thread beside training, which then waits only for the probe's forward pass, the Grams and
             the writing of results. Results are the same. They are logged, under the step they belong to, at the first
@@ -172,10 +172,10 @@ class SSCMonitor(Callback):
             raise ValueError(f"probe_size must be at least 3, got {probe_size}; 500 to 2000 make readable curves.")
         if on_error not in ("raise", "warn"):
             raise ValueError(f"on_error must be 'raise' or 'warn', got {on_error!r}.")
-        if weights not in ("training", "average", "both"):
-            raise ValueError(f"weights must be 'training', 'average' or 'both', got {weights!r}.")
         if on_mismatch not in ("raise", "new"):
             raise ValueError(f"on_mismatch must be 'raise' or 'new', got {on_mismatch!r}.")
+        if weights not in ("training", "average", "both"):
+            raise ValueError(f"weights must be 'training', 'average' or 'both', got {weights!r}.")
         check_sizes(chunk, memory)
         self.layers = layers
         self.name = name
@@ -184,8 +184,8 @@ class SSCMonitor(Callback):
         self.schedule = as_triggers(schedule)
         self.background = background
         self.on_error = on_error
-        self.weights = weights
         self.on_mismatch = on_mismatch
+        self.weights = weights
         self._probe_source, self._probe_size = probe, probe_size
         self._store, self._reference = store, reference
         self._forward, self._chunk, self._memory, self._verbose = forward, chunk, memory, verbose
