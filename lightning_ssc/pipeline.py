@@ -39,6 +39,9 @@ from lightning_ssc.snapshots import LayerGraph, Moment, Settings, Snapshot, epoc
 log = logging.getLogger(__name__)
 
 
+NO_LABELS = "The probe has no class labels (one integer a sample), so modularity is left out."
+
+
 class Stopwatch:
     """Seconds spent by stage."""
 
@@ -217,7 +220,7 @@ def begin_snapshot(
         ended.append(time.perf_counter())
         return graph
 
-    grams = capture(runner, watched, probe.inputs, settings.pooling, timed=timed, outputs=outputs)
+    grams = capture(runner, watched, probe.batches, settings.pooling, timed=timed, outputs=outputs)
     try:
         for layer, gram in grams:
             graphs[layer.label] = solver.submit(partial(solve, layer), gram)
@@ -308,8 +311,10 @@ def snapshot(
     inner, context = unwrapped(model)
     settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups)
     probe = make_probe((inputs,) if labels is None else (inputs, labels))
+    if labels is not None and probe.labels is None and groups == "classes":
+        log.warning(NO_LABELS)
     runner = Runner(inner, forward, context, chunk=chunk, memory=memory)
-    watched = trace(runner, select_layers(inner, layers), probe.inputs, pooling)
+    watched = trace(runner, select_layers(inner, layers), probe.batches, pooling)
     moment = Moment(epochs_as_steps(epoch) if step is None else step, epoch)
     taken = begin_snapshot(runner, probe, watched, settings, moment, learning_rate=learning_rate).result()
     return compared(taken)

@@ -163,7 +163,7 @@ class Recorder:
 
     def _trace(self, layers: str | type[nn.Module] | Sequence[LayerPattern]) -> list[WatchedLayer]:
         chosen = select_layers(self._runner.model, layers)
-        watched = trace(self._runner, chosen, self.probe.inputs, self.settings.pooling)
+        watched = trace(self._runner, chosen, self.probe.batches, self.settings.pooling)
         if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
             plan_passes(watched, len(self.probe), self._runner.memory)  # raises where it is too small
         return watched

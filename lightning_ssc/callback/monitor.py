@@ -29,9 +29,9 @@ from lightning_ssc.capture import (
     check_sizes,
     class_names,
     first_loader,
-    isolated_random_state,
     make_probe,
 )
+from lightning_ssc.pipeline import NO_LABELS
 from lightning_ssc.recorder import Recorder
 from lightning_ssc.snapshots import MismatchError, Settings, Snapshot, Store
 from lightning_ssc.weights import CheckpointError
@@ -190,9 +190,29 @@ class SSCMonitor(Callback):
             self._restored, self._recorder, self._learning_rate = {}, None, None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose layers and probe, and fail now rather than after the first epoch if they cannot be watched."""
+        """Fail now where the monitor does not go together with the Trainer."""
+        self._refuse_what_does_not_go_together(Training(trainer, pl_module))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose layers and probe, from the validation data that the Trainer has by now, and take the first state."""
         training = Training(trainer, pl_module)
-        self._refuse_what_does_not_go_together(training)
+        self._start(training)
+        self._learning_rate = self._restored.get("learning_rate")
+        with self._guard(training) as recorder:
+            try:
+                recorder.prepare()
+            except (MismatchError, CheckpointError) as error:
+                raise MisconfigurationError(str(error)) from error
+        if training.is_new and self.schedule(0):
+            self._take(training, 0)
+        # A checkpoint saved with the last batch of an epoch resumes behind that epoch's end, whose hook is over.
+        elif training.is_behind_epoch and self._restored and self.schedule(done := training.epochs_done):
+            with self._guard(training) as recorder:
+                if not recorder.holds(done):
+                    self._take(training, done)
+
+    def _start(self, training: Training) -> None:
+        """Make what takes the snapshots; what is wrong with layers or probe is said now, not after the first epoch."""
         probe, names = self._make_probe(training)
         monitors = training.callbacks(SSCMonitor)
         try:
@@ -216,23 +236,6 @@ class SSCMonitor(Callback):
             )
         except MismatchError as error:
             raise MisconfigurationError(str(error)) from error
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the untrained network."""
-        training = Training(trainer, pl_module)
-        self._learning_rate = self._restored.get("learning_rate")
-        with self._guard(training) as recorder:
-            try:
-                recorder.prepare()
-            except (MismatchError, CheckpointError) as error:
-                raise MisconfigurationError(str(error)) from error
-        if training.is_new and self.schedule(0):
-            self._take(training, 0)
-        # A checkpoint saved with the last batch of an epoch resumes behind that epoch's end, whose hook is over.
-        elif training.is_behind_epoch and self._restored and self.schedule(done := training.epochs_done):
-            with self._guard(training) as recorder:
-                if not recorder.holds(done):
-                    self._take(training, done)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the learning rate: after an epoch's last batch schedulers move on to that of the next."""
@@ -319,11 +322,10 @@ class SSCMonitor(Callback):
 
         def found() -> tuple[Any, Probe]:
             source: Any = self._probe_source
-            with isolated_random_state():
-                if source is None:
-                    source = training.probe_source()
-                elif not isinstance(source, (list, tuple)):
-                    source = first_loader(source)
+            if source is None:
+                source = training.probe_source()
+            elif not isinstance(source, (list, tuple)):
+                source = first_loader(source)
             if source is None:
                 raise MisconfigurationError(
                     "SSCMonitor found no probe: pass probe= (a data set, a loader or tensors), give the data module a "
@@ -333,8 +335,8 @@ class SSCMonitor(Callback):
 
         source, probe = training.ranks.together(found)
         if probe.labels is None and self.settings.groups == "classes" and training.is_zero:
-            log.warning("The probe has no class labels (one integer a sample), so modularity is left out.")
-        return probe, class_names(training.datamodule, source, getattr(source, "dataset", None))
+            log.warning(NO_LABELS)
+        return probe, class_names(training.datamodule, source, getattr(source, "dataset", None)) or probe.names
 
     def _folder(self, training: Training) -> Path | None:
         folder = training.folder  # every rank asks for it

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ssc.capture.batches import batch_size, take
-from lightning_ssc.capture.isolation import without_trace
+from lightning_ssc.capture.isolation import seed_everything, without_trace
 from lightning_ssc.capture.layers import Layer
 from lightning_ssc.capture.outputs import features
 from lightning_ssc.capture.plan import FeatureSlice, plan_passes, room
 from lightning_ssc.capture.runner import Runner
+from lightning_ssc.capture.samples import chunks
 from lightning_ssc.capture.trace import WatchedLayer, hooked
 from lightning_ssc.functional.grams import CentredGram, centred_gram
 from lightning_ssc.settings import Pooling
@@ -94,10 +95,10 @@ def capture(
         }
         whole = number == len(passes) - 1
         with timed("forward"), without_trace(model):
-            for start in range(0, n, chunk):
-                rows = slice(start, min(n, start + chunk))
+            for rows in chunks(inputs, chunk):
                 keep = partial(_keep, wanted, set() if whole else set(wanted), rows, pooling)
                 output = None
+                seed_everything(rows.start)  # a network that is random even now is so in the same way every time
                 with (
                     nullcontext() if whole else _cut_short(model),
                     hooked(model, [layer for layer, _ in wanted], keep) as seen,
@@ -106,7 +107,7 @@ def capture(
                     output = runner(take(inputs, rows))
                 if missing := [layer.label for layer, call in wanted if seen[layer] <= call]:
                     raise ValueError(
-                        f"Layer {missing[0]!r} ran for the first samples of the probe but not for samples {start} to "
+                        f"Layer {missing[0]!r} ran for the first samples of the probe but not for samples {rows.start} to "
                         f"{rows.stop - 1}. Watch only layers that run for every input."
                     )
                 if outputs is not None and whole and isinstance(output, Tensor) and output.dim() == 2:

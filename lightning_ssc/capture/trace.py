@@ -16,6 +16,7 @@ from lightning_ssc.capture.isolation import without_trace
 from lightning_ssc.capture.layers import Layer, named_layers
 from lightning_ssc.capture.outputs import describe, features, is_channels_last, part_of
 from lightning_ssc.capture.runner import Runner
+from lightning_ssc.capture.samples import chunks
 from lightning_ssc.settings import Pooling
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,8 @@ def trace(runner: Runner, layers: Sequence[Layer], inputs: Any, pooling: Pooling
         ValueError: A layer that the user named does not run, no layer runs, or an output cannot be used.
     """
     calls: list[tuple[Layer, Tensor, bool]] = []
-    count = min(_TRACED, batch_size(inputs))
+    some = take(inputs, chunks(inputs, _TRACED)[0])
+    count = batch_size(some)
 
     def record(layer: Layer, call: int, output: Any) -> None:
         tensor = part_of(output, layer, count)
@@ -77,7 +79,7 @@ def trace(runner: Runner, layers: Sequence[Layer], inputs: Any, pooling: Pooling
                      layer.label, describe(output), layer.name)  # fmt: skip
 
     with without_trace(runner.model), hooked(runner.model, layers, record), runner.context():
-        runner(take(inputs, slice(0, count)))
+        runner(some)
     ran = {layer for layer, *_ in calls}
     never = [layer.label for layer in layers if layer not in ran]
     if missing := [layer.label for layer in layers if layer.named and layer not in ran]:

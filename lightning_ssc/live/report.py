@@ -225,7 +225,8 @@ def _contents(summary: Summary) -> dict[str, Any]:
     curves, table = summary.dynamics, summary.inputs
     names = plots.short_names(curves.layers)
     at_drops = _AT_DROPS if len(curves.drops()) else ""
-    classes = 0 if table is None else table.shares.shape[1]
+    classes = np.arange(0) if table is None else table.classes
+    columns = (lambda of: None) if table is None else (lambda of: None if of is None else table.columns(of))
     return {
         "overview": _overview(summary),
         "bottom_up": _bottom_up(summary),
@@ -247,11 +248,11 @@ def _contents(summary: Summary) -> dict[str, Any]:
         ],
         "layer": names[curves.layers.index(summary.layer)],
         "nearest": summary.nearest.tolist(),
-        "class_names": [plots.class_name(c, summary.class_names) for c in range(classes)],
-        "class_colours": [to_hex(c) for c in plots.class_colours(np.arange(classes))] if classes else [],
-        "labels": _list(None if table is None else table.labels),
-        "ssc_labels": _list(None if table is None else table.ssc_labels),
-        "predictions": _list(None if table is None else table.predictions),
+        "class_names": [plots.class_name(c, summary.class_names) for c in classes.tolist()],
+        "class_colours": [to_hex(c) for c in plots.class_colours(classes)] if len(classes) else [],
+        "labels": _list(None if table is None else columns(table.labels)),
+        "ssc_labels": _list(None if table is None else columns(table.ssc_labels)),
+        "predictions": _list(None if table is None else columns(table.predictions)),
         "confidence": None if table is None or table.confidence is None else pack(table.confidence),
         "indices": _list(None if table is None else table.indices),
         "shares": None if table is None else pack(table.shares),

@@ -11,7 +11,7 @@ const LABELS = 40; // names that an axis can hold
 // Plotly reads a few HTML tags and entities in its text.
 const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const number = (value, digits = 3) => (Number.isFinite(value) ? value.toFixed(digits) : "-");
-const className = (c) => data.class_names[c] ?? `class ${c}`;
+const className = (c) => (c < 0 ? "no class" : data.class_names[c] ?? `class ${c}`);
 
 function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -178,7 +178,7 @@ if (data.sprite !== null) {
   document.head.append(element("style", {}, `.tile.shown { background-image: url(${data.sprite.uri}) }`));
 }
 function tile(i, classes = "") {
-  const border = data.labels === null ? {} : { borderBottomColor: data.class_colours[data.labels[i]] };
+  const border = data.labels === null || data.labels[i] < 0 ? {} : { borderBottomColor: data.class_colours[data.labels[i]] };
   if (data.sprite === null) return element("span", { class: `tile plain ${classes}`, style: { aspectRatio: "1", ...border } }, `#${i}`);
   const { columns, rows, width, height } = data.sprite;
   const at = (place, count) => (count > 1 ? `${(100 * place) / (count - 1)}%` : "0%");
@@ -243,7 +243,7 @@ function drawEmbedding() {
   const groups = data.labels === null ? [0] : range(data.class_names.length);
   const highlighted = data.labels === null ? -1 : Number(selectClass.value);
   const traces = groups.map((c) => {
-    const wrong = (i) => data.predictions !== null && data.predictions[i] !== data.labels[i];
+    const wrong = (i) => data.predictions !== null && data.labels[i] >= 0 && data.predictions[i] !== data.labels[i];
     // Correct ones first: the legend shows the symbol of the first.
     const members = range(data.size).filter((i) => data.labels === null || data.labels[i] === c).sort((a, b) => wrong(a) - wrong(b));
     const symbol = SYMBOLS[c % SYMBOLS.length];
