@@ -112,8 +112,7 @@ class Inputs:
         """
         count = len(self.labels)
         unknown = np.full(count, np.nan)
-        numbers = self.classes.tolist()
-        names = [class_names[c] if c < len(class_names) else str(c) for c in numbers]
+        names = [f"{c}: {class_names[c] if c < len(class_names) else c}" for c in self.classes.tolist()]
         write_csv(
             path,
             {
@@ -124,10 +123,7 @@ class Inputs:
                 "confidence": unknown if self.confidence is None else self.confidence,
                 "ssc_label": self.ssc_labels,
                 "isolated": self.isolated,
-                **{
-                    f"share {c}: {name}": self.shares[:, k]
-                    for k, (c, name) in enumerate(zip(numbers, names, strict=True))
-                },
+                **{f"share {name}": self.shares[:, k] for k, name in enumerate(names)},
             },
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
@@ -49,6 +50,7 @@ def mapped(batch: Any, change: Callable[[Tensor], Any]) -> Any:
     """
     if isinstance(batch, Tensor):
         return change(batch)
+    made: Any
     if isinstance(batch, MutableMapping):
         made = copy.copy(batch)
         for key, value in batch.items():
@@ -212,7 +214,8 @@ def concatenate(parts: list[Any]) -> Any:
     if isinstance(first, Tensor):
         return torch.cat(parts)
     if listed(first) is not None:
-        return tuple(concatenate(list(e)) if isinstance(e[0], Tensor) else sum(map(list, e), []) for e in zip(*parts))
+        entries = zip(*parts, strict=True)
+        return tuple(torch.cat(e) if isinstance(e[0], Tensor) else [*itertools.chain(*e)] for e in entries)
     if isinstance(first, Mapping):
         return {k: concatenate([p[k] for p in parts]) for k in first}
     if isinstance(first, (tuple, list)) and not isinstance(first[0], str):

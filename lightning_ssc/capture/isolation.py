@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -202,17 +203,21 @@ def _back_in_generator(found: Any) -> Callable[[], None] | None:
     state: Any
     if isinstance(found, torch.Generator):
         state = found.get_state()
-        return lambda: found.set_state(state) and None
+        return partial(_call, found.set_state, state)
     if isinstance(found, np.random.Generator):
         state = found.bit_generator.state
         return lambda: setattr(found.bit_generator, "state", state)
     if isinstance(found, np.random.RandomState):
         state = found.get_state()
-        return lambda: found.set_state(state)
+        return partial(_call, found.set_state, state)
     if isinstance(found, random.Random):
         state = found.getstate()
         return lambda: found.setstate(state)
     return None
+
+
+def _call(setter: Callable[[Any], Any], state: Any) -> None:
+    setter(state)
 
 
 def _back_in_array(array: np.ndarray[Any, Any]) -> Callable[[], None]:
@@ -245,7 +250,7 @@ def _back_in_collection(found: Any) -> Callable[[], None]:
 
 
 def _write_back(copies: list[tuple[Tensor, Tensor]]) -> None:
-    """Give tensors that were changed in place their values again; a device is waited for once, whatever their number."""
+    """Give tensors that were changed in place their values again; a device is waited for once, however many."""
     changed: dict[torch.device, list[tuple[Tensor, Tensor, Tensor]]] = {}
     for tensor, before in copies:
         if (tensor.shape, tensor.dtype, tensor.device) != (before.shape, before.dtype, before.device):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -119,7 +120,7 @@ def joined(targets: Sequence[Any]) -> Any:
         return torch.cat(list(targets)) if len({t.shape[1:] for t in targets}) == 1 else None
     if all(isinstance(t, np.ndarray) for t in targets):
         return np.concatenate(list(targets)) if len({t.shape[1:] for t in targets}) == 1 else None
-    return sum(map(list, targets), []) if all(isinstance(t, (list, tuple)) for t in targets) else None
+    return [*itertools.chain(*targets)] if all(isinstance(t, (list, tuple)) for t in targets) else None
 
 
 def label_path(batch: Any) -> Path | None:

@@ -107,8 +107,8 @@ def capture(
                     output = runner(take(inputs, rows))
                 if missing := [layer.label for layer, call in wanted if seen[layer] <= call]:
                     raise ValueError(
-                        f"Layer {missing[0]!r} ran for the first samples of the probe but not for samples {rows.start} to "
-                        f"{rows.stop - 1}. Watch only layers that run for every input."
+                        f"Layer {missing[0]!r} ran for the first samples of the probe but not for samples {rows.start} "
+                        f"to {rows.stop - 1}. Watch only layers that run for every input."
                     )
                 if outputs is not None and whole and isinstance(output, Tensor) and output.dim() == 2:
                     outputs.append(output.detach().cpu())

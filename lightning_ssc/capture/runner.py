@@ -106,7 +106,8 @@ class Runner:
             f"{name} does not run on the probe, which gives it {shown(given)} ({wrong}). Say with forward= how "
             f"validation runs it, for instance\n"
             f"    def run(module, inputs):\n{unpacked}"
-            f"        return module({argument})  # or module({first}.float() / 255), module.head(module.body({first}))\n"
+            f"        return module({argument})  # or module({first}.float() / 255), module.head(module.body({first}))"
+            f"\n"
             f"    SSCMonitor(forward=run)"
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -85,11 +87,9 @@ class Samples:
             return Chunk(self.parts[0], self.path, last - first, self.nodes[first:last])
         if self.collate is not None:
             return Chunk(self.collate(list(self.parts[first:last])), self.path, last - first)
-        start = 0
-        for part, n in zip(self.parts, self.sizes, strict=True):
-            if first < start + n:
-                break
-            start += n
+        ends = list(itertools.accumulate(self.sizes))
+        place = bisect.bisect_right(ends, first)
+        part, n, start = self.parts[place], self.sizes[place], ends[place] - self.sizes[place]
         if not self._can_be_cut(part):
             return Chunk(part, self.path, n)
         last = min(last, start + n)
@@ -138,7 +138,7 @@ def _cut(start: int, stop: int, size: int) -> list[slice]:
     edges = [*range(start, stop, size), stop]
     if len(edges) > 2 and edges[-1] - edges[-2] == 1 and size > 2:
         edges[-2] -= 1
-    return [slice(first, last) for first, last in zip(edges, edges[1:], strict=False)]
+    return [slice(first, last) for first, last in itertools.pairwise(edges)]
 
 
 def nodes_of(batch: Any, labels: Any = None) -> Tensor | None:
