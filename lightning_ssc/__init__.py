@@ -6,13 +6,31 @@ from lightning_ssc.version import __version__
 
 if TYPE_CHECKING:
     from lightning_ssc.callback import SSCMonitor
+    from lightning_ssc.callback.triggers import at, auto, every, log_spaced, on_lr_drop, on_validation
     from lightning_ssc.pipeline import snapshot
     from lightning_ssc.recorder import Recorder
     from lightning_ssc.settings import Settings
     from lightning_ssc.snapshots import Snapshot, SnapshotStore
     from lightning_ssc.writers import Images
 
-__all__ = ["Images", "Recorder", "SSCMonitor", "Settings", "Snapshot", "SnapshotStore", "__version__", "snapshot"]
+__all__ = [
+    "Images",
+    "Recorder",
+    "SSCMonitor",
+    "Settings",
+    "Snapshot",
+    "SnapshotStore",
+    "__version__",
+    "at",
+    "auto",
+    "every",
+    "log_spaced",
+    "on_lr_drop",
+    "on_validation",
+    "snapshot",
+]
+
+_TRIGGERS = ("at", "auto", "every", "log_spaced", "on_lr_drop", "on_validation")
 
 _WHERE = {
     "Images": "writers",
@@ -22,6 +40,7 @@ _WHERE = {
     "Snapshot": "snapshots",
     "SnapshotStore": "snapshots",
     "snapshot": "pipeline",
+    **dict.fromkeys(_TRIGGERS, "callback.triggers"),
 }
 
 

@@ -42,6 +42,31 @@ class _UsageError(Exception):
 # -- Commands. What is slow to import is imported in them, so that --help is answered at once.
 
 
+def live(
+    path: str,
+    *,
+    port: int = 0,
+    host: str = "127.0.0.1",
+    browser: bool = True,
+) -> None:
+    """Show the runs below a folder in the browser, while they train and afterwards.
+
+    The same page is the tab Subspaces of TensorBoard (tensorboard --logdir PATH). Only this machine is answered unless
+    another --host is asked for.
+
+      lightning-ssc live lightning_logs
+
+    Args:
+        path: The folder that holds the runs.
+        port: The port; 0 takes a free one.
+        host: The address to listen at.
+        browser: Open the page where there is a screen.
+    """
+    from lightning_ssc.live.serve import serve
+
+    serve(path, host, port, browser)
+
+
 def report(
     run: str,
     *,
@@ -221,7 +246,7 @@ def analyze(
     print(f"Snapshots of epochs {', '.join(str(epoch) for epoch in store.epochs)}: {store.root}")
 
 
-COMMANDS = {command.__name__: command for command in (report, analyze, compare, export)}
+COMMANDS = {command.__name__: command for command in (live, report, analyze, compare, export)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -35,6 +35,7 @@ from lightning_ssc.functional.advice import collected
 from lightning_ssc.functional.gram_sketch import gram_sketch
 from lightning_ssc.functional.grams import CentredGram
 from lightning_ssc.snapshots import LayerGraph, Moment, Settings, Snapshot, epochs_as_steps
+from lightning_ssc.threads import at_most, worth
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +71,11 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
     Raises:
         ValueError: The Gram cannot be solved; the message names the layer.
     """
+    few = partial(at_most, worth(len(gram.centred)))
     try:
-        linear = gram_sketch(gram.centred).cpu() if settings.linear_cka else None
-        values = measures.of_layer({"gram": gram.centred, "labels": labels})
+        with few():
+            linear = gram_sketch(gram.centred).cpu() if settings.linear_cka else None
+            values = measures.of_layer({"gram": gram.centred, "labels": labels})
         with collected() as advice:
             solved = self_expression(
                 gram=gram.raw_(),
@@ -87,10 +90,11 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
         raise ValueError(f"Layer {layer.label!r}: {error}") from error
     for message in advice:  # said with the layer's name, without which nobody could act on it
         log.warning("Layer %r: %s", layer.label, message)
-    graph = LayerGraph(solved.coef.cpu(), solved.gap.cpu().float(), solved.converged, layer.features, linear)
-    if settings.groups == "communities":
-        graph = replace(graph, communities=communities(graph.affinity))
-    return graph.with_values(measures.of_layer(graph.measurable(labels), values))
+    with few():
+        graph = LayerGraph(solved.coef.cpu(), solved.gap.cpu().float(), solved.converged, layer.features, linear)
+        if settings.groups == "communities":
+            graph = replace(graph, communities=communities(graph.affinity))
+        return graph.with_values(measures.of_layer(graph.measurable(labels), values))
 
 
 def compared(taken: Snapshot, previous: Snapshot | None = None, reference: Snapshot | None = None) -> Snapshot:

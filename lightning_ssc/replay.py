@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from lightning_ssc.capture import (
 )
 from lightning_ssc.pipeline import begin_snapshot, compared
 from lightning_ssc.progress import Progress
-from lightning_ssc.snapshots import Moment, ProbeCard, Settings, Snapshot, SnapshotStore
+from lightning_ssc.snapshots import Moment, ProbeCard, Settings, Snapshot, SnapshotStore, differences
 from lightning_ssc.weights import CheckpointError, load_weights, read_checkpoint
 
 _SUFFIXES = (".ckpt", ".pt", ".pth")
@@ -288,10 +288,11 @@ def analyze(
 def _check_alike(store: SnapshotStore, probe: Probe, settings: Settings) -> None:
     for step in store.steps:
         header = store.header(step=step)
-        if header.probe != probe.fingerprint or header.settings != asdict(settings):
+        other = differences(header, settings, header.layers)
+        if header.probe != probe.fingerprint or other:
             raise CheckpointError(
-                f"{store.root} already holds snapshots of another probe or other settings ({header.moment}). Name a "
-                f"new folder with --out, or move them away."
+                f"{store.root} already holds snapshots of {'other settings' if other else 'another probe'} "
+                f"({'; '.join((str(header.moment), *other))}). Name a new folder with --out, or move them away."
             )
 
 

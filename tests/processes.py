@@ -49,7 +49,7 @@ def train_with_checkpoints(root: Path, epochs: int, background: bool = False) ->
     last = root / "kept" / "last.ckpt"
     earlier = len(list(root.glob("ssc*")))
     store = root / f"ssc-{earlier - 1 if last.exists() else earlier}"
-    monitor = SSCMonitor(probe_size=30, heatmap=False, embedding=False, store=store, background=background)
+    monitor = SSCMonitor(schedule=1, probe_size=30, heatmap=False, embedding=False, store=store, background=background)
     run = trainer(root, monitor, kept, max_epochs=epochs, enable_checkpointing=True)
     run.fit(Classifier(), ckpt_path=last if last.exists() else None, weights_only=True)
     (root / "done").touch()
@@ -71,7 +71,13 @@ def train_distributed(world: int, root: Path, layers: str | list[str] = "**", ba
     """Train over ranks and leave the final weights behind."""
     pl.seed_everything(0, verbose=False)
     monitor = SSCMonitor(
-        layers=layers, probe_size=30, heatmap=False, embedding=False, store=root / "ssc", background=background
+        layers=layers,
+        schedule=1,
+        probe_size=30,
+        heatmap=False,
+        embedding=False,
+        store=root / "ssc",
+        background=background,
     )
     model = Classifier()
     run = trainer(root, monitor, max_epochs=2, strategy="ddp", devices=world)
@@ -126,13 +132,15 @@ def fail_in_the_worker_of_one_rank(world: int, root: Path) -> None:
         return original(layer, *args)
 
     pipeline.solve_layer = solve
-    monitor = SSCMonitor(probe_size=30, heatmap=False, embedding=False, store=root / "ssc", background=True)
+    monitor = SSCMonitor(schedule=1, probe_size=30, heatmap=False, embedding=False, store=root / "ssc", background=True)
     _told(trainer(root, monitor, max_epochs=2, strategy="ddp", devices=world), root)
 
 
 def fail_on_one_rank(world: int, root: Path, background: bool) -> None:
     """One rank's snapshot fails: both have to hear of it, and neither may wait for the other."""
-    monitor = SSCMonitor(probe_size=30, heatmap=False, embedding=False, store=root / "ssc", background=background)
+    monitor = SSCMonitor(
+        schedule=1, probe_size=30, heatmap=False, embedding=False, store=root / "ssc", background=background
+    )
     run = trainer(root, BreaksOnRankOne(), monitor, max_epochs=1, strategy="ddp", devices=world)
     _told(run, root)
 
@@ -147,7 +155,7 @@ def _told(run: pl.Trainer, root: Path) -> None:
 
 def probe_by_rank(world: int, root: Path) -> None:
     """A probe that is another one on every rank."""
-    monitor = SSCMonitor(probe=data(30, seed=int(os.environ["LOCAL_RANK"])), store=root / "ssc")
+    monitor = SSCMonitor(schedule=1, probe=data(30, seed=int(os.environ["LOCAL_RANK"])), store=root / "ssc")
     _told(trainer(root, monitor, max_epochs=1, strategy="ddp", devices=world), root)
 
 
@@ -155,7 +163,9 @@ def resume_damaged(world: int, root: Path) -> None:
     """Resume when the last snapshot of the run is damaged."""
     for epochs, checkpoint in ((1, None), (2, root / "kept" / "last.ckpt")):
         pl.seed_everything(0, verbose=False)
-        monitor = SSCMonitor(probe_size=30, heatmap=False, embedding=False, store=root / "ssc", on_error="warn")
+        monitor = SSCMonitor(
+            schedule=1, probe_size=30, heatmap=False, embedding=False, store=root / "ssc", on_error="warn"
+        )
         kept = ModelCheckpoint(root / "kept", save_last=True)
         run = trainer(root, monitor, kept, max_epochs=epochs, strategy="ddp", devices=world, enable_checkpointing=True)
         run.fit(Classifier(), ckpt_path=checkpoint, weights_only=True)

@@ -100,7 +100,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run with the callback and a checkpoint of every epoch."""
     root = tmp_path_factory.mktemp("live")
     torch.manual_seed(0)
-    monitor = SSCMonitor(layers="Linear", probe_size=30)
+    monitor = SSCMonitor(layers="Linear", schedule=1, probe_size=30)
     checkpoints = ModelCheckpoint(root / "checkpoints", save_top_k=-1, every_n_epochs=1, save_last=True)
     fit = trainer(
         root,

@@ -167,7 +167,7 @@ def test_grams_wait_on_the_host_and_are_solved_in_a_stream_of_their_own(gpu: tor
 def test_fit(gpu: torch.device, tmp_path: Path, background: bool) -> None:
     pl.seed_everything(0, verbose=False)
     options: dict[str, Any] = {"heatmap": False, "embedding": False, "neighbours": 0}
-    watching = SSCMonitor(layers="conv", probe_size=30, background=background, **options)
+    watching = SSCMonitor(layers="conv", schedule=1, probe_size=30, background=background, **options)
     model, logger = Classifier(), TensorBoardLogger(tmp_path)
     run = trainer(tmp_path, watching, accelerator="gpu", devices=1, logger=logger, max_epochs=1)
     run.fit(model)

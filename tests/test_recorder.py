@@ -179,7 +179,9 @@ class TestMonitor:
     def test_the_same_training_gives_the_same_numbers(self, tmp_path: Path, background: bool) -> None:
         """A Trainer under an SSCMonitor, and the same steps in a loop under a Recorder."""
         options = {"layers": ["model.0", "model.9"], "probe": PROBE, "tau": 20.0}
-        monitor = SSCMonitor(**options, store=tmp_path / "monitor", heatmap=False, embedding=False, neighbours=0)
+        monitor = SSCMonitor(
+            **options, schedule=1, store=tmp_path / "monitor", heatmap=False, embedding=False, neighbours=0
+        )
         pl.seed_everything(0, verbose=False)
         trained = Classifier()
         run = trainer(tmp_path, monitor, max_epochs=2, limit_val_batches=0)
@@ -286,6 +288,7 @@ class TestResume:
         first.record(0)
         train(net, steps, first.record, range(1, 2))
         state = json.loads(json.dumps(first.state_dict()))
+        first.close()
         second = recorder(net, store=tmp_path / "ssc", loggers=[logs], resume=state)
         assert second.steps == [0, 1]
         second.prepare()
@@ -310,6 +313,7 @@ class TestResume:
         first.record(0)
         state = first.state_dict()
         first.record(1)
+        first.close()
         second = recorder(network(seed=1), store=tmp_path / "ssc", resume=state)
         assert second.steps == second.store.steps == [0]
         assert [path.name for path in (tmp_path / "ssc" / "superseded").iterdir()] == ["step_000000001.npz"]

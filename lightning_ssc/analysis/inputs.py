@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_ssc.analysis._csv import write_csv
-from lightning_ssc.analysis._threads import one_thread
 from lightning_ssc.analysis.dynamics import Table
 from lightning_ssc.functional import class_affinity, spectral_embedding
 from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import LayerGraph, Snapshot, SnapshotError
+from lightning_ssc.threads import at_most
 
 Index = NDArray[np.int64]
 
@@ -56,7 +56,7 @@ class Inputs:
 
     def columns(self, classes: Index) -> Index:
         """Where the shares of classes stand; -1 for what is no class."""
-        return np.where(classes < 0, -1, np.searchsorted(self.classes, classes))
+        return columns_of(classes, self.classes)
 
     @property
     def isolated(self) -> NDArray[np.bool_]:
@@ -146,8 +146,17 @@ def last_hidden_layer(snapshot: Snapshot) -> str:
     names = list(snapshot.layers)
     if not names:
         raise SnapshotError(f"The snapshot of {snapshot.moment} has no layers.")
-    is_classifier = snapshot.layers[names[-1]].features == _class_count(snapshot)
-    return names[-2] if is_classifier and len(names) > 1 else names[-1]
+    return hidden_layer(names, snapshot.layers[names[-1]].features, class_count(snapshot.labels, snapshot.predictions))
+
+
+def hidden_layer(names: Sequence[str], features: int, classes: int) -> str:
+    """:func:`last_hidden_layer`, from the names of the layers, the last one's features and the number of classes.
+
+    Example:
+        >>> hidden_layer(["conv", "fc"], 10, 10), hidden_layer(["conv", "fc"], 64, 10)
+        ('conv', 'fc')
+    """
+    return names[-2] if features == classes and len(names) > 1 else names[-1]
 
 
 def inputs(snapshot: Snapshot, layer: str | None = None) -> Inputs:
@@ -178,12 +187,8 @@ def inputs(snapshot: Snapshot, layer: str | None = None) -> Inputs:
             f"The snapshot of {snapshot.moment} has no class labels, so inputs have no class affinity. Give the "
             f"probe labels: (inputs, labels), or a data set whose items are such pairs."
         )
-    labels, classes = snapshot.labels.numpy(), _classes(snapshot)
-    # What goes to inputs without a class stands in a column of its own, which is nobody's share.
-    columns = np.where(labels < 0, len(classes), np.searchsorted(classes, labels))
-    shares = class_affinity(snapshot.layers[name].affinity, torch.from_numpy(columns), len(classes) + 1).numpy()[:, :-1]
-    with np.errstate(invalid="ignore"):
-        shares = shares / shares.sum(1, keepdims=True)
+    labels, classes = snapshot.labels.numpy(), classes_of(snapshot.labels, snapshot.predictions)
+    shares = shares_of(snapshot.layers[name].affinity, labels, classes)
     isolated = np.isnan(shares).any(1)
     ssc_labels = np.where(isolated, -1, classes[np.where(isolated[:, None], 0, shares).argmax(1)])
     return Inputs(
@@ -263,26 +268,41 @@ def embeddings(
         (20, 2)
     """
     names = list(snapshot.layers) if layers is None else layers
-    with one_thread():
-        return {name: _embedding(snapshot.layers[name].affinity, normalized, tol) for name in progress(names)}
+    with at_most(1):
+        return {name: embedding(snapshot.layers[name], normalized, tol) for name in progress(names)}
 
 
-def _embedding(affinity: torch.Tensor, normalized: bool, tol: float) -> Table:
+def embedding(graph: LayerGraph, normalized: bool = False, tol: float = 1e-8) -> Table:
+    """One layer's inputs in the plane of two eigenvectors of its graph; see :func:`embeddings`."""
+    affinity = graph.affinity
     connected = int((affinity.crow_indices().diff() > 0).sum())
     if connected < 2 + normalized:
         return np.full((affinity.shape[0], 2), np.nan)
     return spectral_embedding(affinity, normalized=normalized, tol=tol).numpy()
 
 
-def _class_count(snapshot: Snapshot) -> int:
+def class_count(labels: torch.Tensor | None, predictions: torch.Tensor | None) -> int:
     """One more than the largest class among labels and predictions; 0 where there are neither."""
-    return max((int(t.max()) + 1 for t in (snapshot.labels, snapshot.predictions) if t is not None), default=0)
+    return max((int(t.max()) + 1 for t in (labels, predictions) if t is not None), default=0)
 
 
-def _classes(snapshot: Snapshot) -> Index:
-    """The classes there are: all numbers up to the largest or, where those are ids, the ones in use."""
-    if (count := _class_count(snapshot)) <= _NUMBERED:
+def classes_of(labels: torch.Tensor | None, predictions: torch.Tensor | None) -> Index:
+    """``(K,)`` the classes there are: all numbers up to the largest or, where those are ids, the ones in use."""
+    if (count := class_count(labels, predictions)) <= _NUMBERED:
         return np.arange(count)
-    known = [t.numpy() for t in (snapshot.labels, snapshot.predictions) if t is not None]
-    found: Index = np.unique(np.concatenate(known))
+    found: Index = np.unique(np.concatenate([t.numpy() for t in (labels, predictions) if t is not None]))
     return found[found >= 0]
+
+
+def columns_of(numbers: Index, classes: Index) -> Index:
+    """Where numbers of classes stand among the classes there are; -1 for negative ones, which are no class."""
+    return np.where(numbers < 0, -1, np.searchsorted(classes, numbers))
+
+
+def shares_of(affinity: torch.Tensor, labels: Index, classes: Index) -> Table:
+    """``(N, K)`` share of every input's affinity to inputs with a class that goes to each class; NaN without any."""
+    # What goes to inputs without a class stands in a column of its own, which is nobody's share.
+    columns = np.where(labels < 0, len(classes), columns_of(labels, classes))
+    shares = class_affinity(affinity, torch.from_numpy(columns), len(classes) + 1).numpy()[:, :-1]
+    with np.errstate(invalid="ignore"):
+        return shares / shares.sum(1, keepdims=True)

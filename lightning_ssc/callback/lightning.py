@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
+from lightning_ssc.callback.triggers import Run, Steps
 from lightning_ssc.capture import Forward, Runner, first_loader, isolated_random_state
 from lightning_ssc.ranks import Ranks
 
@@ -101,6 +102,10 @@ class Training:
         """Where the run's files go, or ``None`` where it is to write none; all ranks have to ask together."""
         folder = self._trainer.log_dir or self._trainer.default_root_dir
         return None if self._trainer.fast_dev_run else Path(folder)
+
+    def found_again(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint says of a run, with where the checkpoint lies: its folder may have been moved with it."""
+        return {**state, "checkpoint": self._trainer.ckpt_path} if state and self._trainer.ckpt_path else state
 
     @property
     def loggers(self) -> list[Any]:
@@ -193,42 +198,76 @@ class Training:
     # -- When
 
     @property
-    def step(self) -> int:
-        """Training steps that are done: batches after which an optimizer stepped, as Lightning counts them in logs."""
-        return int(self._trainer.fit_loop.epoch_loop._batches_that_stepped)
+    def run(self) -> Run:
+        """What is known of the run's length."""
+        trainer, module = self._trainer, self._module
+
+        def limit(value: int | None) -> float:
+            return math.inf if value is None or value == -1 else value
+
+        # Lightning counts a step of every optimizer, which are the user's own in manual optimization.
+        optimizers = 1 if module.automatic_optimization else max(1, len(trainer.optimizers))
+        batches = trainer.num_training_batches
+        return Run(
+            epochs=limit(trainer.max_epochs),
+            steps=limit(trainer.max_steps) / optimizers,
+            steps_an_epoch=math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else math.inf,
+        )
 
     @property
-    def logged(self) -> int:
-        """The step under which Lightning logs an epoch's metrics, so that all curves of an epoch line up."""
-        return max(0, self.step - 1)
+    def of_optimizers(self) -> int:
+        """Steps that were taken, of all optimizers."""
+        return int(self._trainer.global_step)
+
+    @property
+    def steps(self) -> Steps:
+        """Steps that were taken by a run that nobody has counted them for: with one optimizer one a batch."""
+        logged = int(self._trainer.fit_loop.epoch_loop._batches_that_stepped)
+        return Steps(self.of_optimizers if self._module.automatic_optimization else logged, self.of_optimizers)
+
+    @property
+    def is_fitting(self) -> bool:
+        """Whether this is fit and not the check before it, also in its validation."""
+        return self._trainer.state.fn == "fit" and not self._trainer.sanity_checking
+
+    def logged(self, in_batch: bool) -> int:
+        """The step under which Lightning logs now, so that all curves line up.
+
+        Args:
+            in_batch: Whether this is a batch's end or the validation after it, by when Lightning has not yet counted
+                the batch.
+        """
+        stepped = int(self._trainer.fit_loop.epoch_loop._batches_that_stepped)
+        return stepped if in_batch else max(0, stepped - 1)
 
     @property
     def epochs_begun(self) -> int:
         """Epochs that are done, with the one that is running or just ends."""
-        return int(self._trainer.current_epoch) + 1
+        return self.epochs_done + 1
 
     @property
     def epochs_done(self) -> int:
-        """Epochs that are done, once training is over or has not begun."""
+        """Epochs that are done; while one runs or just ends, without that one."""
         return int(self._trainer.current_epoch)
 
-    @property
-    def epoch(self) -> float:
-        """Epochs that are done at the end of one, a fraction where it was left early; NaN if its length is unknown."""
-        return self.epochs_begun - self._left_of_epoch
+    def epoch(self, running: bool) -> float:
+        """Epochs that are done, a fraction inside one; NaN there if its length is unknown.
 
-    @property
-    def final_epoch(self) -> float:
-        """The same once training is over, when Lightning has counted an epoch that was left early as done."""
-        return self.epochs_done - self._left_of_epoch if self.epochs_done else 0
+        Args:
+            running: Whether an epoch is running or just ends. Else training is over, and Lightning has counted an epoch
+                that was left early as done, or it has not begun.
+        """
+        epochs = self.epochs_begun if running else self.epochs_done
+        return epochs - self._left_of_epoch if epochs else 0
 
     @property
     def _left_of_epoch(self) -> float:
         """Share of the last epoch that was not run; 0 at its end, NaN where its length is unknown."""
         progress, batches = self._trainer.fit_loop.epoch_loop.batch_progress, self._trainer.num_training_batches
-        if progress.is_last_batch:
-            return 0
-        return 1 - progress.current.ready / batches if batches < float("inf") else math.nan
+        done = progress.current.processed
+        if done == 0 or (progress.is_last_batch and done == progress.current.ready):
+            return int(done == 0)
+        return 1 - done / batches if math.isfinite(batches) else math.nan
 
     @property
     def is_new(self) -> bool:

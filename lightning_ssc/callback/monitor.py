@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +22,7 @@ from lightning_ssc.callback.lightning import (
     Training,
     interruptible,
 )
-from lightning_ssc.callback.triggers import Schedule, as_schedule
+from lightning_ssc.callback.triggers import Now, Occasion, Pace, Run, Schedule, Steps, as_triggers, has_dropped
 from lightning_ssc.capture import (
     Forward,
     LayerPattern,
@@ -33,7 +36,7 @@ from lightning_ssc.capture import (
 )
 from lightning_ssc.pipeline import NO_LABELS
 from lightning_ssc.recorder import Recorder
-from lightning_ssc.snapshots import MismatchError, Settings, Snapshot, Store
+from lightning_ssc.snapshots import MismatchError, OnMismatch, Settings, Snapshot, Store
 from lightning_ssc.weights import CheckpointError
 from lightning_ssc.writers import Images, linear_root
 
@@ -43,7 +46,7 @@ log = logging.getLogger(__name__)
 class SSCMonitor(Callback):
     """Watch the subspaces of a network's layers form while it trains.
 
-    At chosen epochs a fixed probe set is run through the network; every watched layer's activations become a sparse
+    At chosen moments a fixed probe set is run through the network; every watched layer's activations become a sparse
     affinity graph over the probe inputs (Sparse Subspace Clustering), and how the graphs form, settle and relate goes
     to the Trainer's loggers (tags: see :mod:`lightning_ssc.writers`) and to a :class:`~lightning_ssc.SnapshotStore`.
     Training is the same, bit for bit, as without the callback.
@@ -56,9 +59,13 @@ class SSCMonitor(Callback):
         probe: A data set, a loader (its data set is used) or ``(inputs, labels)``. By default the data module's (or the
             module's) ``probe_dataloader()``, else the validation data as ``val_dataloader()`` gives them.
         probe_size: How many samples to draw, balanced over classes. Tensors handed over are taken whole.
-        schedule: Every n epochs, a list of finished epochs, or a function of the epoch
-            (:mod:`lightning_ssc.callback.triggers`). Epoch 0 is the untrained network. The final state is always taken:
-            it is what the others are compared with.
+        schedule: When snapshots are taken (:mod:`lightning_ssc.callback.triggers`). ``"auto"``: the untrained network,
+            every epoch's end and, in a run of few epochs, steps inside them; ten moments are taken whatever they take,
+            others where snapshots stay within 2 % of the run's time (``auto(budget=0.02)``). A number means every n
+            epochs, a list these epochs, of which 0 is the untrained network. Or one or several of ``every(epochs=5)``,
+            ``every(steps=500)``, ``every(minutes=10)``, ``at(steps=[...])``, ``log_spaced(steps=True)``,
+            ``on_validation()`` and ``on_lr_drop()``; or a function of the epoch. The final state is always taken: it
+            is what the others are compared with.
         tau: Weight of the fit in self-expression; the paper advises 10 to 100.
         normalize: Scale samples to unit length first.
         solver: ``"active_set"``, exact, or ``"admm"``, Algorithm 1 of the paper.
@@ -87,6 +94,9 @@ class SSCMonitor(Callback):
             layer that is being solved then still goes on to its end, and the process with it. On a GPU layers are
             solved there beside training, which has to leave memory for some N x N matrices. Finding
             ``groups="communities"`` is work of Python, which training waits for.
+        on_mismatch: What to do where a run is resumed with another probe, other settings or other layers, so that its
+            snapshots cannot be compared with those that there are: ``"raise"``, or ``"new"`` to begin a folder of its
+            own.
         name: First part of the tags; a second monitor in the same Trainer needs a name of its own.
         on_error: ``"raise"``, or ``"warn"`` to report a snapshot that failed and go on training. What is wrong at the
             start of fit (layers, probe, store) is always raised.
@@ -114,7 +124,7 @@ class SSCMonitor(Callback):
         layers: str | type[nn.Module] | Sequence[LayerPattern] = "blocks",
         probe: ProbeSource | None = None,
         probe_size: int = 1000,
-        schedule: int | list[int] | Schedule = 1,
+        schedule: Schedule = "auto",
         tau: float = 10.0,
         normalize: bool = True,
         solver: Literal["active_set", "admm"] = "active_set",
@@ -130,6 +140,7 @@ class SSCMonitor(Callback):
         reference: str | Path | None = None,
         store: bool | str | Path = True,
         background: bool = False,
+        on_mismatch: OnMismatch = "raise",
         name: str = "ssc",
         on_error: Literal["raise", "warn"] = "raise",
         forward: Forward | None = None,
@@ -142,20 +153,34 @@ class SSCMonitor(Callback):
             raise ValueError(f"probe_size must be at least 3, got {probe_size}; 500 to 2000 make readable curves.")
         if on_error not in ("raise", "warn"):
             raise ValueError(f"on_error must be 'raise' or 'warn', got {on_error!r}.")
+        if on_mismatch not in ("raise", "new"):
+            raise ValueError(f"on_mismatch must be 'raise' or 'new', got {on_mismatch!r}.")
         check_sizes(chunk, memory)
         self.layers = layers
         self.name = name
         self.settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups)
         self.images = Images(heatmap, embedding, neighbours, projector)
-        self.schedule = as_schedule(schedule)
+        self.schedule = as_triggers(schedule)
         self.background = background
         self.on_error = on_error
+        self.on_mismatch = on_mismatch
         self._probe_source, self._probe_size = probe, probe_size
         self._store, self._reference = store, reference
         self._forward, self._chunk, self._memory, self._verbose = forward, chunk, memory, verbose
+        self._clock: Callable[[], float] = time.monotonic
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget an earlier fit."""
         self._restored: dict[str, Any] = {}
         self._recorder: Recorder | None = None
         self._learning_rate: float | None = None
+        self._dropped: int | None = None
+        self._taken_at: int | None = None
+        self._steps = Steps()
+        self._run = Run()
+        self._pace = Pace(self._clock)
+        self._is_steered = self._has_waited = False
 
     @property
     def recorder(self) -> Recorder | None:
@@ -178,7 +203,8 @@ class SSCMonitor(Callback):
         """Where the snapshots lie and which they are; the graphs themselves stay on disk."""
         if self._recorder is None:
             return dict(self._restored)
-        return {**self._recorder.state_dict(), "learning_rate": self._learning_rate}
+        when = {"learning_rate": self._learning_rate, "dropped": self._dropped, "counted": asdict(self._steps)}
+        return {**self._recorder.state_dict(), **when}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember where a resumed run has left its snapshots; they are taken over at the start of fit."""
@@ -187,32 +213,35 @@ class SSCMonitor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit."""
         if stage == "fit":
-            self._restored, self._recorder, self._learning_rate = {}, None, None
+            self._forget()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fail now where the monitor does not go together with the Trainer."""
+        """Refuse what does not go together."""
         self._refuse_what_does_not_go_together(Training(trainer, pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose layers and probe, from the validation data that the Trainer has by now, and take the first state."""
+        """Choose layers and probe, and take the untrained network; what cannot be watched fails now, not later."""
         training = Training(trainer, pl_module)
-        self._start(training)
-        self._learning_rate = self._restored.get("learning_rate")
+        self._begin(training)
         with self._guard(training) as recorder:
             try:
                 recorder.prepare()
             except (MismatchError, CheckpointError) as error:
                 raise MisconfigurationError(str(error)) from error
-        if training.is_new and self.schedule(0):
-            self._take(training, 0)
+        if training.is_new:
+            self._consider(training, "start")
         # A checkpoint saved with the last batch of an epoch resumes behind that epoch's end, whose hook is over.
-        elif training.is_behind_epoch and self._restored and self.schedule(done := training.epochs_done):
+        elif training.is_behind_epoch and self._restored:
             with self._guard(training) as recorder:
-                if not recorder.holds(done):
-                    self._take(training, done)
+                if not recorder.holds(training.epochs_done):
+                    self._consider(training, "start")
 
-    def _start(self, training: Training) -> None:
-        """Make what takes the snapshots; what is wrong with layers or probe is said now, not after the first epoch."""
+    def _begin(self, training: Training) -> None:
+        self._learning_rate, self._dropped = (self._restored.get(key) for key in ("learning_rate", "dropped"))
+        self._steps = Steps(**counted) if (counted := self._restored.get("counted")) else training.steps
+        self._steps.advance(training.of_optimizers)  # a checkpoint may be saved before this callback counts a batch
+        self._run, self._pace = training.run, Pace(self._clock)
+        self._is_steered = bool(self._steered(training))
         probe, names = self._make_probe(training)
         monitors = training.callbacks(SSCMonitor)
         try:
@@ -228,7 +257,8 @@ class SSCMonitor(Callback):
                 reference=self._reference,
                 background=self.background,
                 name=self.name,
-                resume=self._restored,
+                resume=training.found_again(self._restored),
+                on_mismatch=self.on_mismatch,
                 class_names=names,
                 ranks=training.ranks,
                 bar=training.bar,
@@ -237,36 +267,48 @@ class SSCMonitor(Callback):
         except MismatchError as error:
             raise MisconfigurationError(str(error)) from error
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the learning rate: after an epoch's last batch schedulers move on to that of the next."""
-        self._learning_rate = Training(trainer, pl_module).learning_rate
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note the learning rate of the step to come: after it, schedulers move on."""
+        training = Training(trainer, pl_module)
+        rate = training.learning_rate
+        if has_dropped(self._learning_rate, rate):
+            self._dropped = self._steps.done
+            self._consider(training, "drop")
+        self._learning_rate = rate
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log a snapshot that was solved in the background."""
-        if self._recorder is not None and self._recorder.pending is not None and not self._recorder.busy:
-            training = Training(trainer, pl_module)
-            if training.is_alone:  # several processes would have to agree every time
-                self._poll(training)
+        """Take a snapshot of the step, if one is due, or log one that was solved in the background."""
+        training = Training(trainer, pl_module)
+        if self._steps.advance(training.of_optimizers) and self._consider(training, "step"):
+            return
+        solved = self._recorder is not None and self._recorder.pending is not None and not self._recorder.busy
+        if solved and training.is_alone:  # several processes would have to agree every time
+            self._poll(training)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take a snapshot after a validation, if it is on the schedule."""
+        training = Training(trainer, pl_module)
+        if training.is_fitting:
+            self._consider(training, "validation")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the epoch that has just finished, if it is on the schedule."""
         training = Training(trainer, pl_module)
-        if self.schedule(training.epochs_begun):
-            self._take(training, training.epoch)
-            # The end of fit would wait anyway, and a checkpoint of the last epoch saved before that is one of a run
-            # that Lightning does not go on with: nobody could take the epoch again.
-            if training.stops_after(training.epochs_begun):
-                with self._guard(training) as recorder:
-                    self._collect(training, recorder)
-        else:
+        is_last = training.stops_after(training.epochs_begun)
+        if not self._consider(training, "epoch", is_last):
             self._poll(training)
+        # The end of fit would wait anyway, and a checkpoint of the last epoch saved before that is one of a run that
+        # Lightning does not go on with: nobody could take the epoch again.
+        if is_last:
+            with self._guard(training) as recorder:
+                self._collect(training, recorder)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the final state and compare every earlier snapshot with it."""
         training = Training(trainer, pl_module)
-        self._take(training, training.final_epoch)
+        self._take(training, "end")
         with self._guard(training) as recorder:
             self._collect(training, recorder)
         with self._guard(training) as recorder:
@@ -309,13 +351,22 @@ class SSCMonitor(Callback):
                 f"SSCMonitor does not support {training.sharded_by}, which shards the model: no process holds whole "
                 f"layers. Use strategy='ddp', or take snapshots of checkpoints with lightning_ssc.snapshot()."
             )
-        own = (f"{self.name}/", f"{linear_root(self.name)}/")
-        steered = [key for key in training.steered_by if key.startswith(own)]
+        steered = self._steered(training)
         if self.background and steered:
             raise MisconfigurationError(
                 f"{steered[0]!r} steers the training, and background=True would bring it late, by a time that differs "
                 f"from run to run. Use background=False, or monitor another metric."
             )
+        if steered and any(trigger.timed for trigger in self.schedule):
+            raise MisconfigurationError(
+                f"{steered[0]!r} steers the training, and every(minutes=...) would bring it at steps that differ from "
+                f"run to run. Use every(steps=...), or monitor another metric."
+            )
+
+    def _steered(self, training: Training) -> list[str]:
+        """Metrics of this monitor that something in the training goes by."""
+        own = (f"{self.name}/", f"{linear_root(self.name)}/")
+        return [key for key in training.steered_by if key.startswith(own)]
 
     def _make_probe(self, training: Training) -> tuple[Probe, tuple[str, ...]]:
         """The probe and the names of its classes; what goes wrong on one rank is said on all."""
@@ -344,17 +395,51 @@ class SSCMonitor(Callback):
             return None
         return folder / self.name if self._store is True else Path(str(self._store))
 
-    def _take(self, training: Training, epoch: float) -> None:
+    def _consider(self, training: Training, occasion: Occasion, is_last: bool = False) -> bool:
+        """Take a snapshot if one is due; returns whether one was. All ranks decide alike, by rank zero's clock."""
+        minutes = 0.0
+        if occasion == "step" and any(trigger.timed for trigger in self.schedule):
+            minutes = training.ranks.broadcast(self._pace.minutes)
+        epoch = training.epochs_begun if occasion == "epoch" else training.epochs_done
+        now = Now(occasion, self._steps.done, epoch, self._run, minutes, self._dropped)
+        share = max(trigger.share(now) for trigger in self.schedule)
+        if share == 0 or (share < math.inf and self._taken_at == now.step):
+            return False
+        # The final state is taken anyway, and what the training goes by must not differ from run to run.
+        is_bound = share < math.inf and not is_last and not self._is_steered
+        if is_bound and not training.ranks.broadcast(self._pace.allows(share)):
+            self._say_that_it_waits(training, now, share)
+            return False
+        self._take(training, occasion)
+        return True
+
+    def _say_that_it_waits(self, training: Training, now: Now, share: float) -> None:
+        if not self._has_waited and training.is_zero:
+            log.warning(
+                "No snapshot is taken after step %d (epoch %d), nor after others to come: snapshots would have taken "
+                "more than %.3g %% of the run's time so far. schedule=1 takes every epoch, and auto(budget=...) gives "
+                "them more time.",
+                now.step,
+                now.epoch,
+                100 * share,
+            )
+        self._has_waited = True
+
+    def _take(self, training: Training, occasion: Occasion | Literal["end"]) -> None:
         """Take a snapshot after the one before is done, and in the foreground end it, too."""
-        with self._guard(training) as recorder:  # what is wrong with that one is no reason to leave this one out
-            self._collect(training, recorder)
-        with self._guard(training) as recorder:
-            before = recorder.steps
-            recorder.record(epoch, training.step, self._learning_rate, trigger="epoch", logged=training.logged)
-            self._say(training, recorder, before)
+        self._taken_at = self._steps.done
+        with self._pace.taking():
+            with self._guard(training) as recorder:  # what is wrong with that one is no reason to leave this one out
+                self._collect(training, recorder)
+            with self._guard(training) as recorder:
+                before = recorder.steps
+                logged = training.logged(in_batch=occasion in ("step", "validation"))
+                epoch = training.epoch(running=occasion not in ("start", "end"))
+                recorder.record(epoch, self._steps.done, self._learning_rate, trigger=occasion, logged=logged)
+                self._say(training, recorder, before)
 
     def _poll(self, training: Training) -> None:
-        with self._guard(training) as recorder:
+        with self._pace.finishing(), self._guard(training) as recorder:
             before = recorder.steps
             recorder.poll()
             self._say(training, recorder, before)

@@ -33,7 +33,7 @@ from lightning_ssc.version import __version__
 Arrays = Mapping[str, NDArray[Any]]
 
 FORMAT = 2
-_OF_SAMPLES = ("labels", "indices", "predictions", "confidence")
+OF_SAMPLES = ("labels", "indices", "predictions", "confidence")
 
 
 @cache
@@ -164,7 +164,7 @@ def encode(snapshot: Snapshot) -> Arrays:
                 **({} if layer.linear is None else {"linear_norm": layer.linear.norm}),
             }
         )
-    for key in _OF_SAMPLES:
+    for key in OF_SAMPLES:
         if (tensor := getattr(snapshot, key)) is not None:
             arrays[key] = tensor.numpy()
     for name, table in snapshot.pairs.items():
@@ -181,6 +181,7 @@ def encode(snapshot: Snapshot) -> Arrays:
         "probe": snapshot.probe,
         "learning_rate": _number(snapshot.learning_rate),
         "previous": snapshot.previous,
+        "run": snapshot.run,
     }
     arrays["header"] = _as_bytes(header)
     return arrays
@@ -213,7 +214,8 @@ def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> Snapsh
         _check(sound and _are_numbers(of_layer), f"layer {layer['name']!r} is damaged")
         values[layer["name"]] = {key: _float(value) for key, value in of_layer.items()}
     rate, previous, size = (header.get(key) for key in ("learning_rate", "previous", "size"))
-    _check(isinstance(header["probe"], str), "its probe is damaged")
+    run = header.get("run", "")
+    _check(isinstance(header["probe"], str) and isinstance(run, str), "its probe or run is damaged")
     _check(rate is None or type(rate) in (int, float), f"its learning rate is {rate!r}")
     _check(all(number is None or type(number) is int for number in (previous, size)), "its size or order is damaged")
     for key in ("settings", "seconds", "versions"):
@@ -229,6 +231,7 @@ def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> Snapsh
         versions=header.get("versions", {}),
         learning_rate=rate,
         previous=previous,
+        run=run,
         **{key: header[key] for key in ("probe", "seconds")},
     )
 
@@ -255,6 +258,7 @@ def decode(arrays: Arrays, path: Path, step: int | None = None) -> Snapshot:
         learning_rate=header.learning_rate,
         pairs=decode_pairs(arrays, len(layers)),
         previous=header.previous,
+        run=header.run,
     )
 
 
@@ -290,7 +294,7 @@ def decode_of_samples(arrays: Arrays, size: int | None) -> dict[str, Tensor]:
     Raises:
         ValueError: They are damaged.
     """
-    found = {key: arrays[key] for key in _OF_SAMPLES if key in arrays}
+    found = {key: arrays[key] for key in OF_SAMPLES if key in arrays}
     for key, values in found.items():
         _check(values.ndim == 1 and size in (None, len(values)), f"its {key} are not one a sample")
         _check(values.dtype.kind == ("f" if key == "confidence" else "i"), f"its {key} are {values.dtype}")

@@ -215,6 +215,7 @@ class Snapshot(_OfAMoment):
         learning_rate: Learning rate of the finished epoch, or ``None`` where it is not known.
         pairs: Tables ``(L, L)`` float32 between the layers, by the names of the measures.
         previous: Step of the snapshot that values "to previous" are to, or ``None`` for a first one.
+        run: What tells the run that took it from any other; may be empty.
     """
 
     moment: Moment
@@ -229,6 +230,7 @@ class Snapshot(_OfAMoment):
     learning_rate: float | None = None
     pairs: Mapping[str, Tensor] = field(default_factory=dict)
     previous: int | None = None
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ class SnapshotHeader(_OfAMoment):
         layers: Labels of the layers, in order of execution.
         values: What was measured of every layer, by label and by the name of the measure.
         size: Number of samples, N; ``None`` where it is not said (format 1).
-        settings: See :class:`Snapshot`, as for ``probe``, ``seconds``, ``learning_rate`` and ``previous``.
+        settings: See :class:`Snapshot`, as for ``probe``, ``seconds``, ``learning_rate``, ``previous`` and ``run``.
         versions: Versions of what the numbers come from.
     """
 
@@ -254,6 +256,7 @@ class SnapshotHeader(_OfAMoment):
     versions: Mapping[str, str]
     learning_rate: float | None
     previous: int | None
+    run: str = ""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def monitor(**kwargs: Any) -> SSCMonitor:
-    return SSCMonitor(**{"layers": "stages", "probe_size": 20, "heatmap": False, "embedding": False, **kwargs})
+    options = {"layers": "stages", "schedule": 1, "probe_size": 20, "heatmap": False, "embedding": False}
+    return SSCMonitor(**{**options, **kwargs})
 
 
 def fit(root: Path, *callbacks: Any, resume: Path | None = None, **kwargs: Any) -> pl.Trainer:
@@ -341,7 +342,7 @@ def test_either_import_name_alone(missing: str, tmp_path: Path) -> None:
                 return torch.optim.SGD(self.parameters(), 0.1)
 
         data = TensorDataset(torch.rand(20, 4), torch.arange(20) % 2)
-        watching = SSCMonitor(probe=data, layers="Linear", store=False)
+        watching = SSCMonitor(probe=data, layers="Linear", schedule=1, store=False)
         pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=watching, logger=False, enable_checkpointing=False,
                    enable_progress_bar=False, enable_model_summary=False).fit(Net(), DataLoader(data, 10))
         print("epochs", watching.store.epochs)
