@@ -189,7 +189,7 @@ def inputs(snapshot: Snapshot, layer: str | None = None) -> Inputs:
         )
     labels, classes = snapshot.labels.numpy(), classes_of(snapshot.labels, snapshot.predictions)
     shares = shares_of(snapshot.layers[name].affinity, labels, classes)
-    isolated: Index = np.isnan(shares).any(1)
+    isolated = np.asarray(np.isnan(shares).any(1))
     ssc_labels = np.where(isolated, -1, classes[np.where(isolated[:, None], 0, shares).argmax(1)])
     return Inputs(
         layer=name,

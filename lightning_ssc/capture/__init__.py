@@ -3,7 +3,8 @@
 from lightning_ssc.capture.batches import batch_size, first_loader
 from lightning_ssc.capture.isolation import isolated_random_state, without_trace
 from lightning_ssc.capture.labels import split_batch
-from lightning_ssc.capture.layers import Layer, LayerPattern, select_layers
+from lightning_ssc.capture.layers import LayerPattern, select_layers
+from lightning_ssc.capture.names import Layer
 from lightning_ssc.capture.overview import show_layers
 from lightning_ssc.capture.passes import capture
 from lightning_ssc.capture.pictures import class_names, pictures

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ssc.capture.layers import Layer
+from lightning_ssc.capture.names import Layer
 from lightning_ssc.settings import Pooling
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lightning_ssc.capture.batches import batch_size, take
 from lightning_ssc.capture.isolation import seed_everything, without_trace
-from lightning_ssc.capture.layers import Layer
+from lightning_ssc.capture.names import Layer
 from lightning_ssc.capture.outputs import features
 from lightning_ssc.capture.plan import FeatureSlice, plan_shared, room, share_layers
 from lightning_ssc.capture.runner import Runner

@@ -16,8 +16,8 @@ from lightning_ssc.capture.batches import batch_size
 from lightning_ssc.capture.calls import observe
 from lightning_ssc.capture.dependence import Dependence, rows_are_equal
 from lightning_ssc.capture.isolation import without_trace
-from lightning_ssc.capture.layers import Layer, LayerPattern, select_layers
-from lightning_ssc.capture.names import named_layers
+from lightning_ssc.capture.layers import LayerPattern, select_layers
+from lightning_ssc.capture.names import Layer, named_layers
 from lightning_ssc.capture.outputs import describe, features, is_channels_last, part_of
 from lightning_ssc.capture.runner import Runner
 from lightning_ssc.capture.samples import some
