@@ -26,7 +26,6 @@ from lightning_ssc.capture import (
     WatchedLayer,
     capture,
     make_probe,
-    select_layers,
     trace,
     unwrapped,
 )
@@ -342,7 +341,7 @@ def snapshot(
     settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups)
     probe = make_probe((inputs,) if labels is None else (inputs, labels))
     runner = Runner(inner, forward, context, chunk=chunk, memory=memory)
-    watched = trace(runner, select_layers(inner, layers), probe.inputs, pooling)
+    watched = trace(runner, layers, probe.inputs, pooling)
     moment = Moment(epochs_as_steps(epoch) if step is None else step, epoch)
     taken = begin_snapshot(runner, probe, watched, settings, moment, learning_rate=learning_rate).result()
     return compared(taken)

@@ -28,7 +28,6 @@ from lightning_ssc.capture import (
     isolated_random_state,
     make_probe,
     pictures,
-    select_layers,
     trace,
 )
 from lightning_ssc.pipeline import begin_snapshot, compared
@@ -155,6 +154,24 @@ def _progress_in_lightning(content: Mapping[str, Any], path: Path) -> Checkpoint
     return Checkpoint(path, Moment(steps, begun, "checkpoint", max(0, steps - 1)), rate, scheduled)
 
 
+def new_model(factory: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    """A network as it is made.
+
+    Raises:
+        CheckpointError: The factory lacks arguments, or makes no network.
+    """
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        raise CheckpointError(f"--model cannot be called: {error}. Give its arguments with --model-arg.") from None
+    model = factory(**arguments)
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(f"--model made {type(model).__name__}, not a network (torch.nn.Module).")
+    if callable(configure := getattr(model, "configure_model", None)):
+        configure()  # where Lightning lets a network make its layers
+    return model
+
+
 def build_model(
     factory: Callable[..., nn.Module],
     content: Mapping[str, Any],
@@ -173,20 +190,11 @@ def build_model(
     Raises:
         CheckpointError: The network lacks arguments, or the weights do not fit it.
     """
-    signature = inspect.signature(factory)
-    accepted = signature.parameters
+    accepted = inspect.signature(factory).parameters
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     saved = content.get("hyper_parameters", {}) if isinstance(factory, type) else {}
     given = {k: v for k, v in saved.items() if anything or k in accepted} | dict(arguments)
-    try:
-        signature.bind(**given)
-    except TypeError as error:
-        raise CheckpointError(f"--model cannot be called: {error}. Give its arguments with --model-arg.") from None
-    model = factory(**given)
-    if not isinstance(model, nn.Module):
-        raise CheckpointError(f"--model made {type(model).__name__}, not a network (torch.nn.Module).")
-    if callable(configure := getattr(model, "configure_model", None)):
-        configure()  # where Lightning lets a network make its layers
+    model = new_model(factory, given)
     weights = content.get("state_dict", content)
     try:
         load_weights(model, weights if network is None else network_of(weights, network))
@@ -267,10 +275,9 @@ def analyze(
             model = model.to(device)
         except CheckpointError as error:
             raise CheckpointError(f"{checkpoint.path}: {error}") from error
-        chosen = select_layers(model, layers)
         runner = Runner(model, forward, device=device, chunk=chunk, memory=memory)
         try:
-            return runner, trace(runner, chosen, probe.inputs, settings.pooling)
+            return runner, trace(runner, layers, probe.inputs, settings.pooling)
         except (RuntimeError, TypeError, LookupError, AttributeError) as error:
             raise CheckpointError(
                 f"The network does not run on the inputs of --data ({type(error).__name__}: {error}). Give it data of "

@@ -143,6 +143,24 @@ def _alike(one: Any, other: Any) -> bool:
     return is_lazy(one) or getattr(other, "shape", None) == getattr(one, "shape", None)
 
 
+def fingerprint(model: nn.Module) -> list[float]:
+    """The norm of every parameter and buffer: equal as long as nothing changes them.
+
+    Of tensors that are sharded, of this process's part.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> before = fingerprint(net)
+        >>> same = fingerprint(net) == before
+        >>> _ = nn.init.ones_(net.weight)
+        >>> same, fingerprint(net) == before
+        (True, False)
+    """
+    tensors = [getattr(t, "to_local", lambda t=t: t)().detach() for t in (*model.parameters(), *model.buffers())]
+    norms = [torch.linalg.vector_norm(t if t.is_complex() else t.float()) for t in tensors if t.numel()]
+    return torch.stack([norm.double().cpu() for norm in norms]).nan_to_num().tolist() if norms else []
+
+
 @contextmanager
 def with_weights(model: nn.Module, state: Mapping[str, Any]) -> Iterator[None]:
     """The network with other weights, see :func:`load_weights`, and then with its own again.

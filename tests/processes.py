@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_ssc import Images, Recorder, SnapshotStore, SSCMonitor, pipeline, snapshot
-from lightning_ssc.capture import Runner, capture, select_layers, trace
+from lightning_ssc import Images, Recorder, SnapshotStore, SSCMonitor, auto, every, pipeline, snapshot
+from lightning_ssc.capture import Runner, capture, trace
 from lightning_ssc.metrics import AffinityModularity, LinearCKA
 from lightning_ssc.ranks import Ranks
 from tests.nets import Classifier, Logs, convnet, data, optimizer, train, trainer
@@ -44,14 +45,16 @@ def _quiet(target: Callable[..., None], args: tuple[Any, ...], env: dict[str, st
     target(*args)
 
 
-def train_with_checkpoints(root: Path, epochs: int, background: bool = False) -> None:
+def train_with_checkpoints(root: Path, epochs: int, background: bool = False, by_steps: bool = False) -> None:
     """Train under a monitor, from the last checkpoint if there is one."""
     pl.seed_everything(0, verbose=False)
-    kept = ModelCheckpoint(root / "kept", save_last=True)
+    kept = ModelCheckpoint(root / "kept", save_last=True, every_n_train_steps=1 if by_steps else None)
     last = root / "kept" / "last.ckpt"
     earlier = len(list(root.glob("ssc*")))
     store = root / f"ssc-{earlier - 1 if last.exists() else earlier}"
-    monitor = SSCMonitor(schedule=1, probe_size=30, heatmap=False, embedding=False, store=store, background=background)
+    schedule = every(steps=1) if by_steps else every(epochs=1)
+    options = {"probe_size": 30, "heatmap": False, "embedding": False, "store": store, "background": background}
+    monitor = SSCMonitor(schedule=schedule, **options)
     run = trainer(root, monitor, kept, max_epochs=epochs, enable_checkpointing=True)
     run.fit(Classifier(), ckpt_path=last if last.exists() else None, weights_only=True)
     (root / "done").touch()
@@ -88,6 +91,23 @@ def train_distributed(world: int, root: Path, layers: str | list[str] = "**", ba
     torch.save({tag: run.callback_metrics[tag] for tag in tags}, root / f"metrics-{run.global_rank}.pt")
     if run.is_global_zero:
         torch.save(model.state_dict(), root / "weights.pt")
+
+
+def decide_by_the_clock(world: int, root: Path) -> None:
+    """The clock of rank zero hurries, that of rank one stands still."""
+    monitor = SSCMonitor(
+        schedule=[every(minutes=1), auto()],
+        probe_size=30,
+        heatmap=False,
+        embedding=False,
+        neighbours=0,
+        store=root / "ssc",
+    )
+    monitor._clock = count(step=25.0 if os.environ["LOCAL_RANK"] == "0" else 0.0).__next__
+    run = trainer(root, monitor, max_epochs=11, strategy="ddp", devices=world)
+    run.fit(Classifier())
+    assert monitor.recorder is not None
+    torch.save(monitor.recorder.steps, root / f"steps-{run.global_rank}.pt")
 
 
 class BreaksOnRankOne(pl.Callback):
@@ -248,7 +268,7 @@ def spread(world: int, root: Path) -> None:
     told: dict[str, Any] = {}
     for name, memory, chunk in (("one pass", None, 256), ("several", 2 * 31 * 31 * 8 + 31 * 60 * 8, 4)):
         runner = Runner(net, run, chunk=chunk, memory=memory)
-        layers = trace(runner, select_layers(net, "**"), x)
+        layers = trace(runner, "**", x)
         outputs: dict[int, torch.Tensor] = {}
         sent = ranks.sent
         shared = {layer.label: gram for layer, gram in capture(runner, layers, x, processes=ranks, outputs=outputs)}

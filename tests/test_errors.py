@@ -94,7 +94,7 @@ MESSAGES: list[tuple[str, Any, str]] = [
     ),
     (
         "a preset that finds nothing",
-        lambda root: snapshot(nn.Sequential(nn.Linear(3, 2)), X, layers="conv"),
+        lambda root: snapshot(nn.Sequential(nn.Linear(8, 2)), X, layers="conv"),
         "The preset layers='conv' finds nothing to watch in this network, which is made of Linear. Name its "
         "layers instead, e.g. layers=['0'].",
     ),

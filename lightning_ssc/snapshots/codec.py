@@ -35,7 +35,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 FORMAT = 2
 _CLASSES = 1 << 20  # more classes than this are no classes, and would fill the memory of whoever counts them
-_OF_SAMPLES = ("labels", "indices", "predictions", "confidence")
+OF_SAMPLES = ("labels", "indices", "predictions", "confidence")
 
 
 @cache
@@ -166,7 +166,7 @@ def encode(snapshot: Snapshot) -> Arrays:
                 **({} if layer.linear is None else {"linear_norm": layer.linear.norm}),
             }
         )
-    for key in _OF_SAMPLES:
+    for key in OF_SAMPLES:
         if (tensor := getattr(snapshot, key)) is not None:
             arrays[key] = tensor.numpy()
     for name, table in snapshot.pairs.items():
@@ -296,7 +296,7 @@ def decode_of_samples(arrays: Arrays, size: int | None) -> dict[str, Tensor]:
     Raises:
         ValueError: They are damaged.
     """
-    found = {key: arrays[key] for key in _OF_SAMPLES if key in arrays}
+    found = {key: arrays[key] for key in OF_SAMPLES if key in arrays}
     for key, values in found.items():
         _check(values.ndim == 1 and size in (None, len(values)), f"its {key} are not one a sample")
         _check(values.dtype.kind == ("f" if key == "confidence" else "i"), f"its {key} are {values.dtype}")
