@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import zip_longest
+from os.path import abspath
 from pathlib import Path
 from typing import Any, Literal
 
@@ -512,7 +513,7 @@ class SSCMonitor(Callback):
         folder = training.folder  # every rank asks for it
         if self._store is False or folder is None:
             return None
-        return folder / self.name if self._store is True else Path(str(self._store))
+        return folder / self.name if self._store is True else Path(abspath(self._store))  # "." has no name
 
     def _consider(self, training: Training, occasion: Occasion, is_last: bool = False) -> bool:
         """Take a snapshot if one is due; returns whether one was. All ranks decide alike, by rank zero's clock."""
