@@ -178,7 +178,7 @@ class Recorder:
     # -- Before the first snapshot
 
     def _trace(self, layers: str | type[nn.Module] | Sequence[LayerPattern]) -> list[WatchedLayer]:
-        watched = trace(self._runner, layers, self.probe.inputs, self.settings.pooling)
+        watched = trace(self._runner, layers, self.probe.batches, self.settings.pooling)
         if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
             ranks = self._ranks.size
             plan_shared(watched, len(self.probe), self._runner.memory, ranks, staged=ranks > 1)  # or it is too small

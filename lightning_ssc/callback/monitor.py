@@ -44,9 +44,9 @@ from lightning_ssc.capture import (
     check_sizes,
     class_names,
     first_loader,
-    isolated_random_state,
     make_probe,
 )
+from lightning_ssc.pipeline import NO_LABELS
 from lightning_ssc.recorder import Recorder
 from lightning_ssc.snapshots import MismatchError, OnMismatch, Settings, Snapshot, Store
 from lightning_ssc.weights import CheckpointError
@@ -488,11 +488,10 @@ class SSCMonitor(Callback):
 
         def found() -> tuple[Any, Probe]:
             source: Any = self._probe_source
-            with isolated_random_state():
-                if source is None:
-                    source = training.probe_source()
-                elif not isinstance(source, (list, tuple)):
-                    source = first_loader(source)
+            if source is None:
+                source = training.probe_source()
+            elif not isinstance(source, (list, tuple)):
+                source = first_loader(source)
             if source is None:
                 raise MisconfigurationError(
                     "SSCMonitor found no probe: pass probe= (a data set, a loader or tensors), give the data module a "
@@ -502,8 +501,8 @@ class SSCMonitor(Callback):
 
         source, probe = training.ranks.together(found)
         if probe.labels is None and self.settings.groups == "classes" and training.is_zero:
-            log.warning("The probe has no class labels (one integer a sample), so modularity is left out.")
-        return probe, class_names(training.datamodule, source, getattr(source, "dataset", None))
+            log.warning(NO_LABELS)
+        return probe, class_names(training.datamodule, source, getattr(source, "dataset", None)) or probe.names
 
     def _folder(self, training: Training) -> Path | None:
         folder = training.folder  # every rank asks for it
