@@ -14,7 +14,7 @@ from torch import nn
 from lightning_ssc import SnapshotStore, SSCMonitor, snapshot
 from lightning_ssc.callback.triggers import as_triggers, log_spaced
 from lightning_ssc.capture import WatchedLayer, plan_passes
-from lightning_ssc.capture.layers import Layer
+from lightning_ssc.capture.names import Layer
 from tests.nets import Classifier, convnet, data, trainer
 
 X, Y = data(30).tensors
@@ -94,7 +94,7 @@ MESSAGES: list[tuple[str, Any, str]] = [
     ),
     (
         "a preset that finds nothing",
-        lambda root: snapshot(nn.Sequential(nn.Linear(3, 2)), X, layers="conv"),
+        lambda root: snapshot(nn.Sequential(nn.Linear(8, 2)), X, layers="conv"),
         "The preset layers='conv' finds nothing to watch in this network, which is made of Linear. Name its "
         "layers instead, e.g. layers=['0'].",
     ),

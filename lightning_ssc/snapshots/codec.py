@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_ssc.files import obstacle
 from lightning_ssc.functional.gram_sketch import GramSketch
 from lightning_ssc.snapshots.snapshot import LayerGraph, Moment, ProbeCard, Snapshot, SnapshotError, SnapshotHeader
 from lightning_ssc.version import __version__
@@ -33,7 +34,6 @@ from lightning_ssc.version import __version__
 Arrays = Mapping[str, NDArray[Any]]
 
 FORMAT = 2
-_CLASSES = 1 << 20  # more classes than this are no classes, and would fill the memory of whoever counts them
 OF_SAMPLES = ("labels", "indices", "predictions", "confidence")
 
 
@@ -124,15 +124,15 @@ def reading(path: Path, step: int | None = None) -> Iterator[Arrays]:
     try:
         file = path.open("rb")
     except OSError as error:  # the file may be sound: what is wrong is the disk, the network or the permissions
-        raise SnapshotError(f"{path} cannot be opened ({error.strerror or error}).", step) from error
+        raise SnapshotError(f"{path} cannot be opened ({obstacle(error)}).", step) from error
     with file:
         try:
             yield _Archive(file)
         except SnapshotError:
             raise
-        except (OSError, MemoryError) as error:
-            raise SnapshotError(f"{path} cannot be read ({error or type(error).__name__}).", step) from error
         except Exception as error:  # whatever reading meets, the file is not what it should be
+            if why := obstacle(error):
+                raise SnapshotError(f"{path} cannot be read ({why}).", step) from error
             raise SnapshotError(
                 f"{path} is not a readable snapshot ({error}). Delete the file; the run's other snapshots are not "
                 f"affected.",
@@ -300,8 +300,7 @@ def decode_of_samples(arrays: Arrays, size: int | None) -> dict[str, Tensor]:
         _check(values.ndim == 1 and size in (None, len(values)), f"its {key} are not one a sample")
         _check(values.dtype.kind == ("f" if key == "confidence" else "i"), f"its {key} are {values.dtype}")
         if key in ("labels", "predictions"):
-            in_range = (values >= np.iinfo(np.int32).min) & (values < _CLASSES)
-            _check(bool(in_range.all()), f"its {key} are no numbers of classes")
+            _check(values.dtype == np.int64, f"its {key} are {values.dtype}")
     return {key: torch.from_numpy(values) for key, values in found.items()}
 
 

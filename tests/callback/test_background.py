@@ -234,7 +234,7 @@ def test_control_c_while_the_next_snapshot_waits_loses_nothing(
     watching = monitor()
     with pytest.raises(SystemExit):
         fit(tmp_path, At(0, lambda: gate.shut(watching.recorder), batch=2), Interrupts(), watching, max_epochs=3)
-    assert watching.store.epochs == [0, 1]  # type: ignore[union-attr]
+    assert watching.store.epochs == [0, 1, 2]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("when", ["save", "log"])
