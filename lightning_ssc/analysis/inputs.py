@@ -114,8 +114,8 @@ class Inputs:
 def last_hidden_layer(snapshot: Snapshot) -> str:
     """The layer that the paper reads single inputs from: the last one that is not the classifier.
 
-    The classifier is taken to be a last layer that puts out one number a class; where labels and predictions do not
-    tell how many there are, the last layer is returned.
+    The classifier is what puts out what the network returns, as the forward pass showed; in snapshots that do not say,
+    a last layer that puts out one number a class.
 
     Raises:
         SnapshotError: The snapshot has no layers.
@@ -129,7 +129,11 @@ def last_hidden_layer(snapshot: Snapshot) -> str:
     names = list(snapshot.layers)
     if not names:
         raise SnapshotError(f"The snapshot of {snapshot.moment} has no layers.")
-    is_classifier = snapshot.layers[names[-1]].features == _class_count(snapshot)
+    if any(snapshot.layers[name].is_output for name in names):
+        first = next(i for i, name in enumerate(names) if snapshot.layers[name].is_output)
+        return names[max(first - 1, 0)]
+    last = snapshot.layers[names[-1]]
+    is_classifier = last.is_output is None and last.features == _class_count(snapshot)
     return names[-2] if is_classifier and len(names) > 1 else names[-1]
 
 

@@ -163,6 +163,7 @@ def encode(snapshot: Snapshot) -> Arrays:
                 "values": {key: _number(value) for key, value in layer.values.items()},
                 "norm": _number(layer.graph.norm),
                 **({} if layer.linear is None else {"linear_norm": layer.linear.norm}),
+                **({} if layer.is_output is None else {"is_output": layer.is_output}),
             }
         )
     for key in _OF_SAMPLES:
@@ -211,6 +212,7 @@ def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> Snapsh
     for layer in header["layers"]:
         of_layer = layer.get("values", {})
         sound = type(layer["features"]) is int and type(layer["converged"]) is bool
+        sound = sound and layer.get("is_output") in (None, True, False)
         _check(sound and _are_numbers(of_layer), f"layer {layer['name']!r} is damaged")
         values[layer["name"]] = {key: _float(value) for key, value in of_layer.items()}
     rate, previous, size = (header.get(key) for key in ("learning_rate", "previous", "size"))
@@ -348,6 +350,7 @@ def _layer(arrays: Arrays, i: int, entry: Mapping[str, Any]) -> LayerGraph:
         None if found is None else torch.from_numpy(found),
         {key: _float(measured) for key, measured in entry.get("values", {}).items()},
         _known(entry, "norm"),
+        entry.get("is_output"),
     )
 
 

@@ -125,6 +125,8 @@ class LayerGraph:
             ``groups="communities"`` asked for them.
         values: What was measured of the layer, by the names of :data:`lightning_ssc.measures.MEASURES`.
         norm: Norm of the centred affinity, if it was kept.
+        is_output: Whether the layer puts out what the network returns, as a classifier does; ``None`` where it is not
+            known.
     """
 
     coef: Tensor
@@ -135,6 +137,7 @@ class LayerGraph:
     communities: Tensor | None = None
     values: Mapping[str, float] = field(default_factory=dict)
     norm: float | None = None
+    is_output: bool | None = None
 
     def with_values(self, values: Mapping[str, float]) -> LayerGraph:
         """The same layer with other values; what was derived of its graph is not derived again."""
