@@ -6,6 +6,7 @@ from lightning_ssc.version import __version__
 
 if TYPE_CHECKING:
     from lightning_ssc.callback import SSCMonitor
+    from lightning_ssc.callback.triggers import at, auto, every, log_spaced, on_lr_drop, on_validation
     from lightning_ssc.capture import show_layers
     from lightning_ssc.pipeline import snapshot
     from lightning_ssc.recorder import Recorder
@@ -21,9 +22,17 @@ __all__ = [
     "Snapshot",
     "SnapshotStore",
     "__version__",
+    "at",
+    "auto",
+    "every",
+    "log_spaced",
+    "on_lr_drop",
+    "on_validation",
     "show_layers",
     "snapshot",
 ]
+
+_TRIGGERS = ("at", "auto", "every", "log_spaced", "on_lr_drop", "on_validation")
 
 _WHERE = {
     "Images": "writers",
@@ -34,6 +43,7 @@ _WHERE = {
     "SnapshotStore": "snapshots",
     "show_layers": "capture",
     "snapshot": "pipeline",
+    **dict.fromkeys(_TRIGGERS, "callback.triggers"),
 }
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Condition
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 from lightning_ssc.functional.grams import CentredGram
 from lightning_ssc.snapshots import LayerGraph
+from lightning_ssc.threads import at_most, worth
 
 Solve = Callable[[CentredGram], LayerGraph]
+Result = TypeVar("Result")
 
 
 class Solver(Protocol):
@@ -73,12 +75,17 @@ class Background:
         future.add_done_callback(lambda _: self._release(size))
         return future
 
+    def do(self, job: Callable[[], Result]) -> Future[Result]:
+        """Do something else in the thread, after what it was given before."""
+        return self._thread.submit(job)
+
     def _solve(self, solve: Solve, gram: CentredGram, device: torch.device) -> LayerGraph:
-        if device.type != "cuda":
-            return solve(gram)
-        self._stream = self._stream or torch.cuda.Stream(device)
-        with torch.cuda.stream(self._stream):
-            return solve(gram.to(device))
+        with at_most(worth(len(gram.centred))):
+            if device.type != "cuda":
+                return solve(gram)
+            self._stream = self._stream or torch.cuda.Stream(device)
+            with torch.cuda.stream(self._stream):
+                return solve(gram.to(device))
 
     def _release(self, size: int) -> None:
         with self._room:

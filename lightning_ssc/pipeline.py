@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -33,9 +33,14 @@ from lightning_ssc.functional import communities, self_expression
 from lightning_ssc.functional.advice import collected
 from lightning_ssc.functional.gram_sketch import gram_sketch
 from lightning_ssc.functional.grams import CentredGram
+from lightning_ssc.ranks import Ranks
 from lightning_ssc.snapshots import LayerGraph, Moment, Settings, Snapshot, epochs_as_steps
+from lightning_ssc.threads import at_most, worth
 
 log = logging.getLogger(__name__)
+
+
+NO_LABELS = "The probe has no class labels (one integer a sample), so modularity is left out."
 
 
 class Stopwatch:
@@ -66,9 +71,11 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
     Raises:
         ValueError: The Gram cannot be solved; the message names the layer.
     """
+    few = partial(at_most, worth(len(gram.centred)))
     try:
-        linear = gram_sketch(gram.centred).cpu() if settings.linear_cka else None
-        values = measures.of_layer({"gram": gram.centred, "labels": labels})
+        with few():
+            linear = gram_sketch(gram.centred).cpu() if settings.linear_cka else None
+            values = measures.of_layer({"gram": gram.centred, "labels": labels})
         with collected() as advice:
             solved = self_expression(
                 gram=gram.raw_(),
@@ -83,11 +90,12 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
         raise ValueError(f"Layer {layer.label!r}: {error}") from error
     for message in advice:  # said with the layer's name, without which nobody could act on it
         log.warning("Layer %r: %s", layer.label, message)
-    graph = LayerGraph(solved.coef.cpu(), solved.gap.cpu().float(), solved.converged, layer.features, linear)
-    graph = replace(graph, is_output=layer.is_output)
-    if settings.groups == "communities":
-        graph = replace(graph, communities=communities(graph.affinity))
-    return graph.with_values(measures.of_layer(graph.measurable(labels), values))
+    with few():
+        graph = LayerGraph(solved.coef.cpu(), solved.gap.cpu().float(), solved.converged, layer.features, linear)
+        graph = replace(graph, is_output=layer.is_output)
+        if settings.groups == "communities":
+            graph = replace(graph, communities=communities(graph.affinity))
+        return graph.with_values(measures.of_layer(graph.measurable(labels), values))
 
 
 def compared(taken: Snapshot, previous: Snapshot | None = None, reference: Snapshot | None = None) -> Snapshot:
@@ -185,9 +193,12 @@ def begin_snapshot(
     *,
     learning_rate: float | None = None,
     solver: Solver | None = None,
+    ranks: Ranks | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Pending:
     """Run the probe through the network and hand every watched layer's Gram to a solver.
+
+    Several processes do it together, each for its share of the layers; rank zero has what the network predicts.
 
     Args:
         runner: The network, left without a trace.
@@ -197,6 +208,7 @@ def begin_snapshot(
         moment: When this is, to be kept with the snapshot.
         learning_rate: Learning rate of the finished epoch, to be kept with the snapshot.
         solver: Where layers are solved; by default here, each as soon as its Gram is there.
+        ranks: The processes that do it together.
         progress: Called with 1 when a layer is handed over, or solved where that is done here.
 
     Returns:
@@ -204,11 +216,12 @@ def begin_snapshot(
 
     Raises:
         ValueError: Activations are not finite, or a layer cannot be solved; the message names the layer.
+        FailedError: So it is on one of several processes.
     """
-    solver = Foreground() if solver is None else solver
+    solver, ranks = Foreground() if solver is None else solver, ranks or Ranks()
     timed, started = Stopwatch(), time.perf_counter()
     ended: list[float] = []
-    outputs: list[Tensor] = []
+    outputs: dict[int, Tensor] = {}
     graphs: dict[str, Future[LayerGraph]] = {}
 
     def solve(layer: WatchedLayer, gram: CentredGram) -> LayerGraph:
@@ -217,18 +230,28 @@ def begin_snapshot(
         ended.append(time.perf_counter())
         return graph
 
-    grams = capture(runner, watched, probe.inputs, settings.pooling, timed=timed, outputs=outputs)
+    grams = capture(runner, watched, probe.batches, settings.pooling, processes=ranks, timed=timed, outputs=outputs)
+    failed: Exception | None = None
     try:
-        for layer, gram in grams:
-            graphs[layer.label] = solver.submit(partial(solve, layer), gram)
-            del gram  # or it would be held through the next pass
-            progress(1)
+        try:
+            for layer, gram in grams:
+                try:
+                    if failed is None:
+                        graphs[layer.label] = solver.submit(partial(solve, layer), gram)
+                        progress(1)
+                except Exception as error:
+                    if ranks.size == 1:
+                        raise
+                    failed = error  # the others wait for this process in the passes to come
+                del gram  # or it would be held through the next pass
+        except Exception as error:
+            failed = error
+        ranks.raise_together(failed)
+        predictions, confidence = _predicted(outputs, probe, ranks)
     except BaseException:
         for graph in graphs.values():
             graph.cancel()
         raise
-    # Without labels nothing says that the network's output is about classes.
-    predictions, confidence = classified(outputs if probe.labels is not None else [])
     taken = Snapshot(
         moment=moment,
         layers={},
@@ -241,7 +264,20 @@ def begin_snapshot(
         seconds={},
         learning_rate=learning_rate,
     )
-    return Pending(taken, {layer.label: graphs[layer.label] for layer in watched}, timed, started, ended)
+    return Pending(taken, graphs, timed, started, ended)
+
+
+def _predicted(outputs: Mapping[int, Tensor], probe: Probe, ranks: Ranks) -> tuple[Tensor | None, Tensor | None]:
+    """Class and score of every sample, on rank zero, from what each process has of the network's output."""
+    # Without labels nothing says that the network's output is about classes.
+    told = {start: classified([output]) for start, output in outputs.items()} if probe.labels is not None else {}
+    everything: dict[int, tuple[Tensor | None, Tensor | None]] = {}
+    for part in ranks.gather(told) or ():
+        everything |= part
+    pairs = [everything[start] for start in sorted(everything)]
+    if sum(len(predicted) for predicted, _ in pairs if predicted is not None) != len(probe):
+        return None, None
+    return torch.cat([p for p, _ in pairs if p is not None]), torch.cat([c for _, c in pairs if c is not None])
 
 
 def snapshot(
@@ -308,8 +344,10 @@ def snapshot(
     inner, context = unwrapped(model)
     settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups)
     probe = make_probe((inputs,) if labels is None else (inputs, labels))
+    if labels is not None and probe.labels is None and groups == "classes":
+        log.warning(NO_LABELS)
     runner = Runner(inner, forward, context, chunk=chunk, memory=memory)
-    watched = trace(runner, layers, probe.inputs, pooling)
+    watched = trace(runner, layers, probe.batches, pooling)
     moment = Moment(epochs_as_steps(epoch) if step is None else step, epoch)
     taken = begin_snapshot(runner, probe, watched, settings, moment, learning_rate=learning_rate).result()
     return compared(taken)

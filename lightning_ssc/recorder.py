@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from lightning_ssc import writers
-from lightning_ssc.analysis import dynamics
+from lightning_ssc.analysis import Dynamics, dynamics, stored
 from lightning_ssc.background import Background
 from lightning_ssc.capture import (
     LayerPattern,
@@ -23,7 +26,7 @@ from lightning_ssc.capture import (
     WatchedLayer,
     make_probe,
     pictures,
-    plan_passes,
+    plan_shared,
     share_layers,
     trace,
     unwrapped,
@@ -32,20 +35,24 @@ from lightning_ssc.pipeline import Pending, Stopwatch, begin_snapshot, compared
 from lightning_ssc.ranks import Ranks
 from lightning_ssc.reference import read_reference
 from lightning_ssc.snapshots import (
+    Claim,
     MemoryStore,
     MismatchError,
     Moment,
+    OnMismatch,
     ProbeCard,
     Settings,
     Snapshot,
     SnapshotError,
+    SnapshotHeader,
     SnapshotStore,
     Store,
     continued_folder,
     epochs_as_steps,
     free_folder,
 )
-from lightning_ssc.weights import with_weights
+from lightning_ssc.threads import at_most, worth
+from lightning_ssc.weights import CheckpointError, fingerprint, with_weights
 from lightning_ssc.writers import Images
 
 log = logging.getLogger(__name__)
@@ -81,7 +88,7 @@ class Recorder:
         loggers: Anything with ``log_metrics(metrics, step)``, such as Lightning's or Fabric's loggers.
         images: Which images the loggers get.
         reference: What to compare with throughout: a snapshot, the file of one, a folder of them (its last is taken),
-            or a checkpoint of the same network.
+            or a checkpoint of the same network (``FILE:NAME`` of one that holds several, as in ``"last.ckpt:ema"``).
         background: Solve in a thread beside training. :meth:`record` then returns when the Grams are formed, and the
             results are stored and logged by the next :meth:`poll` after they are there, :meth:`record` or
             :meth:`finish`.
@@ -91,13 +98,16 @@ class Recorder:
         class_names: Names of the classes, for pages and pictures.
         ranks: How the processes talk.
         bar: ``bar(parts, description)`` shows progress, as a context that gives a function to call with 1 a part.
-        fallback: Whether a folder beside ``store`` is taken where that one holds another run's snapshots.
+        fallback: Whether a folder beside ``store`` is taken where that one is another run's.
+        on_mismatch: ``"raise"``, or ``"new"`` to begin a folder of its own, where probe, settings or layers are not
+            those of the run that is resumed.
         layout: Names of all recorders with these loggers, and whether they have a reference, for TensorBoard's custom
             scalars, of which it keeps the last layout it is given; empty where another one does it.
 
     Raises:
         ValueError: A layer is unknown or never runs, or the probe cannot be made.
-        MismatchError: The folder holds another run's snapshots, or the run that is resumed had another probe.
+        MismatchError: The folder is another run's, or the run that is resumed had another probe, other settings or
+            other layers.
 
     Example:
         >>> import torch
@@ -129,6 +139,7 @@ class Recorder:
         ranks: Ranks | None = None,
         bar: Bar = lambda parts, description: nullcontext(lambda done: None),
         fallback: bool = False,
+        on_mismatch: OnMismatch = "raise",
         layout: Mapping[str, bool] | None = None,
     ) -> None:
         self.settings, self.images, self.name = settings or Settings(), images or Images(), name
@@ -140,7 +151,7 @@ class Recorder:
         self.probe: Probe = self._ranks.together(
             lambda: probe if isinstance(probe, Probe) else make_probe(probe, probe_size)
         )
-        if len(set(self._ranks.everyones(self.probe.fingerprint))) > 1:
+        if len(set(self._ranks.everyones(self._ranks.together(lambda: self.probe.fingerprint)))) > 1:
             raise MismatchError(
                 "The processes draw different probes, as from a stream that shards itself by rank. Give probe= the "
                 "same tensors or a map-style data set on all of them."
@@ -149,35 +160,55 @@ class Recorder:
         self._reference_source = reference if isinstance(reference, Snapshot) or reference is None else Path(reference)
         self._reference: Snapshot | None = None
         self._steps: list[int] = []
+        self._weights: list[float] | None = None  # fingerprint of the last snapshot's, where this process took it
         self._begun: _Begun | None = None
         self._worker: Background | None = None
+        self._drawing: tuple[int, Future[list[writers.Drawn]]] | None = None  # on rank zero, with the step it is of
         self._last: Snapshot | None = None  # on rank zero
         self._to_recall = False
         self._finished_at: list[int] = []
-        self.store = self._open(store, resume, fallback)
-        self.card = ProbeCard(self.probe.fingerprint, pictures(self.probe.inputs), tuple(class_names))
+        self._claim: Claim | None = None  # on rank zero
+        self._run = ""
+        self.store = self._open(store, resume, fallback, on_mismatch)
+        self.card: ProbeCard = self._ranks.together(
+            lambda: ProbeCard(self.probe.fingerprint, pictures(self.probe.inputs), tuple(class_names))
+        )
         self._ranks.on_zero(lambda: self.store.save_card(self.card))
 
     # -- Before the first snapshot
 
     def _trace(self, layers: str | type[nn.Module] | Sequence[LayerPattern]) -> list[WatchedLayer]:
-        watched = trace(self._runner, layers, self.probe.inputs, self.settings.pooling)
+        watched = trace(self._runner, layers, self.probe.batches, self.settings.pooling)
         if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
-            plan_passes(watched, len(self.probe), self._runner.memory)  # raises where it is too small
+            ranks = self._ranks.size
+            plan_shared(watched, len(self.probe), self._runner.memory, ranks, staged=ranks > 1)  # or it is too small
         return watched
 
-    def _open(self, folder: str | Path | None, resume: Mapping[str, Any] | None, fallback: bool) -> Store:
+    def _open(
+        self, folder: str | Path | None, resume: Mapping[str, Any] | None, fallback: bool, on_mismatch: OnMismatch
+    ) -> Store:
         """Rank zero decides for all: ranks must not go by what each of them sees on disk."""
         if folder is None:
             return MemoryStore()
         root = Path(folder)
 
-        def choose() -> tuple[Path, list[int]]:
+        def choose() -> tuple[Path, list[int], str]:
+            steps: list[int] = []
             if resume and "root" in resume:
-                return continued_folder(root, resume, self.probe.fingerprint, named=not fallback)
-            return free_folder(root, named=not fallback), []
+                self._claim, steps = continued_folder(
+                    root,
+                    resume,
+                    self.probe.fingerprint,
+                    self.settings,
+                    [layer.label for layer in self.watched],
+                    named=not fallback,
+                    on_mismatch=on_mismatch,
+                )
+            else:
+                self._claim = free_folder(root, named=not fallback)
+            return self._claim.root, steps, (steps and resume and resume.get("run")) or uuid.uuid4().hex
 
-        root, self._steps = self._ranks.from_zero(choose)
+        root, self._steps, self._run = self._ranks.from_zero(choose)
         self._to_recall = bool(self._steps)
         return SnapshotStore(root)
 
@@ -189,25 +220,34 @@ class Recorder:
         Raises:
             MismatchError: The reference was taken on another probe.
             CheckpointError: The reference cannot be used.
-            SnapshotError: A snapshot cannot be read.
+            SnapshotError: The reference cannot be read.
         """
         layout, self._layout = self._layout, {}
         if layout:
             self._ranks.on_zero(lambda: writers.log_layout(self.loggers, layout))
-        source, self._reference_source = self._reference_source, None
-        if source is not None:
-            self._reference = self._load_reference(source)
+        if self._reference_source is not None:
+            self._reference = self._load_reference(self._reference_source)
+            self._reference_source = None  # not before it is there: without it no snapshot is taken
         recall, self._to_recall = self._to_recall, False  # on every rank, though only rank zero keeps the last one
         if recall:
-            self._last = self._ranks.on_zero(lambda: self.store.load(step=self._steps[-1]))
+            self._last = self._ranks.on_zero(self._recall)
             self._tell(self._last)
+
+    def _recall(self) -> Snapshot | None:
+        """The last snapshot of the run that is resumed; the run goes on without one that cannot be read."""
+        try:
+            return self.store.load(step=self._steps[-1])
+        except SnapshotError as error:
+            log.warning("%s The next snapshot is not compared with it.", error)
+            return None
 
     def _load_reference(self, source: Snapshot | Path) -> Snapshot | None:
         """The reference on rank zero, which alone compares with it; every rank takes part where it is a checkpoint."""
         found = self._ranks.on_zero(lambda: source if isinstance(source, Snapshot) else read_reference(source))
         weights = self._ranks.broadcast(None if isinstance(found, Snapshot) else found)
         if weights is not None:
-            with with_weights(self._runner.model, weights):
+            with ExitStack() as lent:
+                self._ranks.together(lambda: self._lend(lent, weights, source))
                 begun = self._begin(Moment(0, 0), None, background=False)
             found = self._joined(begun)
 
@@ -221,6 +261,13 @@ class Recorder:
 
         reference: Snapshot | None = self._ranks.on_zero(checked)
         return reference
+
+    def _lend(self, lent: ExitStack, weights: Mapping[str, Any], source: Snapshot | Path) -> None:
+        """Put a checkpoint's weights into the network, until the scope ends."""
+        try:
+            lent.enter_context(with_weights(self._runner.model, weights))
+        except CheckpointError as error:
+            raise CheckpointError(f"reference={source}: {error}") from error
 
     # -- One snapshot
 
@@ -257,7 +304,9 @@ class Recorder:
         Args:
             epoch: Epochs that are done; 0 is the untrained network.
             step: Training steps that are done, by which snapshots are told apart: one that is there is not taken
-                again. Where it is not given whole epochs count; give it always, or never.
+                again, unless it is the last and the weights have changed since (as by averaging, at the end of
+                training); then this one takes its place. Where it is not given whole epochs count; give it always, or
+                never.
             learning_rate: Learning rate of the finished epoch; from it the curves know where it dropped.
             trigger: What called for it.
             logged: Step under which loggers get it; ``step`` where it is not given.
@@ -277,7 +326,12 @@ class Recorder:
         moment = Moment(step, math.nan if epoch is None else epoch, trigger, step if logged is None else logged)
         self.prepare()
         self.collect()
+        weights = fingerprint(self._runner.model)
+        is_there = bool(self._steps) and moment.step == self._steps[-1] and self._weights is not None
+        if is_there and not self._ranks.all_true(weights == self._weights):
+            self.withdraw_last()
         if moment.step not in self._steps:
+            self._weights = weights
             begun = self._begin(moment, learning_rate, self.background)
             self._raise_if_failed(begun)
             self._begun = begun
@@ -285,8 +339,22 @@ class Recorder:
                 self.collect()
         return self.scalars
 
+    def withdraw_last(self) -> None:
+        """Make way for another snapshot of the same step, which is compared with the one before; the store replaces."""
+        self._steps.pop()
+        before = self._steps[-1] if self._steps else None
+        self._last = self._ranks.on_zero(lambda: None if before is None else self.store.load(step=before))
+
+    @property
+    def has_news(self) -> bool:
+        """Whether :meth:`poll` would have something to store or to log."""
+        solved = self._begun is not None and self._begun.done()
+        return solved or (self._drawing is not None and self._drawing[1].done())
+
     def poll(self) -> dict[str, float]:
         """Store and log the snapshot that was solved in the background, if it is done; returns what is known then."""
+        if self._drawing is not None and self._drawing[1].done():
+            self._log_drawn()
         if self._begun is not None and self._ranks.all_true(self._begun.done()):
             self.collect()
         return self.scalars
@@ -300,15 +368,13 @@ class Recorder:
             ValueError: A layer cannot be solved.
             OSError: The snapshot cannot be stored.
         """
+        self._log_drawn()
         if self._begun is None:
             return self.scalars
         timed, moment = Stopwatch(), self._begun.moment
         try:
-            taken = self._joined(self._begun)
-            if taken is not None:
-                with timed("measure"):
-                    taken = compared(taken, self._last, self._reference)
-                taken = replace(taken, seconds={**taken.seconds, **timed.seconds})
+            joined = self._joined(self._begun)
+            taken = self._ranks.on_zero(lambda: self._compared(joined, timed))
             self._tell(taken)
             with timed("store"):
                 self._ranks.on_zero(lambda: self.store.save(taken) if taken is not None else None)
@@ -321,19 +387,28 @@ class Recorder:
         self._ranks.on_zero(lambda: self._log(timed))
         return self.scalars
 
+    def _compared(self, taken: Snapshot | None, timed: Stopwatch) -> Snapshot:
+        """A snapshot with what it measures against others, on rank zero."""
+        assert taken is not None
+        with timed("measure"), at_most(worth(len(self.probe))):
+            taken = compared(taken, self._last, self._reference)
+        return replace(taken, seconds={**taken.seconds, **timed.seconds}, run=self._run)
+
     def _begin(self, moment: Moment, learning_rate: float | None, background: bool) -> _Begun:
-        """Every rank begins with its share of the layers. What goes wrong is said by :meth:`_joined`, on all ranks."""
-        share, begun = share_layers(self.watched, self._ranks.rank, self._ranks.size), _Begun(moment)
+        """Begin it together with the other ranks; what goes wrong is said by :meth:`_joined`, on all of them."""
+        begun = _Begun(moment)
         try:
+            share = share_layers(self.watched, self._ranks.rank, self._ranks.size)
             with self._bar(len(share), f"SSC {moment}") as advance:
                 begun.share = begin_snapshot(
                     self._runner,
                     self.probe,
-                    share,
+                    self.watched,
                     self.settings,
                     moment,
                     learning_rate=learning_rate,
                     solver=self._solver() if background else None,
+                    ranks=self._ranks,
                     progress=advance,
                 )
         except Exception as caught:
@@ -374,15 +449,38 @@ class Recorder:
 
     def _tell(self, taken: Snapshot | None) -> None:
         """Every rank knows what a snapshot says in numbers: checkpoints and early stopping go by it."""
-        self.scalars = self._ranks.broadcast({} if taken is None else writers.scalars_of(taken, self.name))
+        self.scalars = self._ranks.from_zero(lambda: {} if taken is None else writers.scalars_of(taken, self.name))
 
     def _log(self, timed: Stopwatch) -> None:
         assert self._last is not None
-        with timed("log"):
-            writers.log_snapshot(self.loggers, self._last, self.scalars, self.images, self.card, self.name)
+        with timed("log"), at_most(worth(len(self.probe))):
+            drawing = writers.log_snapshot(
+                self.loggers,
+                self._last,
+                self.scalars,
+                self.images,
+                self.card,
+                self.name,
+                partial(self._curves, frozenset(self._steps)),
+                self._worker.do if self._worker is not None else None,
+            )
+        self._drawing = None if drawing is None else (self._last.moment.logged, drawing)
         seconds = {f"{self.name}/seconds/{stage}": timed.seconds[stage] for stage in ("store", "log")}
         writers.log_scalars(self.loggers, seconds, self._last.moment.logged)
         writers.flush(self.loggers)
+
+    def _curves(self, steps: frozenset[int]) -> Dynamics:
+        """The run so far, from what was measured when its snapshots were taken."""
+        headers = [found for found in self.store.headers() if isinstance(found, SnapshotHeader)]
+        return stored([header for header in headers if header.step in steps])
+
+    def _log_drawn(self) -> None:
+        """Write what was drawn in the background, in the thread that loggers are used to."""
+        drawing, self._drawing = self._drawing, None
+        if drawing is not None:
+            step, pictures = drawing
+            writers.log_images(self.loggers, pictures.result(), step)
+            writers.flush(self.loggers)
 
     # -- The end
 
@@ -407,6 +505,7 @@ class Recorder:
 
     def log_history(self) -> None:
         """Write what is to the final state, on this process; damaged snapshots are left out, then reported."""
+        self._log_drawn()
         steps = list(self._steps)
         if steps == self._finished_at:
             return
@@ -429,12 +528,15 @@ class Recorder:
 
     def _log_projector(self) -> None:
         assert self._last is not None
-        writers.log_projector(self.loggers, self._last, self.card, self.name)
+        with at_most(worth(len(self.probe))):
+            writers.log_projector(self.loggers, self._last, self.card, self.name)
         writers.flush(self.loggers)
 
     def close(self) -> None:
-        """Let the thread of the background go; what is still being solved is given up."""
-        self._begun = None
+        """Let the thread of the background and the folder go; what is still being solved is given up."""
+        self._begun = self._drawing = None
+        if self._claim is not None:
+            self._claim.release()
         if self._worker is not None:
             self._worker.close()
             self._worker = None
@@ -444,7 +546,7 @@ class Recorder:
         steps = list(self._steps)
         if self._begun is not None:  # it is stored by the time that anybody resumes, unless the process is killed
             steps.append(self._begun.moment.step)
-        where = {"root": str(self.store.root.absolute())} if isinstance(self.store, SnapshotStore) else {}
+        where = {"root": str(self.store.root), "run": self._run} if isinstance(self.store, SnapshotStore) else {}
         pending = None if self._begun is None else self._begun.moment.step
         return {**where, "steps": steps, "pending": pending, "probe": self.probe.fingerprint}
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_ssc.analysis._threads import one_thread
 from lightning_ssc.analysis.architecture import Similarity, similarity
 from lightning_ssc.analysis.dynamics import Dynamics, dynamics
 from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import SnapshotError, SnapshotStore
+from lightning_ssc.threads import at_most
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Comparison:
         ]
 
 
-@one_thread()
+@at_most(1)
 def compare(
     one: SnapshotStore,
     other: SnapshotStore,

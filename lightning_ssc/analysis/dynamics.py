@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from lightning_ssc import measures
 from lightning_ssc.analysis._csv import write_csv
-from lightning_ssc.analysis._threads import one_thread
 from lightning_ssc.progress import Progress
-from lightning_ssc.snapshots import LayerGraph, Moment, Snapshot, SnapshotError, Store
+from lightning_ssc.snapshots import LayerGraph, Moment, Snapshot, SnapshotError, SnapshotHeader, Store
+from lightning_ssc.threads import at_most
 
 Table = NDArray[np.float64]
 
@@ -57,8 +57,10 @@ class Dynamics:
 
     @property
     def unit(self) -> str:
-        """What :attr:`times` count: ``"epoch"``, or ``"step"`` where an epoch has no end or is not known."""
-        return "epoch" if all(math.isfinite(moment.epoch) for moment in self.moments) else "step"
+        """What :attr:`times` count: ``"epoch"``, or ``"step"`` inside a single epoch or where epochs are not known."""
+        moments = self.moments
+        inside = any(not moment.is_whole for moment in moments) and moments[-1].epoch <= 1
+        return "step" if inside or not all(math.isfinite(moment.epoch) for moment in moments) else "epoch"
 
     @property
     def times(self) -> NDArray[Any]:
@@ -107,7 +109,7 @@ class Dynamics:
             >>> Dynamics(["fc"], moments, rate, {}).drops().tolist()
             [[30, 31]]
         """
-        before = self._before_drops()
+        before = self.before_drops()
         return np.stack([self.times[before], self.times[before + 1]], 1)
 
     def jumps(self) -> Table:
@@ -119,11 +121,11 @@ class Dynamics:
             >>> Dynamics(["fc"], moments, rate, {"cka_to_final": curve}).jumps().tolist()
             [[0.5]]
         """
-        before = self._before_drops()
+        before = self.before_drops()
         return self.cka_to_final[before + 1] - self.cka_to_final[before]
 
-    def _before_drops(self) -> NDArray[np.int64]:
-        """Rows of the last snapshots before a drop; an unknown rate is neither above nor below another."""
+    def before_drops(self) -> NDArray[np.int64]:
+        """``(D,)`` rows of the last snapshots before a drop; an unknown rate is neither above nor below another."""
         rate = self.learning_rate
         return np.flatnonzero(rate[1:] <= 0.5 * (1 + 1e-6) * rate[:-1])
 
@@ -140,6 +142,39 @@ class Dynamics:
                 **self.curves,
             },
         )
+
+
+def stored(headers: Sequence[SnapshotHeader]) -> Dynamics:
+    """The curves of a run as far as its headers know them: all that was measured when the snapshots were taken.
+
+    Values to the previous snapshot are left out where that is not the one before.
+
+    Args:
+        headers: What the snapshots say of themselves, ascending; at least one.
+
+    Example:
+        >>> import torch
+        >>> from lightning_ssc import snapshot
+        >>> from lightning_ssc.snapshots import MemoryStore
+        >>> store = MemoryStore()
+        >>> store.save(snapshot(torch.nn.Sequential(torch.nn.Linear(4, 3)), torch.rand(20, 4), layers="Linear"))
+        >>> stored([store.header(0)]).nnz_per_input.shape
+        (1, 1)
+    """
+    layers = headers[-1].layers
+    curves = {record.name: np.full((len(headers), len(layers)), np.nan) for record in measures.CURVES}
+    for t, header in enumerate(headers):
+        for name in _known(header, headers[t - 1] if t else None):
+            for i, layer in enumerate(layers):
+                curves[name][t, i] = header.values.get(layer, {}).get(name, np.nan)
+    rates = np.array([header.learning_rate for header in headers], dtype=float)
+    return Dynamics(layers, [header.moment for header in headers], rates, curves)
+
+
+def _known(header: SnapshotHeader, before: SnapshotHeader | None) -> list[str]:
+    """Names of the curves that a header may have values of; those to another snapshot than the one before are none."""
+    follows = header.previous == (None if before is None else before.step)
+    return [record.name for record in measures.CURVES if record.over != "previous" or follows]
 
 
 def dynamics(
@@ -193,35 +228,29 @@ def dynamics(
         raise SnapshotError(f"The reference and the snapshots in {store} are of different probes.")
     last = dict(store.layers(final.step))
     labels = store.labels(final.step)
-    curves = {record.name: np.full((len(headers), len(final.layers)), np.nan) for record in measures.CURVES}
+    table = stored(headers)
+    if reference is not None:  # one named now stands for the run's own in every layer
+        for record in measures.CURVES:
+            if record.over == "reference":
+                table.curves[record.name][:] = np.nan
     before: dict[str, LayerGraph] = {}
-    with one_thread():
+    with at_most(1):
         for t, header in enumerate(progress(headers)):
-            valid = {"layer"}
-            if follows := header.previous == (headers[t - 1].step if t else None):  # else it was compared with another
-                valid.add("previous")
-            if reference is None:
-                valid.add("reference")
-            known = [record.name for record in measures.CURVES if record.over in valid]
+            follows = header.previous == (headers[t - 1].step if t else None)
             now = dict(store.layers(header.step, final.layers))
             for name, layer in now.items():
-                stored = header.values[name]
-                values = {key: stored[key] for key in known if key in stored}
-                values = measures.of_layer(layer.measurable(labels), values)  # with what was not measured then
+                i, measured = final.layers.index(name), header.values[name]
+                values = measures.of_layer(layer.measurable(labels), measured)  # with what was not measured then
+                values = {key: value for key, value in values.items() if key not in measured}
                 values |= measures.between("final", layer, last[name])
-                if name in before and not (stored and follows):
+                if name in before and not (measured and follows):
                     values |= measures.between("previous", layer, before[name])
                 if reference is not None and name in reference.layers:
                     values |= measures.between("reference", layer, reference.layers[name])
                 for key, value in values.items():
-                    curves[key][t, final.layers.index(name)] = value
+                    table.curves[key][t, i] = value
             before = now
-    return Dynamics(
-        final.layers,
-        [header.moment for header in headers],
-        np.array([header.learning_rate for header in headers], dtype=float),
-        curves,
-    )
+    return table
 
 
 def _ranks(values: Table) -> Table:

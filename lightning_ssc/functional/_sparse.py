@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+_AFFINITY = "pass affinity(coef), not coef"
 
 # torch says once a process that CSR is in beta and that its invariants go unchecked. Meeting both here, while nobody
 # listens, keeps them out of the user's output (and out of test runs in which warnings are errors).
@@ -73,3 +76,33 @@ def check_same_inputs(first: Tensor, second: Tensor, name1: str, name2: str) -> 
         raise ValueError(f"{name1} has {len(first)} inputs but {name2} has {len(second)}: both must see the same probe")
     if first.device != second.device:
         raise ValueError(f"{name1} is on {first.device} but {name2} is on {second.device}: move one to the other")
+
+
+def edges(affinity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, columns and float64 weights of the stored entries of a checked graph."""
+    check_symmetric(affinity, "affinity", _AFFINITY)
+    rows, columns, weights = to_coo(affinity)
+    if bool((weights < 0).any()):
+        raise ValueError(f"affinity must be non-negative, but row {int(rows[weights < 0][0])} is not: {_AFFINITY}")
+    return rows, columns, weights.double()
+
+
+def classes_of(labels: Tensor | Sequence[int], affinity: Tensor) -> Tensor:
+    """The labels as (N,) int64, checked against the graph."""
+    check_square(affinity, "affinity")
+    classes = torch.as_tensor(labels, device=None if isinstance(labels, Tensor) else affinity.device)
+    if classes.device != affinity.device:
+        raise ValueError(f"labels are on {classes.device} but affinity is on {affinity.device}: move one to the other")
+    if classes.is_floating_point() or classes.is_complex():
+        raise ValueError(f"labels must be integers, got {classes.dtype}")
+    if classes.shape != affinity.shape[:1]:
+        raise ValueError(
+            f"labels must be one integer for each of the graph's {affinity.shape[0]} inputs, got shape "
+            f"{tuple(classes.shape)}"
+        )
+    return classes.long()
+
+
+def sum_by(index: Tensor, values: Tensor, size: int) -> Tensor:
+    """``(size,)`` sums of values by an index."""
+    return torch.zeros(size, dtype=values.dtype, device=values.device).index_add_(0, index, values)

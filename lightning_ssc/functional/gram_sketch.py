@@ -10,7 +10,8 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from lightning_ssc.functional._sparse import check_same_inputs, check_square
+from lightning_ssc.functional._sparse import check_same_inputs, check_square, sum_by
+from lightning_ssc.functional.uncertainty import Estimate, jackknife
 
 _BLOCK = 1 << 14  # pairs of many sketches that are in float64 at once
 _CACHED = 1 << 16  # pairs of two that are widened at once: what they take stays in the processor's cache
@@ -40,6 +41,16 @@ class GramSketch:
     def norm(self) -> float:
         """The estimate of ‖HGH‖_F, kept because a sketch is compared with many."""
         return math.sqrt(_inner(self, self)) if self.known_norm is None else self.known_norm
+
+    @cached_property
+    def dependence(self) -> float:
+        """The unbiased estimate of the Gram's dependence on itself, up to the factor of :func:`debiased_sketch_cka`."""
+        return _unbiased(self, self)
+
+    @cached_property
+    def squares_without(self) -> Tensor:
+        """``(N,)`` float64, :attr:`norm` squared without each input."""
+        return _without_each(self, self)[1]
 
     @property
     def weight(self) -> float:
@@ -115,6 +126,67 @@ def sketch_cka(s1: GramSketch, s2: GramSketch) -> float:
     return _inner(s1, s2) / (s1.norm * s2.norm) if s1.norm and s2.norm else float("nan")
 
 
+def debiased_sketch_cka(s1: GramSketch, s2: GramSketch) -> float:
+    r"""Linear CKA of the features behind two sketches by the unbiased estimator of HSIC (Song et al. 2012).
+
+    The biased estimator nears 1 where features outnumber inputs, whatever the features are (Murphy et al. 2024); this
+    one, "debiased" CKA, does not: features that have nothing to do with one another are near 0, on either side. Of
+    centred Grams it needs what sketches keep: :math:`\langle K, L \rangle` off the diagonal and the diagonals.
+
+    Args:
+        s1: A sketch.
+        s2: A sketch of the same inputs with as many pairs, on the device of `s1`.
+
+    Returns:
+        The similarity, as ``linear_cka(x1, x2, unbiased=True)`` up to the sample of pairs, see :func:`sketch_cka`; NaN
+        where the estimate of a Gram's dependence on itself is not positive, and for fewer than four inputs.
+
+    Raises:
+        ValueError: The sketches differ in inputs, pairs or device.
+
+    Example:
+        >>> from lightning_ssc.functional import linear_cka
+        >>> x, y = torch.randn(2, 40, 200, generator=torch.Generator().manual_seed(0))
+        >>> one, other = (gram_sketch(of @ of.T) for of in (x, y))
+        >>> round(sketch_cka(one, other), 1), abs(debiased_sketch_cka(one, other)) < 0.05
+        (0.8, True)
+    """
+    _check_comparable(s1, s2)
+    product = s1.dependence * s2.dependence
+    return _unbiased(s1, s2) / math.sqrt(product) if min(s1.dependence, s2.dependence) > 0 else float("nan")
+
+
+def sketch_cka_estimate(s1: GramSketch, s2: GramSketch) -> Estimate:
+    r"""Linear CKA of the features behind two sketches with its standard error over the choice of inputs.
+
+    The error is that of :func:`~lightning_ssc.functional.uncertainty.jackknife`. Centring anew without input i takes
+    off what row sums, which were zero, have lost: :math:`\langle K, L \rangle_{-i} = \langle K, L \rangle - 2 p_i + d_i
+    - \frac{2}{N-1} (p_i - d_i) + \frac{d_i}{(N-1)^2}` with :math:`p_i = \langle K_i, L_i \rangle` and :math:`d_i =
+    K_{ii} L_{ii}`. Where a sample of pairs was kept the error holds what that adds, too.
+
+    Args:
+        s1: A sketch.
+        s2: A sketch of the same inputs with as many pairs, on the device of `s1`.
+
+    Returns:
+        Similarity, as of :func:`sketch_cka`, and standard error; NaN where either Gram was constant.
+
+    Raises:
+        ValueError: The sketches differ in inputs, pairs or device.
+
+    Example:
+        >>> x = torch.linspace(-1, 1, 50)[:, None] ** torch.arange(4)
+        >>> one, other = (gram_sketch(x[:, :d] @ x[:, :d].T) for d in (2, 4))
+        >>> print("{:.3f} +- {:.3f}".format(*sketch_cka_estimate(one, other)))
+        0.966 +- 0.006
+    """
+    _check_comparable(s1, s2)
+    if not s1.norm or not s2.norm:
+        return Estimate(float("nan"), float("nan"))
+    inner, without = _without_each(s1, s2)
+    return Estimate(inner / (s1.norm * s2.norm), jackknife(without / (s1.squares_without * s2.squares_without).sqrt()))
+
+
 def pairwise_sketch_cka(sketches: Sequence[GramSketch], others: Sequence[GramSketch] | None = None) -> Tensor:
     """:func:`sketch_cka` of every pair of many sketches, by a matrix product for every block of their entries.
 
@@ -184,6 +256,27 @@ def _inner(s1: GramSketch, s2: GramSketch) -> float:
     blocks = zip(s1.pairs.split(_CACHED), s2.pairs.split(_CACHED), strict=True)
     pairs = torch.stack([(one.float() * other.float()).double().sum() for one, other in blocks]).sum()
     return float(s1.diagonal.double() @ s2.diagonal.double() + s1.weight * pairs)
+
+
+def _unbiased(s1: GramSketch, s2: GramSketch) -> float:
+    """The unbiased estimate of HSIC times N (N - 3), from Grams whose rows sum to zero."""
+    n, d1, d2 = len(s1.diagonal), s1.diagonal.double(), s2.diagonal.double()
+    if n < 4:
+        return float("nan")
+    both = float(d1 @ d2)
+    off = _inner(s1, s2) - both
+    return off + float(d1.sum()) * float(d2.sum()) / ((n - 1) * (n - 2)) - 2 / (n - 2) * both
+
+
+def _without_each(s1: GramSketch, s2: GramSketch) -> tuple[float, Tensor]:
+    """The inner product of two centred Grams, and ``(N,)`` float64 that without each input, centred anew."""
+    n = len(s1.diagonal)
+    own = s1.diagonal.double() * s2.diagonal.double()
+    products = s1.weight / 2 * (s1.pairs.float() * s2.pairs.float()).double()
+    i, j = (index.to(own.device) for index in _sampled_pairs(n, len(products)))
+    at = own + sum_by(i, products, n) + sum_by(j, products, n)
+    inner = at.sum()
+    return float(inner), inner - 2 * at + own - 2 / (n - 1) * (at - own) + own / (n - 1) ** 2
 
 
 def _check_comparable(first: GramSketch, other: GramSketch) -> None:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_ssc.functional._sparse import check_square, check_symmetric, to_coo, to_csr
+from lightning_ssc.functional._sparse import check_square, classes_of, edges, sum_by, to_coo, to_csr
 
 if TYPE_CHECKING:
     import networkx
 
-_REMEDY = "pass affinity(coef), not coef"
 _PRODUCTS = 300  # block products after which a Krylov basis is given up; graphs of activations take far fewer
 _DENSE = 4096  # inputs up to which a full decomposition stands in: half a minute at most
 
@@ -79,15 +78,43 @@ def modularity(affinity: Tensor, labels: Tensor | Sequence[int]) -> float:
         >>> modularity(two_pairs, [0, 0, 1, 1])
         0.5
     """
-    _, classes = torch.unique(_classes(labels, affinity), return_inverse=True)
-    rows, columns, weights = _edges(affinity)
-    degree = _sum_by(rows, weights, len(classes))
+    _, classes = torch.unique(classes_of(labels, affinity), return_inverse=True)
+    rows, columns, weights = edges(affinity)
+    degree = sum_by(rows, weights, len(classes))
     total = degree.sum()
     if not total > 0:
         return float("nan")
     within = weights[classes[rows] == classes[columns]].sum() / total
-    by_class = _sum_by(classes, degree, len(classes)) / total
+    by_class = sum_by(classes, degree, len(classes)) / total
     return float(within - by_class.square().sum())
+
+
+def labelled(affinity: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of a graph whose samples have a class: negative labels mark samples that have none.
+
+    Args:
+        affinity: (N, N) sparse CSR.
+        labels: (N,) integers on the same device.
+
+    Returns:
+        The graph of the M samples with a label of at least 0, sparse CSR (M, M), and their labels.
+
+    Example:
+        >>> pair_and_one = torch.tensor([[0.0, 2, 1], [2, 0, 0], [1, 0, 0]]).to_sparse_csr()
+        >>> graph, classes = labelled(pair_and_one, torch.tensor([1, 1, -1]))
+        >>> graph.to_dense().tolist(), classes.tolist()
+        ([[0.0, 2.0], [2.0, 0.0]], [1, 1])
+    """
+    known = labels >= 0
+    if bool(known.all()):
+        return affinity, labels
+    rows, columns, weights = to_coo(affinity)
+    inside = known[rows] & known[columns]
+    place = known.cumsum(0) - 1
+    size = int(known.sum())
+    indices = torch.stack((place[rows[inside]], place[columns[inside]]))
+    kept = torch.sparse_coo_tensor(indices, weights[inside], (size, size), is_coalesced=True)
+    return to_csr(kept), labels[known]
 
 
 @torch.no_grad()
@@ -115,14 +142,14 @@ def class_affinity(affinity: Tensor, labels: Tensor | Sequence[int], num_classes
                 [1.0000, 0.0000],
                 [1.0000, 0.0000]], dtype=torch.float64)
     """
-    classes = _classes(labels, affinity)
+    classes = classes_of(labels, affinity)
     if num_classes is None:
         num_classes = int(classes.max()) + 1
     outside = (classes < 0) | (classes >= num_classes)
     if bool(outside.any()):
         raise ValueError(f"labels must lie in [0, {num_classes}), got {int(classes[outside][0])}")
-    rows, columns, weights = _edges(affinity)
-    shares = _sum_by(rows * num_classes + classes[columns], weights, len(classes) * num_classes)
+    rows, columns, weights = edges(affinity)
+    shares = sum_by(rows * num_classes + classes[columns], weights, len(classes) * num_classes)
     shares = shares.view(len(classes), num_classes)
     return shares / shares.sum(1, keepdim=True)
 
@@ -160,9 +187,9 @@ def spectral_embedding(
         >>> spectral_embedding(path, 1).T
         tensor([[0.5000, 0.7071, 0.5000]], dtype=torch.float64)
     """
-    rows, columns, weights = _edges(affinity)
+    rows, columns, weights = edges(affinity)
     n = affinity.shape[0]
-    degree = _sum_by(rows, weights, n)
+    degree = sum_by(rows, weights, n)
     connected = degree > 0
     size, wanted = int(connected.sum()), num_components + normalized
     if num_components < 1 or wanted > size:
@@ -172,10 +199,10 @@ def spectral_embedding(
         )
     if normalized:
         weights = weights / (degree[rows] * degree[columns]).sqrt()
-    edges = weights > 0
+    joined = weights > 0
     place = connected.cumsum(0) - 1
-    indices = torch.stack([place[rows[edges]], place[columns[edges]]])
-    matrix = torch.sparse_coo_tensor(indices, weights[edges], (size, size), is_coalesced=True).to_sparse_csr()
+    indices = torch.stack([place[rows[joined]], place[columns[joined]]])
+    matrix = torch.sparse_coo_tensor(indices, weights[joined], (size, size), is_coalesced=True).to_sparse_csr()
     vectors = _leading_eigenvectors(matrix, wanted, tol)
     if normalized:
         vectors = vectors[:, 1:] / degree[connected].sqrt()[:, None]
@@ -208,7 +235,7 @@ def to_networkx(affinity: Tensor, labels: Tensor | Sequence[int] | None = None) 
     """
     import networkx
 
-    rows, columns, weights = _edges(affinity)
+    rows, columns, weights = edges(affinity)
     upper = (rows <= columns) & (weights > 0)
     graph = networkx.Graph()
     graph.add_nodes_from(range(affinity.shape[0]))
@@ -216,7 +243,7 @@ def to_networkx(affinity: Tensor, labels: Tensor | Sequence[int] | None = None) 
         zip(rows[upper].tolist(), columns[upper].tolist(), weights[upper].tolist(), strict=True)
     )
     if labels is not None:
-        networkx.set_node_attributes(graph, dict(enumerate(_classes(labels, affinity).tolist())), "label")
+        networkx.set_node_attributes(graph, dict(enumerate(classes_of(labels, affinity).tolist())), "label")
     return graph
 
 
@@ -248,31 +275,6 @@ def communities(affinity: Tensor, seed: int = 0) -> Tensor:
     for number, members in enumerate(sorted(found, key=lambda group: (-len(group), min(group)))):
         groups[list(members)] = number
     return groups.to(affinity.device)
-
-
-def _edges(affinity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, columns and float64 weights of the stored entries of a checked graph."""
-    check_symmetric(affinity, "affinity", _REMEDY)
-    rows, columns, weights = to_coo(affinity)
-    if bool((weights < 0).any()):
-        raise ValueError(f"affinity must be non-negative, but row {int(rows[weights < 0][0])} is not: {_REMEDY}")
-    return rows, columns, weights.double()
-
-
-def _classes(labels: Tensor | Sequence[int], affinity: Tensor) -> Tensor:
-    """The labels as (N,) int64, checked against the graph."""
-    check_square(affinity, "affinity")
-    classes = torch.as_tensor(labels, device=None if isinstance(labels, Tensor) else affinity.device)
-    if classes.device != affinity.device:
-        raise ValueError(f"labels are on {classes.device} but affinity is on {affinity.device}: move one to the other")
-    if classes.is_floating_point() or classes.is_complex():
-        raise ValueError(f"labels must be integers, got {classes.dtype}")
-    if classes.shape != affinity.shape[:1]:
-        raise ValueError(
-            f"labels must be one integer for each of the graph's {affinity.shape[0]} inputs, got shape "
-            f"{tuple(classes.shape)}"
-        )
-    return classes.long()
 
 
 def _leading_eigenvectors(matrix: Tensor, k: int, tol: float) -> Tensor:
@@ -320,7 +322,3 @@ def _leading_eigenvectors(matrix: Tensor, k: int, tol: float) -> Tensor:
 def _all_eigenvectors(matrix: Tensor) -> Tensor:
     vectors: Tensor = torch.linalg.eigh(matrix.to_dense()).eigenvectors
     return vectors
-
-
-def _sum_by(index: Tensor, values: Tensor, size: int) -> Tensor:
-    return torch.zeros(size, dtype=values.dtype, device=values.device).index_add_(0, index, values)

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_ssc.files import obstacle
 from lightning_ssc.functional.gram_sketch import GramSketch
 from lightning_ssc.snapshots.snapshot import LayerGraph, Moment, ProbeCard, Snapshot, SnapshotError, SnapshotHeader
 from lightning_ssc.version import __version__
@@ -33,8 +34,7 @@ from lightning_ssc.version import __version__
 Arrays = Mapping[str, NDArray[Any]]
 
 FORMAT = 2
-_CLASSES = 1 << 20  # more classes than this are no classes, and would fill the memory of whoever counts them
-_OF_SAMPLES = ("labels", "indices", "predictions", "confidence")
+OF_SAMPLES = ("labels", "indices", "predictions", "confidence")
 
 
 @cache
@@ -124,15 +124,15 @@ def reading(path: Path, step: int | None = None) -> Iterator[Arrays]:
     try:
         file = path.open("rb")
     except OSError as error:  # the file may be sound: what is wrong is the disk, the network or the permissions
-        raise SnapshotError(f"{path} cannot be opened ({error.strerror or error}).", step) from error
+        raise SnapshotError(f"{path} cannot be opened ({obstacle(error)}).", step) from error
     with file:
         try:
             yield _Archive(file)
         except SnapshotError:
             raise
-        except (OSError, MemoryError) as error:
-            raise SnapshotError(f"{path} cannot be read ({error or type(error).__name__}).", step) from error
         except Exception as error:  # whatever reading meets, the file is not what it should be
+            if why := obstacle(error):
+                raise SnapshotError(f"{path} cannot be read ({why}).", step) from error
             raise SnapshotError(
                 f"{path} is not a readable snapshot ({error}). Delete the file; the run's other snapshots are not "
                 f"affected.",
@@ -166,7 +166,7 @@ def encode(snapshot: Snapshot) -> Arrays:
                 **({} if layer.is_output is None else {"is_output": layer.is_output}),
             }
         )
-    for key in _OF_SAMPLES:
+    for key in OF_SAMPLES:
         if (tensor := getattr(snapshot, key)) is not None:
             arrays[key] = tensor.numpy()
     for name, table in snapshot.pairs.items():
@@ -183,6 +183,7 @@ def encode(snapshot: Snapshot) -> Arrays:
         "probe": snapshot.probe,
         "learning_rate": _number(snapshot.learning_rate),
         "previous": snapshot.previous,
+        "run": snapshot.run,
     }
     arrays["header"] = _as_bytes(header)
     return arrays
@@ -216,12 +217,15 @@ def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> Snapsh
         _check(sound and _are_numbers(of_layer), f"layer {layer['name']!r} is damaged")
         values[layer["name"]] = {key: _float(value) for key, value in of_layer.items()}
     rate, previous, size = (header.get(key) for key in ("learning_rate", "previous", "size"))
-    _check(isinstance(header["probe"], str), "its probe is damaged")
+    run = header.get("run", "")
+    _check(isinstance(header["probe"], str) and isinstance(run, str), "its probe or run is damaged")
     _check(rate is None or type(rate) in (int, float), f"its learning rate is {rate!r}")
     _check(all(number is None or type(number) is int for number in (previous, size)), "its size or order is damaged")
     for key in ("settings", "seconds", "versions"):
         _check(isinstance(header.get(key, {}), dict), f"its {key} are damaged")
     _check(_are_numbers(header["seconds"]), "its seconds are damaged")
+    known = [layer.get("is_output") for layer in header["layers"]]
+    outputs = None if None in known else [name for name, is_output in zip(names, known, strict=True) if is_output]
     return SnapshotHeader(
         moment=moment,
         layers=names,
@@ -232,6 +236,8 @@ def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> Snapsh
         versions=header.get("versions", {}),
         learning_rate=rate,
         previous=previous,
+        run=run,
+        outputs=outputs,
         **{key: header[key] for key in ("probe", "seconds")},
     )
 
@@ -258,6 +264,7 @@ def decode(arrays: Arrays, path: Path, step: int | None = None) -> Snapshot:
         learning_rate=header.learning_rate,
         pairs=decode_pairs(arrays, len(layers)),
         previous=header.previous,
+        run=header.run,
     )
 
 
@@ -293,13 +300,12 @@ def decode_of_samples(arrays: Arrays, size: int | None) -> dict[str, Tensor]:
     Raises:
         ValueError: They are damaged.
     """
-    found = {key: arrays[key] for key in _OF_SAMPLES if key in arrays}
+    found = {key: arrays[key] for key in OF_SAMPLES if key in arrays}
     for key, values in found.items():
         _check(values.ndim == 1 and size in (None, len(values)), f"its {key} are not one a sample")
         _check(values.dtype.kind == ("f" if key == "confidence" else "i"), f"its {key} are {values.dtype}")
         if key in ("labels", "predictions"):
-            in_range = (values >= np.iinfo(np.int32).min) & (values < _CLASSES)
-            _check(bool(in_range.all()), f"its {key} are no numbers of classes")
+            _check(values.dtype == np.int64, f"its {key} are {values.dtype}")
     return {key: torch.from_numpy(values) for key, values in found.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_ssc.functional import affinity, modularity
 from lightning_ssc.functional.gram_sketch import GramSketch
+from lightning_ssc.functional.graph import labelled
 from lightning_ssc.functional.graph_cka import CentredGraph
 
 
@@ -164,12 +165,12 @@ class LayerGraph:
         return _Measurable(self, labels)
 
     def modularity(self, labels: Tensor | None) -> float:
-        """Modularity of the graph (Eq. 5 of the paper) over its :meth:`groups`.
+        """Modularity of the graph (Eq. 5 of the paper) over its :meth:`groups`, among the samples that have a class.
 
         NaN where there are none, or the graph is empty.
         """
         groups = self.groups(labels)
-        return float("nan") if groups is None else modularity(self.affinity, groups)
+        return float("nan") if groups is None else modularity(*labelled(self.affinity, groups))
 
     @property
     def neighbours(self) -> float:
@@ -206,7 +207,7 @@ class Snapshot(_OfAMoment):
     Attributes:
         moment: When it was taken.
         layers: The layers' graphs by label, in order of execution.
-        labels: ``(N,)`` int64 class of every sample, or ``None``.
+        labels: ``(N,)`` int64 class of every sample, negative where it has none, or ``None``.
         indices: ``(N,)`` int64 place of every sample in its data set, or ``None``.
         predictions: ``(N,)`` int64 class that the network gave every sample, or ``None`` where it does not return
             logits.
@@ -217,6 +218,7 @@ class Snapshot(_OfAMoment):
         learning_rate: Learning rate of the finished epoch, or ``None`` where it is not known.
         pairs: Tables ``(L, L)`` float32 between the layers, by the names of the measures.
         previous: Step of the snapshot that values "to previous" are to, or ``None`` for a first one.
+        run: What tells the run that took it from any other; may be empty.
     """
 
     moment: Moment
@@ -231,6 +233,14 @@ class Snapshot(_OfAMoment):
     learning_rate: float | None = None
     pairs: Mapping[str, Tensor] = field(default_factory=dict)
     previous: int | None = None
+    run: str = ""
+
+    @property
+    def outputs(self) -> list[str] | None:
+        """The layers that put out what the network returns, as a classifier does; ``None`` where it is not known."""
+        if any(layer.is_output is None for layer in self.layers.values()):
+            return None
+        return [name for name, layer in self.layers.items() if layer.is_output]
 
 
 @dataclass(frozen=True)
@@ -242,8 +252,9 @@ class SnapshotHeader(_OfAMoment):
         layers: Labels of the layers, in order of execution.
         values: What was measured of every layer, by label and by the name of the measure.
         size: Number of samples, N; ``None`` where it is not said (format 1).
-        settings: See :class:`Snapshot`, as for ``probe``, ``seconds``, ``learning_rate`` and ``previous``.
+        settings: See :class:`Snapshot`, as for ``probe``, ``seconds``, ``learning_rate``, ``previous`` and ``run``.
         versions: Versions of what the numbers come from.
+        outputs: See :attr:`Snapshot.outputs`.
     """
 
     moment: Moment
@@ -256,6 +267,8 @@ class SnapshotHeader(_OfAMoment):
     versions: Mapping[str, str]
     learning_rate: float | None
     previous: int | None
+    run: str = ""
+    outputs: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
