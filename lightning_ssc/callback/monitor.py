@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import zip_longest
+from os.path import abspath
 from pathlib import Path
 from typing import Any, Literal
 
@@ -399,31 +400,35 @@ class SSCMonitor(Callback):
 
     def _end_early(self, training: Training, exception: BaseException) -> None:
         """Finish what is being solved, and after Ctrl-C take what there is, if there is time and no process is gone."""
-        pending = [recorder for recorder in self._recorders if recorder.pending is not None]
+        pending = [(recorder, recorder.pending) for recorder in self._recorders if recorder.pending is not None]
         if not training.is_alone or isinstance(exception, SIGTERM):
-            for recorder in pending:
-                log.warning("The snapshot of %s was not finished and is left out.", recorder.pending)
+            for _, moment in pending:
+                log.warning("The snapshot of %s was not finished and is left out.", moment)
             return
-        takes_final = False
+        announced: list[tuple[Recorder, int]] = []
         try:
             with interruptible():
-                for recorder in pending:
-                    log.warning("SSCMonitor finishes the snapshot of %s; Ctrl-C leaves it out.", recorder.pending)
+                for recorder, moment in pending:
+                    log.warning("SSCMonitor finishes the snapshot of %s; Ctrl-C leaves it out.", moment)
+                    announced.append((recorder, moment.step))
                     with self._guard(training, recorder):
                         recorder.collect()
-                if takes_final := isinstance(exception, KeyboardInterrupt) and bool(self._recorders):
-                    self._take_interrupted(training)
+                if isinstance(exception, KeyboardInterrupt) and self._lacks_what_there_is(training):
+                    log.warning(
+                        "SSCMonitor takes the final snapshot, of step %d; Ctrl-C leaves it out.", self._steps.done
+                    )
+                    announced.append((self._recorders[0], self._steps.done))
+                    self._take(training, "interrupt")
+                    self._collect(training)
         except KeyboardInterrupt:
-            if takes_final or any(recorder.pending is not None for recorder in pending):  # else it is stored
+            if any(step not in recorder.steps for recorder, step in announced):
                 log.warning("It is left out.")
 
-    def _take_interrupted(self, training: Training) -> None:
+    def _lacks_what_there_is(self, training: Training) -> bool:
+        """Whether the last step has no snapshot, and the module no averaged weights in the place of its own."""
         self._steps.advance(training.of_optimizers)  # in the middle of a batch
-        if self._steps.done in self._recorders[0].steps or (training.is_validating and training.averages_before):
-            return  # there it is; or the averaged weights stand in the place of the trained ones
-        log.warning("SSCMonitor takes the final snapshot, of step %d; Ctrl-C leaves it out.", self._steps.done)
-        self._take(training, "interrupt")
-        self._collect(training)
+        is_swapped = training.is_validating and bool(training.averages_before)
+        return bool(self._recorders) and self._steps.done not in self._recorders[0].steps and not is_swapped
 
     # -- Parts of them
 
@@ -508,7 +513,7 @@ class SSCMonitor(Callback):
         folder = training.folder  # every rank asks for it
         if self._store is False or folder is None:
             return None
-        return folder / self.name if self._store is True else Path(str(self._store))
+        return folder / self.name if self._store is True else Path(abspath(self._store))  # "." has no name
 
     def _consider(self, training: Training, occasion: Occasion, is_last: bool = False) -> bool:
         """Take a snapshot if one is due; returns whether one was. All ranks decide alike, by rank zero's clock."""
