@@ -92,6 +92,7 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
         log.warning("Layer %r: %s", layer.label, message)
     with few():
         graph = LayerGraph(solved.coef.cpu(), solved.gap.cpu().float(), solved.converged, layer.features, linear)
+        graph = replace(graph, is_output=layer.is_output)
         if settings.groups == "communities":
             graph = replace(graph, communities=communities(graph.affinity))
         return graph.with_values(measures.of_layer(graph.measurable(labels), values))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 import re
 import sys
 import time
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script, too
 
 from lightning_ssc import snapshot
+from tests.zoo_fits import FITS, check_fit
 from tests.zoo_networks import N, Network, networks
 
 PRESETS = ("blocks", "stages", "conv")
@@ -75,11 +77,13 @@ def check(network: Network) -> Outcome:
             taken = snapshot(net, inputs, layers=preset, forward=network.forward, linear_cka=False)
         except ValueError as error:
             layers[preset] = []
-            if not (preset == "conv" and "finds nothing" in str(error) and not _convolutions(net)):
+            if not (
+                preset == "conv" and "finds nothing" in str(error) and not _runs_convolutions(network, net, inputs)
+            ):
                 faults.append(f"{preset}: {error}")
             continue
         layers[preset] = list(taken.layers)
-        seen = hooked_outputs(net, inputs, layers[preset], network.forward)
+        seen = hooked_outputs(network, net, inputs, layers[preset])
         for name, graph in taken.layers.items():
             worst = true_gap(seen[name], graph.coef)
             gap = max(gap, worst)
@@ -106,11 +110,31 @@ def _same(a: Any, b: Any) -> bool:
     return torch.equal(a, b) or bool((a.isnan() & b.isnan()).any()) if isinstance(a, Tensor) else a == b
 
 
-def _convolutions(net: nn.Module) -> list[nn.Module]:
-    return [m for m in net.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+def _run(network: Network, net: nn.Module, inputs: Any) -> None:
+    """One forward pass in evaluation mode, after which modes are what they were."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    with torch.no_grad():
+        if network.forward is not None:
+            network.forward(net, inputs)
+        else:
+            net(**inputs) if isinstance(inputs, dict) else net(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+    for module, mode in modes.items():
+        module.training = mode
 
 
-def hooked_outputs(net: nn.Module, inputs: Any, labels: list[str], forward: Any = None) -> dict[str, Tensor]:
+def _runs_convolutions(network: Network, net: nn.Module, inputs: Any) -> bool:
+    """Whether a convolution runs as a module; some networks use but its weights."""
+    convolutions = [m for m in net.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    ran: list[nn.Module] = []
+    hooks = [m.register_forward_hook(lambda m, *_: ran.append(m)) for m in convolutions]
+    _run(network, net, inputs)
+    for hook in hooks:
+        hook.remove()
+    return bool(ran)
+
+
+def hooked_outputs(network: Network, net: nn.Module, inputs: Any, labels: list[str]) -> dict[str, Any]:
     """What layers put out in evaluation mode over all inputs at once, as rows in float64, from hooks of our own."""
     modules = dict(net.named_modules())
     calls: dict[str, list[Any]] = {label.partition(".call")[0]: [] for label in labels}
@@ -118,17 +142,9 @@ def hooked_outputs(net: nn.Module, inputs: Any, labels: list[str], forward: Any 
         modules[name].register_forward_hook(lambda m, args, output, kept=kept: kept.append(_rows(output)))
         for name, kept in calls.items()
     ]
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    with torch.no_grad():
-        if forward is not None:
-            forward(net, inputs)
-        else:
-            net(**inputs) if isinstance(inputs, dict) else net(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+    _run(network, net, inputs)
     for hook in hooks:
         hook.remove()
-    for module, mode in modes.items():
-        module.training = mode
     places = [(label, *label.partition(".call")[::2]) for label in labels]
     return {label: calls[name][int(call or 1) - 1] for label, name, call in places}
 
@@ -154,7 +170,78 @@ def true_gap(x: Tensor, coef: Tensor, tau: float = 10.0) -> float:
     return float(((primal - dual) / primal.clamp_min(1e-300)).max())
 
 
+# -- What the README's table shows
+
+TABLE = {
+    "ResNet-18": "torchvision/resnet18", "VGG-11": "torchvision/vgg11", "DenseNet-121": "torchvision/densenet121",
+    "GoogLeNet": "torchvision/googlenet", "MobileNetV2": "torchvision/mobilenet_v2",
+    "EfficientNet-B0": "torchvision/efficientnet_b0", "RegNetY-200MF": "timm/regnety_002",
+    "ConvNeXt": "timm/convnext_atto", "Swin-T": "timm/swin_tiny_patch4_window7_224",
+    "ViT-Ti": "timm/vit_tiny_patch16_224", "MLP-Mixer": "timm/mixer_s32_224", "MobileViT": "timm/mobilevit_xxs",
+    "BERT": "transformers/bert", "BERT with LoRA": "peft/bert Lora", "GPT-2": "transformers/gpt2",
+    "LLaMA": "transformers/llama", "T5": "transformers/t5", "Mamba": "transformers/mamba",
+    "U-Net (ResNet-18)": "segmentation_models_pytorch/Unet", "U-Net of a diffusion": "diffusers/UNet2DModel",
+}  # fmt: skip
+
+
+def table(outcomes: dict[str, Outcome]) -> str:
+    """What the presets watch in well-known networks, as Markdown."""
+    lines = ["| network | `blocks` | `stages` | `conv` |", "|---|---|---|---|"]
+    for title, name in TABLE.items():
+        if (found := outcomes.get(name)) is not None:
+            cells = [" ".join(f"`{part}`" for part in shortened(found.layers[preset])) for preset in PRESETS[:2]]
+            lines.append(f"| {title} | {cells[0]} | {cells[1]} | {len(found.layers['conv']) or 'none'} |")
+    return "\n".join(lines)
+
+
+def shortened(names: list[str]) -> list[str]:
+    """Names that differ in one number, next to one another, as one.
+
+    Example:
+        >>> shortened(["conv1", "layer1.0", "layer1.1", "layer2.0", "layer2.1", "fc"])
+        ['conv1', 'layer{1..2}.{0..1}', 'fc']
+    """
+    runs: list[list[Any]] = [[re.split(r"(\d+)", name), {}] for name in names]
+    for place in range(max((len(parts) // 2 for parts, _ in runs), default=0) - 1, -1, -1):
+        joined: list[list[Any]] = []
+        for parts, ranges in runs:
+            i = 2 * place + 1
+            if joined and i < len(parts) and len(joined[-1][0]) == len(parts):
+                other, known = joined[-1]
+                alike = all(a == b for k, (a, b) in enumerate(zip(other, parts, strict=True)) if k != i)
+                first, last = known.get(i, (int(other[i]), int(other[i])))
+                same = {k: v for k, v in known.items() if k != i} == ranges
+                if alike and same and last + 1 == int(parts[i]):
+                    known[i] = (first, last + 1)
+                    continue
+            joined.append([parts, dict(ranges)])
+        runs = joined
+    return [
+        "".join(f"{{{ranges[i][0]}..{ranges[i][1]}}}" if i in ranges else part for i, part in enumerate(parts))
+        for parts, ranges in runs
+    ]
+
+
 # -- As a script
+
+
+def _fits(only: list[str] | None) -> int:
+    known = {f"{network.library}/{network.name}": network for network in networks()}
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    faulty = []
+    for title, name in FITS.items():
+        if (only and title not in only) or find_spec(known[name].library) is None:
+            continue
+        start = time.perf_counter()
+        try:
+            faults = check_fit(known[name])
+        except Exception as error:
+            faults = [f"{type(error).__name__}: {str(error)[:500]}"]
+        verdict = "FAULT" if faults else "ok"
+        print(f"{verdict:5} {title} ({name}) {time.perf_counter() - start:.1f} s {' '.join(faults)}", flush=True)
+        faulty += [title] if faults else []
+    print(f"fits with faults: {', '.join(faulty) or 'none'}")
+    return bool(faulty)
 
 
 def main() -> int:
@@ -162,14 +249,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="networks by name")
     parser.add_argument("--library", nargs="+", metavar="NAME", help="networks of some libraries")
+    parser.add_argument("--table", action="store_true", help="print the README's table")
+    parser.add_argument("--fits", action="store_true", help="train twelve of them with SSCMonitor() and without")
     parser.add_argument("--verbose", action="store_true", help="print the layers")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
+    if args.fits:
+        return _fits(args.only)
     chosen = [
         network
         for network in networks()
-        if (not args.only or network.name in args.only) and (not args.library or network.library in args.library)
+        if (not args.only or network.name in args.only)
+        and (not args.library or network.library in args.library)
+        and (not args.table or f"{network.library}/{network.name}" in TABLE.values())
     ]
+    outcomes = {}
     faulty, skipped, written = [], set(), 0
     for network in chosen:
         if find_spec(network.library) is None:
@@ -180,6 +274,7 @@ def main() -> int:
             outcome = check(network)
         except Exception as error:  # a network that cannot be made or run is a line, too
             outcome = Outcome({}, float("nan"), [f"{type(error).__name__}: {str(error)[:500]}"])
+        outcomes[f"{network.library}/{network.name}"] = outcome
         counts = " ".join(f"{preset} {len(names)}" for preset, names in outcome.layers.items())
         known = " expected" if network.blocks and not outcome.faults else ""
         seconds = time.perf_counter() - start
@@ -199,6 +294,8 @@ def main() -> int:
     print(
         f"{ran} networks, {written} with layers written down, {len(faulty)} with faults: {', '.join(faulty) or 'none'}"
     )
+    if args.table:
+        print(table(outcomes))
     if skipped:
         print(f"Not installed: {', '.join(sorted(skipped))}")
     return bool(faulty)

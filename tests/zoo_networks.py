@@ -107,7 +107,7 @@ def _torchvision() -> Iterator[Network]:
     yield net("mobilenet_v2", 32, "features.{0..18} classifier.1")
     yield net("mobilenet_v3_small", 32, "features.{0..12} classifier.{0,3}")
     yield net("mobilenet_v3_large", 32, "features.{0..16} classifier.{0,3}")
-    yield net("shufflenet_v2_x0_5", 64, "conv1 stage2.{0..3} stage3.{0..7} stage4.{0..3} conv5 fc")
+    yield net("shufflenet_v2_x0_5", 64, "conv1.0 stage2.{0..3} stage3.{0..7} stage4.{0..3} conv5.0 fc")
     yield net("mnasnet0_5", 64)
     yield net(
         "efficientnet_b0",
@@ -143,10 +143,22 @@ def _torchvision() -> Iterator[Network]:
         "vit_b_32",
         64,
         "conv_proj encoder.layers.encoder_layer_{0..11} heads.head",
-        "conv_proj encoder heads",
+        "conv_proj encoder.layers heads",
         image_size=64,
     )
-    yield net("maxvit_t", 64, input_size=(64, 64), partition_size=2)
+    yield net(
+        "MaxVit",
+        64,
+        "stem.{0,1} blocks.0.layers.0 blocks.1.layers.{0,1} classifier.{3,5}",
+        "stem blocks.{0,1} classifier",
+        input_size=(64, 64),
+        stem_channels=8,
+        partition_size=4,
+        block_channels=[8, 16],
+        block_layers=[1, 2],
+        head_dim=4,
+        stochastic_depth_prob=0.0,
+    )
     for name in ("fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"):
         yield Network(
             name,
@@ -160,7 +172,7 @@ def _torchvision() -> Iterator[Network]:
             "torchvision",
             _use("torchvision.models.video", name, num_classes=5),
             images(4, 3, 16),
-            "stem.0 layer{1..4}.{0..1} fc" if name != "r2plus1d_18" else "",
+            "stem layer{1..4}.{0..1} fc" if name != "r2plus1d_18" else "",
         )
     for name in ("retinanet_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large"):
         options = {"weights": None, "weights_backbone": None, "num_classes": 4}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,8 +132,8 @@ class Inputs:
 def last_hidden_layer(snapshot: Snapshot) -> str:
     """The layer that the paper reads single inputs from: the last one that is not the classifier.
 
-    The classifier is taken to be a last layer that puts out one number a class; where labels and predictions do not
-    tell how many there are, the last layer is returned.
+    The classifier is what puts out what the network returns, as the forward pass showed; in snapshots that do not say,
+    a last layer that puts out one number a class.
 
     Raises:
         SnapshotError: The snapshot has no layers.
@@ -146,17 +147,29 @@ def last_hidden_layer(snapshot: Snapshot) -> str:
     names = list(snapshot.layers)
     if not names:
         raise SnapshotError(f"The snapshot of {snapshot.moment} has no layers.")
-    return hidden_layer(names, snapshot.layers[names[-1]].features, class_count(snapshot.labels, snapshot.predictions))
+    classes = class_count(snapshot.labels, snapshot.predictions)
+    return hidden_layer(names, snapshot.layers[names[-1]].features, classes, snapshot.outputs)
 
 
-def hidden_layer(names: Sequence[str], features: int, classes: int) -> str:
+def hidden_layer(names: Sequence[str], features: int, classes: int, outputs: Sequence[str] | None = None) -> str:
     """:func:`last_hidden_layer`, from the names of the layers, the last one's features and the number of classes.
+
+    Args:
+        names: The layers.
+        features: Features of the last one.
+        classes: Number of classes.
+        outputs: Those layers that put out what the network returns, or ``None`` where it is not known.
 
     Example:
         >>> hidden_layer(["conv", "fc"], 10, 10), hidden_layer(["conv", "fc"], 64, 10)
         ('conv', 'fc')
+        >>> hidden_layer(["conv", "fc", "auxiliary"], 10, 10, ["fc"])
+        'conv'
     """
-    return names[-2] if features == classes and len(names) > 1 else names[-1]
+    if outputs is None:
+        outputs = names[-1:] if features == classes else ()
+    before = itertools.takewhile(lambda name: name not in outputs, names)
+    return [names[0], *before][-1]
 
 
 def inputs(snapshot: Snapshot, layer: str | None = None) -> Inputs:

@@ -90,7 +90,8 @@ def observe(runner: Runner, inputs: Any) -> Call:
         inputs: Inputs of the network.
 
     Returns:
-        The root: what was run, with the network's output as its own. Tensors are told apart by numbers; none is kept.
+        The root: what was run, with the first tensor of the network's output that has a row a sample as its own.
+        Tensors are told apart by numbers; none is kept.
 
     Example:
         >>> import torch
@@ -136,7 +137,7 @@ def observe(runner: Runner, inputs: Any) -> Call:
 
             hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(after).remove)
-        output = tensors_in(runner(batch))
+        output = [tensor for tensor in tensors_in(runner(batch)) if tensor.dim() > 0 and len(tensor) == samples][:1]
         root.given, root.shapes = known(output), _shapes(output)
     return root
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, cast, get_args
+from collections.abc import Sequence
+from typing import cast, get_args
 
 import torch
 from torch import nn
 
-from lightning_ssc.capture.calls import Call, observe
+from lightning_ssc.capture.calls import Call
 from lightning_ssc.capture.names import Layer, clean_name, named_layers
 from lightning_ssc.capture.presets import Preset, chosen
-from lightning_ssc.capture.runner import Runner
 
 LayerPattern = str | type[nn.Module]
 
 
-def select_layers(runner: Runner, patterns: str | type[nn.Module] | Sequence[LayerPattern], inputs: Any) -> list[Layer]:
+def select_layers(
+    model: nn.Module, patterns: str | type[nn.Module] | Sequence[LayerPattern], root: Call
+) -> list[Layer]:
     """The layers that the patterns select, each once.
 
     A pattern is one of
@@ -35,9 +35,9 @@ def select_layers(runner: Runner, patterns: str | type[nn.Module] | Sequence[Lay
     ``"lstm:0"``, ``"encoder:last_hidden_state"``, ``"rnn:1.0"``.
 
     Args:
-        runner: The network.
+        model: The network.
         patterns: One pattern or several.
-        inputs: Inputs of the network, of which a few are run where a preset is asked for.
+        root: The calls of a forward pass, for presets.
 
     Returns:
         The selected layers in the order of ``named_modules``.
@@ -48,21 +48,22 @@ def select_layers(runner: Runner, patterns: str | type[nn.Module] | Sequence[Lay
     Example:
         >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(32, 2))
-        >>> x = torch.rand(7, 3, 6, 6)
-        >>> [layer.name for layer in select_layers(Runner(net), "conv", x)]
+        >>> from lightning_ssc.capture.calls import observe
+        >>> from lightning_ssc.capture.runner import Runner
+        >>> root = observe(Runner(net), torch.rand(7, 3, 6, 6))
+        >>> [layer.name for layer in select_layers(net, "conv", root)]
         ['0', '2']
-        >>> [layer.name for layer in select_layers(Runner(net), ["Linear", "0"], x)]
+        >>> [layer.name for layer in select_layers(net, ["Linear", "0"], root)]
         ['0', '4']
     """
-    modules = named_layers(runner.model)
-    if not modules:
-        raise ValueError(no_layers(runner.model))
-    calls = cache(lambda: observe(runner, inputs))
+    modules = named_layers(model)
+    if not modules or isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(no_layers(model))
     selected: dict[tuple[str, str | None], Layer] = {}
     for pattern in [patterns] if isinstance(patterns, (str, type)) else patterns:
-        found = _match(modules, pattern, calls)
+        found = _match(modules, pattern, root)
         if not found:
-            raise ValueError(_nothing_found(runner.model, pattern, modules))
+            raise ValueError(_nothing_found(model, pattern, modules))
         for layer in found:
             known = selected.get((layer.name, layer.part))
             if known is None or layer.named:
@@ -71,11 +72,11 @@ def select_layers(runner: Runner, patterns: str | type[nn.Module] | Sequence[Lay
     return sorted(selected.values(), key=lambda layer: (position[layer.name], layer.part or ""))
 
 
-def _match(modules: dict[str, nn.Module], pattern: LayerPattern, calls: Callable[[], Call]) -> list[Layer]:
+def _match(modules: dict[str, nn.Module], pattern: LayerPattern, root: Call) -> list[Layer]:
     if isinstance(pattern, type):
         return [Layer(name) for name, module in modules.items() if isinstance(module, pattern)]
     if pattern in get_args(Preset):
-        return [Layer(name) for name in chosen(cast("Preset", pattern), calls())]
+        return [Layer(name) for name in chosen(cast("Preset", pattern), root)]
     path, _, part = pattern.partition(":")
     path = clean_name(path)
     if path in modules:

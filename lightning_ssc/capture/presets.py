@@ -50,9 +50,12 @@ def chosen(preset: Preset, root: Call) -> list[str]:
         >>> chosen("blocks", root), chosen("conv", root)
         (['0', '2', '4'], ['0', '2'])
     """
-    calls = list(_PRESETS[preset](_Tree(root), root))
-    inside = {inner.module for call in calls for inner in call.below()}  # a block's part may be lent to others
-    return list(dict.fromkeys(call.name for call in calls if call.module not in inside))
+    tree = _Tree(root)
+    calls = list(_PRESETS[preset](tree, root))
+    if preset != "conv":  # a part of a block that others call, too, is a part of it all the same
+        inside = {inner.module for block in _blocks(tree, root) for inner in block.below()}
+        calls = [call for call in calls if call.module not in inside]
+    return list(dict.fromkeys(call.name for call in calls))
 
 
 class _Tree:

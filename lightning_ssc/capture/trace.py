@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_ssc.capture.batches import batch_size
 from lightning_ssc.capture.calls import observe
+from lightning_ssc.capture.classifier import output_calls
 from lightning_ssc.capture.dependence import Dependence, rows_are_equal
 from lightning_ssc.capture.isolation import without_trace
 from lightning_ssc.capture.layers import LayerPattern, select_layers
@@ -39,6 +40,7 @@ class WatchedLayer:
             float32.
         channels_last: Whether the layer puts out images in channels-last memory format. Their features are kept in
             that order: a Gram does not depend on it, and a copy that turns it takes longer than the layer.
+        is_output: Whether it puts out what the network returns, as a classifier does.
     """
 
     layer: Layer
@@ -47,6 +49,7 @@ class WatchedLayer:
     features: int
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
+    is_output: bool = False
 
     @property
     def bytes_a_sample(self) -> int:
@@ -95,7 +98,8 @@ def trace(
         ValueError: A pattern selects nothing, a layer that the user named does not run or cannot be watched, or no
             layer can.
     """
-    layers = select_layers(runner, patterns, inputs)
+    root = observe(runner, inputs)
+    layers = select_layers(runner.model, patterns, root)
     calls = try_layers(runner, layers, inputs, pooling)
     ran = {call.layer for call in calls}
     never = [layer.label for layer in layers if layer not in ran]
@@ -107,7 +111,7 @@ def trace(
     if not calls:
         raise ValueError(
             f"None of the chosen layers runs in a forward pass over the probe: {_listed(never)}. What runs is "
-            f"{_listed([call.name for call in observe(runner, inputs).below() if call.name])}. Name some of these, or "
+            f"{_listed([call.name for call in root.below() if call.name])}. Name some of these, or "
             f"say with forward= how the network is to be run."
         )
     if never:
@@ -121,7 +125,8 @@ def trace(
         reasons = {reason: [c.label for c in left_out if c.reason == reason] for reason in (c.reason for c in left_out)}
         told = "; ".join(f"{reason}: {', '.join(labels)}" for reason, labels in reasons.items())
         log.info("%d of the %d layers that %r selects are not watched (%s).", len(left_out), len(calls), patterns, told)
-    return watched
+    outputs = output_calls(root)
+    return [replace(call, is_output=(call.layer.name, call.call) in outputs) for call in watched]
 
 
 def try_layers(

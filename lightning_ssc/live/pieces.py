@@ -70,7 +70,7 @@ def run(store: SnapshotStore) -> Piece:
     return {
         "layers": table.layers,
         "short": plots.short_names(table.layers),
-        "hidden": hidden_layer(table.layers, features, len(classes)) if table.layers else None,
+        "hidden": hidden_layer(table.layers, features, len(classes), last.outputs) if table.layers else None,
         "moments": [
             {
                 "step": header.step,

@@ -16,7 +16,7 @@ from lightning_ssc.live.cache import Cache
 from lightning_ssc.live.folder import Found, LogFolder
 from lightning_ssc.live.packing import pack_coarsely
 from lightning_ssc.live.pieces import Piece
-from lightning_ssc.snapshots import SnapshotError, SnapshotHeader, SnapshotStore
+from lightning_ssc.snapshots import LayerGraph, SnapshotError, SnapshotHeader, SnapshotStore
 from lightning_ssc.threads import at_most
 
 _CACHE = 256 << 20  # bytes
@@ -149,7 +149,10 @@ class Source:
     def input(self, run: str, step: int, index: int) -> Piece:
         """One input in every layer at one moment."""
         store = self._store(run)
-        names = self._header_layers(store, step)
+        names, identity = self._header_layers(store, step), self._identity(store, step)
+        missing = [name for name in names if ("around", identity, name) not in self._cache]
+        for name, graph in store.layers(step, missing):  # the file is opened once
+            self._around(store, step, name, graph)
         return self._rows([(store, step, name) for name in names], index, {"layers": names})
 
     def history(self, run: str, layer: str, index: int) -> Piece:
@@ -209,13 +212,13 @@ class Source:
         found = store.of_samples(step)
         return found.get("labels"), classes_of(found.get("labels"), found.get("predictions"))
 
-    def _around(self, store: SnapshotStore, step: int, layer: str) -> Any:
+    def _around(self, store: SnapshotStore, step: int, layer: str, graph: LayerGraph | None = None) -> Any:
         def find() -> Any:
             labels, classes = self._cache.get(
                 ("labels", self._identity(store, step)), lambda: self._labels(store, step)
             )
             with at_most(1):
-                return pieces.around(self._graph(store, step, layer), labels, classes)
+                return pieces.around(graph or self._graph(store, step, layer), labels, classes)
 
         return self._cache.get(("around", self._identity(store, step), layer), find)
 

@@ -163,6 +163,7 @@ def encode(snapshot: Snapshot) -> Arrays:
                 "values": {key: _number(value) for key, value in layer.values.items()},
                 "norm": _number(layer.graph.norm),
                 **({} if layer.linear is None else {"linear_norm": layer.linear.norm}),
+                **({} if layer.is_output is None else {"is_output": layer.is_output}),
             }
         )
     for key in OF_SAMPLES:
@@ -212,6 +213,7 @@ def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> Snapsh
     for layer in header["layers"]:
         of_layer = layer.get("values", {})
         sound = type(layer["features"]) is int and type(layer["converged"]) is bool
+        sound = sound and layer.get("is_output") in (None, True, False)
         _check(sound and _are_numbers(of_layer), f"layer {layer['name']!r} is damaged")
         values[layer["name"]] = {key: _float(value) for key, value in of_layer.items()}
     rate, previous, size = (header.get(key) for key in ("learning_rate", "previous", "size"))
@@ -222,6 +224,8 @@ def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> Snapsh
     for key in ("settings", "seconds", "versions"):
         _check(isinstance(header.get(key, {}), dict), f"its {key} are damaged")
     _check(_are_numbers(header["seconds"]), "its seconds are damaged")
+    known = [layer.get("is_output") for layer in header["layers"]]
+    outputs = None if None in known else [name for name, is_output in zip(names, known, strict=True) if is_output]
     return SnapshotHeader(
         moment=moment,
         layers=names,
@@ -233,6 +237,7 @@ def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> Snapsh
         learning_rate=rate,
         previous=previous,
         run=run,
+        outputs=outputs,
         **{key: header[key] for key in ("probe", "seconds")},
     )
 
@@ -353,6 +358,7 @@ def _layer(arrays: Arrays, i: int, entry: Mapping[str, Any]) -> LayerGraph:
         None if found is None else torch.from_numpy(found),
         {key: _float(measured) for key, measured in entry.get("values", {}).items()},
         _known(entry, "norm"),
+        entry.get("is_output"),
     )
 
 

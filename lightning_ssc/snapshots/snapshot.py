@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -126,6 +126,8 @@ class LayerGraph:
             ``groups="communities"`` asked for them.
         values: What was measured of the layer, by the names of :data:`lightning_ssc.measures.MEASURES`.
         norm: Norm of the centred affinity, if it was kept.
+        is_output: Whether the layer puts out what the network returns, as a classifier does; ``None`` where it is not
+            known.
     """
 
     coef: Tensor
@@ -136,6 +138,7 @@ class LayerGraph:
     communities: Tensor | None = None
     values: Mapping[str, float] = field(default_factory=dict)
     norm: float | None = None
+    is_output: bool | None = None
 
     def with_values(self, values: Mapping[str, float]) -> LayerGraph:
         """The same layer with other values; what was derived of its graph is not derived again."""
@@ -232,6 +235,13 @@ class Snapshot(_OfAMoment):
     previous: int | None = None
     run: str = ""
 
+    @property
+    def outputs(self) -> list[str] | None:
+        """The layers that put out what the network returns, as a classifier does; ``None`` where it is not known."""
+        if any(layer.is_output is None for layer in self.layers.values()):
+            return None
+        return [name for name, layer in self.layers.items() if layer.is_output]
+
 
 @dataclass(frozen=True)
 class SnapshotHeader(_OfAMoment):
@@ -244,6 +254,7 @@ class SnapshotHeader(_OfAMoment):
         size: Number of samples, N; ``None`` where it is not said (format 1).
         settings: See :class:`Snapshot`, as for ``probe``, ``seconds``, ``learning_rate``, ``previous`` and ``run``.
         versions: Versions of what the numbers come from.
+        outputs: See :attr:`Snapshot.outputs`.
     """
 
     moment: Moment
@@ -257,6 +268,7 @@ class SnapshotHeader(_OfAMoment):
     learning_rate: float | None
     previous: int | None
     run: str = ""
+    outputs: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)

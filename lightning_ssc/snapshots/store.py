@@ -370,6 +370,7 @@ class MemoryStore(Store):
             learning_rate=taken.learning_rate,
             previous=taken.previous,
             run=taken.run,
+            outputs=taken.outputs,
         )
 
     def headers(self) -> Iterator[SnapshotHeader | SnapshotError]:

@@ -1,4 +1,6 @@
+import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -6,12 +8,14 @@ import torchvision
 from torch import Tensor, nn
 
 from lightning_ssc.capture import Runner
+from lightning_ssc.capture.calls import observe
 from lightning_ssc.capture.layers import select_layers
 from lightning_ssc.capture.names import named_layers
 
 
 def names(model: nn.Module, patterns: object, size: int = 32) -> list[str]:
-    return [layer.name for layer in select_layers(Runner(model), patterns, torch.rand(3, 3, size, size))]  # type: ignore[arg-type]
+    root = observe(Runner(model), torch.rand(3, 3, size, size))
+    return [layer.name for layer in select_layers(model, patterns, root)]  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +100,7 @@ def test_patterns(resnet: nn.Module, pattern: object, expected: list[str]) -> No
 
 def test_a_part_of_an_output_can_be_named() -> None:
     net = nn.Sequential(OrderedDict(rnn=nn.LSTM(4, 5)))
-    layers = select_layers(Runner(net), ["rnn:1.0", "rnn"], torch.rand(3, 2, 4))
+    layers = select_layers(net, ["rnn:1.0", "rnn"], observe(Runner(net), torch.rand(3, 2, 4)))
     assert [(layer.name, layer.part, layer.label) for layer in layers] == [
         ("rnn", None, "rnn"),
         ("rnn", "1.0", "rnn:1.0"),
@@ -134,14 +138,22 @@ class Tied(nn.Module):
         return self.head(self.b(self.a(x)))
 
 
+def script() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.trace(nn.Sequential(nn.Linear(6, 3)), torch.rand(2, 6))  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
-    ("net", "layers", "message"),
+    ("make", "layers", "message"),
     [
-        (Tied(), ["b"], "Layer 'b' is the same module as 'a', by which it goes here. Name 'a': where it runs several"),
-        (nn.Linear(6, 3), "blocks", r"single Linear with no layers inside. Give nn.Sequential\(network\), whose"),
+        (Tied, ["b"], "Layer 'b' is the same module as 'a', by which it goes here. Name 'a': where it runs several"),
+        (lambda: nn.Linear(6, 3), "0", r"single Linear with no layers inside. Give nn.Sequential\(network\), whose"),
+        (script, "0", "Module, which shows no layers. Give the module that it was made from"),
     ],
-    ids=["tied", "bare"],
-)  # fmt: skip
-def test_networks_that_need_another_word(net: nn.Module, layers: object, message: str) -> None:
+    ids=["tied", "bare", "script"],
+)
+def test_networks_that_need_another_word(make: Callable[[], nn.Module], layers: object, message: str) -> None:
+    net = make()
     with pytest.raises(ValueError, match=message):
-        select_layers(Runner(net), layers, torch.rand(3, 6))  # type: ignore[arg-type]
+        select_layers(net, layers, observe(Runner(net), torch.rand(3, 6)))  # type: ignore[arg-type]

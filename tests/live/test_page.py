@@ -17,6 +17,7 @@ from lightning_ssc.analysis import dynamics, embeddings, inputs, neighbours
 from lightning_ssc.functional import pairwise_cka
 from lightning_ssc.live.report import report
 from lightning_ssc.live.serve import make
+from lightning_ssc.snapshots import SnapshotStore
 from tests.browser import (
     found,
     heatmap,
@@ -141,6 +142,30 @@ TO_IMAGE = "Plotly.toImage('heatmap-one', {width: 200, height: 200}).then(argume
 def distances(points: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """What turning points leaves as it was."""
     return np.linalg.norm(points[:, None] - points[None], axis=-1)
+
+
+def test_a_new_snapshot_appears_and_what_was_chosen_stays(browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    all_of_it = made_run(tmp_path / "all" / "ssc", layers=("a", "b"))
+    store = SnapshotStore(tmp_path / "logs" / "v" / "ssc")
+    store.save(all_of_it.load(step=0))
+    store.save(all_of_it.load(step=10))
+    count = "return document.querySelector('#panel-0 .plot').data[0].x.length"
+    shown = "return document.querySelector('#panel-0 .plot')._fullLayout.yaxis.range"
+    with served(tmp_path / "logs") as address:
+        open_page(browser, address)
+        until(browser, lambda: lines(browser) == 2)
+        found(browser, ".layers input")[0].send_keys(Keys.SPACE)
+        until(browser, lambda: lines(browser) == 1)
+        area = found(browser, "#panel-0 .plot .nsewdrag")[0]
+        ActionChains(browser).move_to_element(area).click_and_hold().move_by_offset(60, 60).release().perform()
+        zoomed = until(browser, lambda: (now := browser.execute_script(shown))[1] < 1 and now)
+        store.save(all_of_it.load(step=20))
+        until(browser, lambda: browser.execute_script(count) == 3)
+        assert lines(browser) == 1
+        assert browser.execute_script(shown) == pytest.approx(zoomed)
 
 
 @pytest.mark.parametrize("lacking", ["images and labels", "snapshots", "confidence", "everything"])

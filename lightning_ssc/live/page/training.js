@@ -117,7 +117,7 @@ class Curves {
         xaxis: { title: { text: UNITS[x], standoff: 6 }, type: log ? "log" : "linear", zeroline: false,
           ...(x === "epoch" && !log && runs.every((run) => run.moments.at(-1).epoch <= FEW_EPOCHS) ? { dtick: 1 } : {}) },
         yaxis: { title: { text: plain(measure.axis), standoff: 8 }, type: measure.log ? "log" : "linear", exponentformat: "power",
-          ...(bounded ? { range: [least - 0.02, high + 0.03] } : {}), rangemode: low === 0 && !measure.log ? "tozero" : "normal" },
+          ...(bounded ? { range: this.span([least - 0.02, high + 0.03]) } : {}), rangemode: low === 0 && !measure.log ? "tozero" : "normal" },
       }];
     });
     this.table.set(() => element("div", {}, ...series.map(([run, , found]) => {
@@ -126,6 +126,14 @@ class Curves {
         run.moments.map((moment, t) => [moment.text, ...shown.map((i) => value(found, found.table.values[t * run.layers.length + i]))]),
         runs.length > 1 ? run.name : null);
     })));
+  }
+
+  // Plotly keeps what was zoomed only as long as it is given the same range.
+  span(fresh) {
+    const now = this.chart.plot.layout?.yaxis?.range;
+    const zoomed = this.given && now && now.some((end, i) => Math.abs(end - this.given[i]) > 1e-9);
+    this.given = zoomed ? this.given : fresh;
+    return [...this.given];
   }
 
   remove() { this.chart.remove(); this.node.remove(); }
