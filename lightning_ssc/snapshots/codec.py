@@ -340,6 +340,8 @@ def _layer(arrays: Arrays, i: int, entry: Mapping[str, Any]) -> LayerGraph:
     )
     try:  # unchecked, indices out of range would be read as memory
         rows, columns = (torch.from_numpy(index.astype(np.int64)) for index in (crow, col))
+        # NumPy 1 gives an empty array, of a graph without edges, a stride of 0, which PyTorch takes for a gap
+        columns = columns.clone(memory_format=torch.contiguous_format) if not len(columns) else columns
         coef = torch.sparse_csr_tensor(rows, columns, torch.from_numpy(value), (n, n), check_invariants=True)
     except RuntimeError as error:
         raise ValueError(str(error).splitlines()[0]) from error
