@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_ssc.functional import modularity, pairwise_cka
 from lightning_ssc.functional.gram_sketch import pairwise_sketch_cka, sketch_cka
+from lightning_ssc.functional.graph import labelled
 from lightning_ssc.functional.graph_cka import graph_cka
 
 Over = Literal["layer", "previous", "reference", "final", "pair"]
@@ -59,7 +60,7 @@ class Measure:
 
 
 def _modularity(affinity: Tensor, groups: Tensor) -> float:
-    return modularity(affinity, groups)
+    return modularity(*labelled(affinity, groups))
 
 
 def _worst_gap(gap: Tensor) -> float:

@@ -40,6 +40,9 @@ from lightning_ssc.threads import at_most, worth
 log = logging.getLogger(__name__)
 
 
+NO_LABELS = "The probe has no class labels (one integer a sample), so modularity is left out."
+
+
 class Stopwatch:
     """Seconds spent by stage."""
 
@@ -226,7 +229,7 @@ def begin_snapshot(
         ended.append(time.perf_counter())
         return graph
 
-    grams = capture(runner, watched, probe.inputs, settings.pooling, processes=ranks, timed=timed, outputs=outputs)
+    grams = capture(runner, watched, probe.batches, settings.pooling, processes=ranks, timed=timed, outputs=outputs)
     failed: Exception | None = None
     try:
         try:
@@ -340,8 +343,10 @@ def snapshot(
     inner, context = unwrapped(model)
     settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups)
     probe = make_probe((inputs,) if labels is None else (inputs, labels))
+    if labels is not None and probe.labels is None and groups == "classes":
+        log.warning(NO_LABELS)
     runner = Runner(inner, forward, context, chunk=chunk, memory=memory)
-    watched = trace(runner, layers, probe.inputs, pooling)
+    watched = trace(runner, layers, probe.batches, pooling)
     moment = Moment(epochs_as_steps(epoch) if step is None else step, epoch)
     taken = begin_snapshot(runner, probe, watched, settings, moment, learning_rate=learning_rate).result()
     return compared(taken)

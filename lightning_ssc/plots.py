@@ -454,18 +454,22 @@ def explanation(
         prediction = int(table.predictions[i])
         title += f", classified as {class_name(prediction, class_names)} with a score of {table.confidence[i]:.2f}"
     neighbours([i], nearest, images, table.labels, class_names, title=title, ax=upper)
-    class_shares(table.shares[i], class_names, label=label, prediction=prediction, ax=lower)
+    names = [class_name(c, class_names) for c in table.classes.tolist()]
+    columns = (None if c is None else int(table.columns(np.asarray(c))) for c in (label, prediction))
+    class_shares(table.shares[i], names, **dict(zip(("label", "prediction"), columns, strict=True)), ax=lower)
     return figure
 
 
 def class_name(number: int, class_names: Sequence[str] = ()) -> str:
-    """The name of a class, or its number where it has none.
+    """The name of a class, or its number where it has none; a negative number stands for no class.
 
     Example:
-        >>> class_name(1, ["cat", "dog"]), class_name(7)
-        ('dog', 'class 7')
+        >>> class_name(1, ["cat", "dog"]), class_name(7), class_name(-1)
+        ('dog', 'class 7', 'no class')
     """
-    return class_names[number] if 0 <= number < len(class_names) else f"class {number}"
+    if number < 0:
+        return "no class"
+    return class_names[number] if number < len(class_names) else f"class {number}"
 
 
 def class_colours(labels: ArrayLike) -> NDArray[np.float64]:

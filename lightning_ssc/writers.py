@@ -308,7 +308,8 @@ def _spread(taken: Snapshot, count: int) -> list[int]:
     """Some inputs, the same in every snapshot of a probe: one a class as far as that goes."""
     size = len(next(iter(taken.layers.values())).gap)
     labels = torch.zeros(size, dtype=torch.long) if taken.labels is None else taken.labels
-    chosen: list[int] = balanced(labels, count).tolist()
+    labelled = (labels >= 0).nonzero().squeeze(1)
+    chosen: list[int] = labelled[balanced(labels[labelled], count)].tolist()
     return chosen
 
 

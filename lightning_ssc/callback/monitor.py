@@ -45,9 +45,9 @@ from lightning_ssc.capture import (
     check_sizes,
     class_names,
     first_loader,
-    isolated_random_state,
     make_probe,
 )
+from lightning_ssc.pipeline import NO_LABELS
 from lightning_ssc.recorder import Recorder
 from lightning_ssc.snapshots import MismatchError, OnMismatch, Settings, Snapshot, Store
 from lightning_ssc.weights import CheckpointError
@@ -400,31 +400,35 @@ class SSCMonitor(Callback):
 
     def _end_early(self, training: Training, exception: BaseException) -> None:
         """Finish what is being solved, and after Ctrl-C take what there is, if there is time and no process is gone."""
-        pending = [recorder for recorder in self._recorders if recorder.pending is not None]
+        pending = [(recorder, recorder.pending) for recorder in self._recorders if recorder.pending is not None]
         if not training.is_alone or isinstance(exception, SIGTERM):
-            for recorder in pending:
-                log.warning("The snapshot of %s was not finished and is left out.", recorder.pending)
+            for _, moment in pending:
+                log.warning("The snapshot of %s was not finished and is left out.", moment)
             return
-        takes_final = False
+        announced: list[tuple[Recorder, int]] = []
         try:
             with interruptible():
-                for recorder in pending:
-                    log.warning("SSCMonitor finishes the snapshot of %s; Ctrl-C leaves it out.", recorder.pending)
+                for recorder, moment in pending:
+                    log.warning("SSCMonitor finishes the snapshot of %s; Ctrl-C leaves it out.", moment)
+                    announced.append((recorder, moment.step))
                     with self._guard(training, recorder):
                         recorder.collect()
-                if takes_final := isinstance(exception, KeyboardInterrupt) and bool(self._recorders):
-                    self._take_interrupted(training)
+                if isinstance(exception, KeyboardInterrupt) and self._lacks_what_there_is(training):
+                    log.warning(
+                        "SSCMonitor takes the final snapshot, of step %d; Ctrl-C leaves it out.", self._steps.done
+                    )
+                    announced.append((self._recorders[0], self._steps.done))
+                    self._take(training, "interrupt")
+                    self._collect(training)
         except KeyboardInterrupt:
-            if takes_final or any(recorder.pending is not None for recorder in pending):  # else it is stored
+            if any(step not in recorder.steps for recorder, step in announced):
                 log.warning("It is left out.")
 
-    def _take_interrupted(self, training: Training) -> None:
+    def _lacks_what_there_is(self, training: Training) -> bool:
+        """Whether the last step has no snapshot, and the module no averaged weights in the place of its own."""
         self._steps.advance(training.of_optimizers)  # in the middle of a batch
-        if self._steps.done in self._recorders[0].steps or (training.is_validating and training.averages_before):
-            return  # there it is; or the averaged weights stand in the place of the trained ones
-        log.warning("SSCMonitor takes the final snapshot, of step %d; Ctrl-C leaves it out.", self._steps.done)
-        self._take(training, "interrupt")
-        self._collect(training)
+        is_swapped = training.is_validating and bool(training.averages_before)
+        return bool(self._recorders) and self._steps.done not in self._recorders[0].steps and not is_swapped
 
     # -- Parts of them
 
@@ -490,11 +494,10 @@ class SSCMonitor(Callback):
 
         def found() -> tuple[Any, Probe]:
             source: Any = self._probe_source
-            with isolated_random_state():
-                if source is None:
-                    source = training.probe_source()
-                elif not isinstance(source, (list, tuple)):
-                    source = first_loader(source)
+            if source is None:
+                source = training.probe_source()
+            elif not isinstance(source, (list, tuple)):
+                source = first_loader(source)
             if source is None:
                 raise MisconfigurationError(
                     "SSCMonitor found no probe: pass probe= (a data set, a loader or tensors), give the data module a "
@@ -504,8 +507,8 @@ class SSCMonitor(Callback):
 
         source, probe = training.ranks.together(found)
         if probe.labels is None and self.settings.groups == "classes" and training.is_zero:
-            log.warning("The probe has no class labels (one integer a sample), so modularity is left out.")
-        return probe, class_names(training.datamodule, source, getattr(source, "dataset", None))
+            log.warning(NO_LABELS)
+        return probe, class_names(training.datamodule, source, getattr(source, "dataset", None)) or probe.names
 
     def _folder(self, training: Training) -> Path | None:
         folder = training.folder  # every rank asks for it

@@ -16,12 +16,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lightning_ssc.capture.batches import batch_size, take
+from lightning_ssc.capture.batches import batch_size
 from lightning_ssc.capture.isolation import without_trace
 from lightning_ssc.capture.names import named_layers
 from lightning_ssc.capture.runner import Runner
-
-TRIED = 7  # samples of a trial run: a number that no other dimension of an output is likely to have
+from lightning_ssc.capture.samples import some
 
 _Known = frozenset[tuple[int, int]]  # tensors by their number and version, which an in-place operation raises
 
@@ -107,7 +106,8 @@ def observe(runner: Runner, inputs: Any) -> Call:
         wholes = [t if t._base is None else t._base for t in tensors]
         return frozenset((numbers.setdefault(t, next(count)), 0 if t.is_inference() else t._version) for t in wholes)
 
-    samples = min(TRIED, batch_size(inputs))
+    batch = some(inputs)
+    samples = batch_size(batch)
     root = Call("", runner.model)
     stack = [root]
 
@@ -136,7 +136,7 @@ def observe(runner: Runner, inputs: Any) -> Call:
 
             hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(after).remove)
-        output = tensors_in(runner(take(inputs, slice(0, samples))))
+        output = tensors_in(runner(batch))
         root.given, root.shapes = known(output), _shapes(output)
     return root
 

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ssc.capture.batches import batch_size, take
-from lightning_ssc.capture.isolation import without_trace
-from lightning_ssc.capture.layers import Layer
+from lightning_ssc.capture.isolation import seed_everything, without_trace
+from lightning_ssc.capture.names import Layer
 from lightning_ssc.capture.outputs import features
 from lightning_ssc.capture.plan import FeatureSlice, plan_shared, room, share_layers
 from lightning_ssc.capture.processes import Alone, Processes
 from lightning_ssc.capture.runner import Runner
+from lightning_ssc.capture.samples import chunks
 from lightning_ssc.capture.sharding import is_sharded
 from lightning_ssc.capture.spread import Post, rows_a_turn, turns
 from lightning_ssc.capture.trace import WatchedLayer, hooked
@@ -111,7 +112,7 @@ def capture(
             chunk = min(chunk, -(-n // ranks), rows_a_turn(group, layers, owners, ranks, n, room(layers, n, memory)))
             post = Post(processes, group, layers, owners, buffers, home)
         with timed("forward"), without_trace(model):
-            for turn in turns(n, chunk, ranks if spread else 1):
+            for turn in turns(chunks(inputs, chunk), ranks if spread else 1):
                 rows = turn.of(rank)
                 parcels, places = ([], {}) if post is None else post.parcels(turn)
                 if post is None:
@@ -170,6 +171,7 @@ def _run(
     """Run the network on some samples, up to the last layer that is wanted where the pass may be cut short."""
     output = None
     keep = partial(_keep, wanted, set(wanted) if cut else set(), rows, pooling)
+    seed_everything(rows.start)  # a network that is random even now is so in the same way every time
     with (
         _cut_short(runner.model) if cut else nullcontext(),
         hooked(runner.model, [layer for layer, _ in wanted], keep) as seen,

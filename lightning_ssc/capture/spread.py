@@ -35,15 +35,15 @@ class Turn:
         return self.rows[rank].stop - self.rows[rank].start if rank < len(self.rows) else 0
 
 
-def turns(samples: int, chunk: int, ranks: int) -> Iterator[Turn]:
-    """A part of the samples for each process, until all have been run.
+def turns(chunks: Sequence[slice], ranks: int) -> Iterator[Turn]:
+    """A chunk of the samples for each process, until all have been run.
 
     Example:
-        >>> [[(rows.start, rows.stop) for rows in turn.rows] for turn in turns(7, 2, 2)]
-        [[(0, 2), (2, 4)], [(4, 6), (6, 7)]]
+        >>> chunks = [slice(0, 2), slice(2, 4), slice(4, 7)]
+        >>> [[(rows.start, rows.stop) for rows in turn.rows] for turn in turns(chunks, 2)]
+        [[(0, 2), (2, 4)], [(4, 7)]]
     """
-    parts = [slice(start, min(samples, start + chunk)) for start in range(0, samples, chunk)]
-    return (Turn(parts[i : i + ranks]) for i in range(0, len(parts), ranks))
+    return (Turn(chunks[i : i + ranks]) for i in range(0, len(chunks), ranks))
 
 
 class Post:

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_ssc.capture.batches import batch_size, take
-from lightning_ssc.capture.calls import TRIED, observe
+from lightning_ssc.capture.batches import batch_size
+from lightning_ssc.capture.calls import observe
 from lightning_ssc.capture.dependence import Dependence, rows_are_equal
 from lightning_ssc.capture.isolation import without_trace
-from lightning_ssc.capture.layers import Layer, LayerPattern, select_layers
-from lightning_ssc.capture.names import named_layers
+from lightning_ssc.capture.layers import LayerPattern, select_layers
+from lightning_ssc.capture.names import Layer, named_layers
 from lightning_ssc.capture.outputs import describe, features, is_channels_last, part_of
 from lightning_ssc.capture.processes import Processes
 from lightning_ssc.capture.runner import Runner
+from lightning_ssc.capture.samples import some
 from lightning_ssc.capture.sharding import holds_parts, reshard, whole
 from lightning_ssc.settings import Pooling
 
@@ -141,7 +142,8 @@ def try_layers(
         The calls of the layers in the order in which they finish, each watchable or with the reason why not.
     """
     calls: list[tuple[Layer, int, WatchedLayer | ValueError, bool]] = []
-    count = min(TRIED, batch_size(inputs))
+    samples = some(inputs)
+    count = batch_size(samples)
 
     def record(layer: Layer, call: int, output: Any) -> None:
         try:
@@ -157,7 +159,6 @@ def try_layers(
             log.info("Layer %s puts out %s; its first tensor is watched. Name a part as in '%s:0' for another one.",
                      layer.label, describe(output), layer.name)  # fmt: skip
 
-    samples = take(inputs, slice(0, count))
     dependence = Dependence(samples)
     with without_trace(runner.model), hooked(runner.model, layers, record), runner.context(), dependence:
         runner(samples)
@@ -222,13 +223,14 @@ def in_parts(
         processes: Those that run it, on the same samples.
         pooling: How activations become features.
     """
-    count, seen = min(TRIED, batch_size(inputs)), {}
+    samples = some(inputs)
+    count, seen = batch_size(samples), {}
 
     def record(layer: Layer, call: int, output: Any) -> None:
         seen[layer, call] = features(output, layer, count, pooling).double().norm(dim=1).tolist()
 
     with without_trace(runner.model), hooked(runner.model, [one.layer for one in watched], record), runner.context():
-        runner(take(inputs, slice(0, count)))
+        runner(samples)
     mine = [seen[one.layer, one.call] for one in watched]
     everyones = list(zip(*processes.everyones(mine), strict=True))
     alike = [all(np.allclose(other, norms[0], rtol=1e-3, atol=1e-6) for other in norms) for norms in everyones]

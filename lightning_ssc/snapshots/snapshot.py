@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_ssc.functional import affinity, modularity
 from lightning_ssc.functional.gram_sketch import GramSketch
+from lightning_ssc.functional.graph import labelled
 from lightning_ssc.functional.graph_cka import CentredGraph
 
 
@@ -161,12 +162,12 @@ class LayerGraph:
         return _Measurable(self, labels)
 
     def modularity(self, labels: Tensor | None) -> float:
-        """Modularity of the graph (Eq. 5 of the paper) over its :meth:`groups`.
+        """Modularity of the graph (Eq. 5 of the paper) over its :meth:`groups`, among the samples that have a class.
 
         NaN where there are none, or the graph is empty.
         """
         groups = self.groups(labels)
-        return float("nan") if groups is None else modularity(self.affinity, groups)
+        return float("nan") if groups is None else modularity(*labelled(self.affinity, groups))
 
     @property
     def neighbours(self) -> float:
@@ -203,7 +204,7 @@ class Snapshot(_OfAMoment):
     Attributes:
         moment: When it was taken.
         layers: The layers' graphs by label, in order of execution.
-        labels: ``(N,)`` int64 class of every sample, or ``None``.
+        labels: ``(N,)`` int64 class of every sample, negative where it has none, or ``None``.
         indices: ``(N,)`` int64 place of every sample in its data set, or ``None``.
         predictions: ``(N,)`` int64 class that the network gave every sample, or ``None`` where it does not return
             logits.

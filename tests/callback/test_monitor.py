@@ -567,7 +567,7 @@ def test_after_an_error_in_drawing_no_more_is_computed(monkeypatch: pytest.Monke
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
-        assert len(calls) == 1 or go_on.wait(5)
+        assert len(calls) <= 2 or go_on.wait(5)
         return original(*args, **kwargs)
 
     monkeypatch.setattr(writers, "spectral_embedding", slow)
@@ -575,4 +575,4 @@ def test_after_an_error_in_drawing_no_more_is_computed(monkeypatch: pytest.Monke
     with pytest.raises(ZeroDivisionError):
         writers.log_snapshot([Logger()], made, {}, Images(heatmap=False, embedding=True))
     go_on.set()
-    assert len(calls) <= 3  # the one that was drawn, and those of both threads
+    assert len(calls) <= 4  # the one that was drawn, the next, and those that both threads have begun

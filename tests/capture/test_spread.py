@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lightning_ssc.capture import Layer, WatchedLayer, plan_shared, share_layers
+from lightning_ssc.capture.samples import chunks
 from lightning_ssc.capture.spread import rows_a_turn, turns
 from tests import processes
 
@@ -32,10 +33,12 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
         assert sorted(covered) == list(range(31))
         # Each feature of a sample that the owner has not run itself is sent once, and nothing else but what aligns it.
         for rank, owned in ((0, theirs), (1, mine)):
-            needed = sum(rows[rank].values()) * sum(features[label] for label in owned)
-            assert needed <= told[rank][f"bytes {name}"] <= needed + 8 * len(owned) * 31
+            run, sample = sum(rows[rank].values()), sum(features[label] for label in owned)
+            # Its share of the samples may be another by one in passes of smaller chunks.
+            assert (run - 1) * sample <= told[rank][f"bytes {name}"] <= (run + 1) * sample + 8 * len(owned) * 31
     for rank in (0, 1):
-        assert told[rank]["failed forward"] == "SSC failed on rank 1: OSError: [Errno 5] Input/output error"
+        assert told[rank]["failed forward"].startswith("SSC failed on rank 1: NotRunError: ")
+        assert "(OSError: [Errno 5] Input/output error)" in told[rank]["failed forward"]
         assert told[rank]["failed solve"] == "SSC failed on rank 1: ValueError: no solution"
         assert told[rank]["steps"] == ([0] if rank == 0 else [])  # a failure leaves all of them able to go on
 
@@ -43,7 +46,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 def test_every_sample_is_run_once_in_turns_that_all_take(ranks: int) -> None:
     for samples in (1, 4, 31):
-        taken = list(turns(samples, 3, ranks))
+        taken = list(turns(chunks(torch.zeros(samples, 2), 3), ranks))
         rows = [r for turn in taken for r in range(ranks) if turn.count(r) for r in [turn.of(r)]]
         assert [i for part in rows for i in range(part.start, part.stop)] == list(range(samples))
         assert all(turn.of(rank).stop > turn.of(rank).start for turn in taken for rank in range(ranks))
