@@ -33,7 +33,7 @@ from lightning_ssc.functional import communities, self_expression
 from lightning_ssc.functional.advice import collected
 from lightning_ssc.functional.gram_sketch import gram_sketch
 from lightning_ssc.functional.grams import CentredGram
-from lightning_ssc.ranks import Ranks
+from lightning_ssc.ranks import Alone, Ranks
 from lightning_ssc.snapshots import LayerGraph, Moment, Settings, Snapshot, epochs_as_steps
 from lightning_ssc.threads import at_most, worth
 
@@ -208,7 +208,7 @@ def begin_snapshot(
         moment: When this is, to be kept with the snapshot.
         learning_rate: Learning rate of the finished epoch, to be kept with the snapshot.
         solver: Where layers are solved; by default here, each as soon as its Gram is there.
-        ranks: The processes that do it together.
+        ranks: The processes that do it together; by default this one alone.
         progress: Called with 1 when a layer is handed over, or solved where that is done here.
 
     Returns:
@@ -218,7 +218,7 @@ def begin_snapshot(
         ValueError: Activations are not finite, or a layer cannot be solved; the message names the layer.
         FailedError: So it is on one of several processes.
     """
-    solver, ranks = Foreground() if solver is None else solver, ranks or Ranks()
+    solver, ranks = Foreground() if solver is None else solver, ranks or Alone()
     timed, started = Stopwatch(), time.perf_counter()
     ended: list[float] = []
     outputs: dict[int, Tensor] = {}

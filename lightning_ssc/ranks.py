@@ -29,14 +29,18 @@ class Ranks:
     sent = 0
 
     @property
+    def _many(self) -> bool:
+        return distributed.is_available() and distributed.is_initialized()
+
+    @property
     def rank(self) -> int:
         """Number of this process, from 0."""
-        return distributed.get_rank() if _many() else 0
+        return distributed.get_rank() if self._many else 0
 
     @property
     def size(self) -> int:
         """Number of processes."""
-        return distributed.get_world_size() if _many() else 1
+        return distributed.get_world_size() if self._many else 1
 
     def raise_together(self, error: Exception | None) -> None:
         """Raise where any process had an error.
@@ -45,7 +49,7 @@ class Ranks:
             FailedError: Several processes, one of which had an error; names it. A lone one raises its error itself, and
                 what all have been told already is not told again.
         """
-        if not _many():
+        if not self._many:
             if error is not None:
                 raise error
             return
@@ -58,7 +62,7 @@ class Ranks:
     def everyones(self, value: Any) -> list[Any]:
         """The values of all processes, on every process; for small ones."""
         told = [value] * self.size
-        if _many():
+        if self._many:
             distributed.all_gather_object(told, value)
         return told
 
@@ -89,7 +93,7 @@ class Ranks:
 
     def gather(self, value: Any) -> list[Any] | None:
         """The values of all processes in the order of their ranks on rank zero, ``None`` on the others."""
-        if not _many():
+        if not self._many:
             return [value]
         told = [None] * self.size if self.rank == 0 else None
         distributed.gather_object(value, told)
@@ -97,7 +101,7 @@ class Ranks:
 
     def broadcast(self, value: Any) -> Any:
         """The value of rank zero, on every process."""
-        if not _many():
+        if not self._many:
             return value
         told = [value]
         distributed.broadcast_object_list(told)
@@ -124,5 +128,14 @@ class Ranks:
         return self.together(action if self.rank == 0 else lambda: None)
 
 
-def _many() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+class Alone(Ranks):
+    """A process that does something by itself, whatever others there are.
+
+    Example:
+        >>> Alone().size
+        1
+    """
+
+    @property
+    def _many(self) -> bool:
+        return False

@@ -24,6 +24,8 @@ from lightning_ssc.capture import (
     ProbeSource,
     Runner,
     WatchedLayer,
+    in_parts,
+    is_sharded,
     make_probe,
     pictures,
     plan_shared,
@@ -179,10 +181,27 @@ class Recorder:
 
     def _trace(self, layers: str | type[nn.Module] | Sequence[LayerPattern]) -> list[WatchedLayer]:
         watched = trace(self._runner, layers, self.probe.batches, self.settings.pooling)
+        if sharded := is_sharded(self._runner.model):
+            watched = self._without_parts(watched)
         if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
-            ranks = self._ranks.size
-            plan_shared(watched, len(self.probe), self._runner.memory, ranks, staged=ranks > 1)  # or it is too small
+            staged, ranks = self._ranks.size > 1 and not sharded, self._ranks.size
+            plan_shared(watched, len(self.probe), self._runner.memory, ranks, staged=staged)  # or it is too small
         return watched
+
+    def _without_parts(self, watched: list[WatchedLayer]) -> list[WatchedLayer]:
+        """The layers of a sharded network that put out the same on all processes; none holds the others whole."""
+        parts = in_parts(self._runner, watched, self.probe.batches, self._ranks, self.settings.pooling)
+        whole = [layer for layer in watched if layer not in parts]
+        if not parts:
+            return whole
+        names = ", ".join(layer.label for layer in parts)
+        if not whole or any(layer.layer.named for layer in parts):
+            raise ValueError(
+                f"Each process puts out a part of its own of these layers: {names}. Watch the linear layers around "
+                f"them, whose parts can be put together, or the blocks that they are in."
+            )
+        log.warning("Not watched, because each process puts out a part of its own: %s.", names)
+        return whole
 
     def _open(
         self, folder: str | Path | None, resume: Mapping[str, Any] | None, fallback: bool, on_mismatch: OnMismatch
@@ -264,6 +283,11 @@ class Recorder:
 
     def _lend(self, lent: ExitStack, weights: Mapping[str, Any], source: Snapshot | Path) -> None:
         """Put a checkpoint's weights into the network, until the scope ends."""
+        if is_sharded(self._runner.model):
+            raise CheckpointError(
+                f"reference={source} is a checkpoint, and no process has room for the weights of a sharded network. "
+                f"Name a folder of snapshots; lightning-ssc analyze makes one of a checkpoint."
+            )
         try:
             lent.enter_context(with_weights(self._runner.model, weights))
         except CheckpointError as error:

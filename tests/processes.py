@@ -373,3 +373,102 @@ def measure_metrics(world: int, root: Path) -> None:
         refused = str(error)
     torch.save((*values, refused), root / f"{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+class Blocks(nn.Module):
+    """Linear layers with something between them, as tensor parallelism wants it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.act, self.b, self.head = nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.b(self.act(self.a(x))))
+
+
+def share_weights(world: int, root: Path) -> None:
+    """Networks whose weights two processes share, by FSDP2 and by tensor parallelism, against the same one unshared."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    rank, told = join(world), {}
+    mesh = init_device_mesh("cpu", (world,))
+    x, y = torch.randn(31, 6, generator=torch.Generator().manual_seed(1)), torch.arange(31) % 3
+    for kind in ("fsdp", "tensor parallel"):
+        torch.manual_seed(0)
+        net = Blocks()
+        alone = snapshot(net, x, y, "**") if rank == 0 else None
+        if kind == "fsdp":
+            for module in (net.a, net.b, net):
+                fully_shard(module, mesh=mesh)
+        else:
+            parallelize_module(net, mesh, {"a": ColwiseParallel(), "b": RowwiseParallel()})
+        held = {name: type(parameter).__name__ for name, parameter in net.named_parameters()}
+        watching = Recorder(net, (x, y), "**")
+        watching.record(0)
+        told[kind] = [layer.label for layer in watching.watched]
+        told[f"{kind} as before"] = held == {name: type(p).__name__ for name, p in net.named_parameters()}
+        if alone is not None:
+            taken = watching.store.load(0)
+            told[f"{kind} apart"] = max(
+                float((layer.coef.to_dense() - alone.layers[name].coef.to_dense()).abs().max())
+                for name, layer in taken.layers.items()
+            )
+            told[f"{kind} predictions"] = bool(torch.equal(taken.predictions, alone.predictions))
+    refusals = {"named": ({"layers": ["act"]}, ValueError), "reference": ({"reference": root / "w.pt"}, RuntimeError)}
+    if rank == 0:
+        torch.save(Blocks().state_dict(), root / "w.pt")
+    torch.distributed.barrier()
+    for name, (options, kind_of_error) in refusals.items():
+        try:
+            Recorder(net, (x, y), **{"layers": "**", **options}).record(0)
+        except (kind_of_error, RuntimeError) as error:
+            told[name] = str(error)
+    (root / f"told-{rank}.json").write_text(json.dumps(told))
+    torch.distributed.destroy_process_group()
+
+
+class Sharded(pl.LightningModule):
+    """A module that shards its weights where Lightning lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Blocks()
+
+    def configure_model(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = self.device_mesh["data_parallel"]
+        for module in (self.net.a, self.net.b, self.net):
+            fully_shard(module, mesh=mesh)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+    def train_dataloader(self) -> Any:
+        x, y = torch.randn(40, 6, generator=torch.Generator().manual_seed(2)), torch.arange(40) % 3
+        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=10)
+
+
+def train_sharded(world: int, root: Path) -> None:
+    """Train under FSDP2 with a monitor and without, and leave the final weights behind."""
+    from pytorch_lightning.strategies import ModelParallelStrategy
+
+    x, y = torch.randn(30, 6, generator=torch.Generator().manual_seed(1)), torch.arange(30) % 3
+    for name in ("without", "with"):
+        pl.seed_everything(0, verbose=False)
+        monitor = SSCMonitor("**", probe=(x, y), heatmap=False, embedding=False, store=root / "ssc", schedule=1)
+        strategy = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
+        model = Sharded()
+        run = trainer(root, *([monitor] if name == "with" else []), max_epochs=2, strategy=strategy, devices=world)
+        run.fit(model)
+        weights = {key: value.full_tensor() for key, value in model.net.state_dict().items()}
+        if run.is_global_zero:
+            torch.save(weights, root / f"{name}.pt")

@@ -87,9 +87,10 @@ class Training:
 
     @property
     def sharded_by(self) -> str | None:
-        """Name of a strategy that shards the model, ``None`` for one that does not."""
+        """Name of a strategy that shards the model so that its layers cannot be watched, ``None`` for any other."""
         strategy = self._trainer.strategy
-        return type(strategy).__name__ if strategy.restore_checkpoint_after_setup else None
+        in_lockstep = any(kind.__name__ == "ModelParallelStrategy" for kind in type(strategy).__mro__)
+        return type(strategy).__name__ if strategy.restore_checkpoint_after_setup and not in_lockstep else None
 
     @property
     def ranks(self) -> Ranks:

@@ -436,7 +436,8 @@ class SSCMonitor(Callback):
         if training.sharded_by is not None:
             raise MisconfigurationError(
                 f"SSCMonitor does not support {training.sharded_by}, which shards the model: no process holds whole "
-                f"layers. Use strategy='ddp', or take snapshots of checkpoints with lightning_ssc.snapshot()."
+                f"layers. Use strategy='ddp', or ModelParallelStrategy with fully_shard (FSDP2), or take snapshots of "
+                f"checkpoints with lightning_ssc.snapshot()."
             )
         averages = training.averages_before
         if self.weights != "training" and not averages:

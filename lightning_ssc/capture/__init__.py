@@ -11,7 +11,8 @@ from lightning_ssc.capture.pictures import class_names, pictures
 from lightning_ssc.capture.plan import plan_passes, plan_shared, share_layers
 from lightning_ssc.capture.probe import Probe, ProbeSource, balanced, make_probe
 from lightning_ssc.capture.runner import Forward, NotRunError, Runner, check_sizes, unwrapped
-from lightning_ssc.capture.trace import WatchedLayer, trace
+from lightning_ssc.capture.sharding import is_sharded
+from lightning_ssc.capture.trace import WatchedLayer, in_parts, trace
 from lightning_ssc.settings import Pooling
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "check_sizes",
     "class_names",
     "first_loader",
+    "in_parts",
+    "is_sharded",
     "isolated_random_state",
     "make_probe",
     "pictures",

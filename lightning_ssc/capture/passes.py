@@ -27,9 +27,11 @@ from lightning_ssc.capture.isolation import seed_everything, without_trace
 from lightning_ssc.capture.names import Layer
 from lightning_ssc.capture.outputs import features
 from lightning_ssc.capture.plan import FeatureSlice, plan_shared, room, share_layers
+from lightning_ssc.capture.processes import Alone, Processes
 from lightning_ssc.capture.runner import Runner
 from lightning_ssc.capture.samples import chunks
-from lightning_ssc.capture.spread import Alone, Post, Processes, is_sharded, rows_a_turn, turns
+from lightning_ssc.capture.sharding import is_sharded
+from lightning_ssc.capture.spread import Post, rows_a_turn, turns
 from lightning_ssc.capture.trace import WatchedLayer, hooked
 from lightning_ssc.functional.grams import CentredGram, centred_gram
 from lightning_ssc.settings import Pooling

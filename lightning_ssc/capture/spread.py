@@ -2,72 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_ssc.capture.plan import FeatureSlice
+from lightning_ssc.capture.processes import Processes
 from lightning_ssc.capture.trace import WatchedLayer
 
 _ALIGNED = 8  # bytes at whose multiples features begin on their way
-
-
-class Processes(Protocol):
-    """What :func:`lightning_ssc.capture.capture` asks of the processes that run it; all call it alike."""
-
-    @property
-    def rank(self) -> int:
-        """Number of this process, from 0."""
-
-    @property
-    def size(self) -> int:
-        """Number of processes."""
-
-    def everyones(self, value: Any) -> list[Any]:
-        """The values of all processes."""
-
-    def together(self, action: Callable[[], Any]) -> Any:
-        """What every process does; a failure of one is one of all."""
-
-    def exchange(self, parcels: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-        """Send every process its bytes, and get as many as ``sizes`` says from each."""
-
-
-class Alone:
-    """A lone process."""
-
-    rank, size = 0, 1
-
-    def everyones(self, value: Any) -> list[Any]:
-        """Its value."""
-        return [value]
-
-    def together(self, action: Callable[[], Any]) -> Any:
-        """What it does."""
-        return action()
-
-    def exchange(self, parcels: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-        """What it has."""
-        return list(parcels)
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether several processes hold parts of the network's weights and run it together (FSDP2, tensor parallel).
-
-    Example:
-        >>> is_sharded(nn.Linear(2, 2))
-        False
-    """
-    if "torch.distributed.tensor" not in sys.modules:
-        return False
-    from torch.distributed.tensor import DTensor
-
-    wrapped = any(kind.__name__ == "FSDPModule" for module in model.modules() for kind in type(module).__mro__)
-    return wrapped or any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 @dataclass(frozen=True)

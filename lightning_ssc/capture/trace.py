@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,8 +21,10 @@ from lightning_ssc.capture.isolation import without_trace
 from lightning_ssc.capture.layers import LayerPattern, select_layers
 from lightning_ssc.capture.names import Layer, named_layers
 from lightning_ssc.capture.outputs import describe, features, is_channels_last, part_of
+from lightning_ssc.capture.processes import Processes
 from lightning_ssc.capture.runner import Runner
 from lightning_ssc.capture.samples import some
+from lightning_ssc.capture.sharding import holds_parts, reshard, whole
 from lightning_ssc.settings import Pooling
 
 log = logging.getLogger(__name__)
@@ -190,14 +193,50 @@ def _listed(names: Sequence[str]) -> str:
 def hooked(
     model: nn.Module, layers: Sequence[Layer], record: Callable[[Layer, int, Any], None]
 ) -> Iterator[dict[Layer, int]]:
-    """Call ``record(layer, call, output)`` whenever a layer has run, and count; the hooks are gone afterwards."""
+    """Call ``record(layer, call, output)`` whenever a layer has run, and count; the hooks are gone afterwards.
+
+    What a layer puts out is whole, also where processes share its weights: all of them have to be here.
+    """
     modules, calls = named_layers(model), dict.fromkeys(layers, 0)
+    parts: dict[Layer, Any] = {}
     with ExitStack() as stack:
+        stack.callback(reshard, model)
         for layer in calls:
 
-            def hook(module: nn.Module, args: Any, output: Any, layer: Layer = layer) -> None:
-                call, calls[layer] = calls[layer], calls[layer] + 1
-                record(layer, call, output)
+            def first(module: nn.Module, args: Any, output: Any, layer: Layer = layer) -> None:
+                if holds_parts(output):  # a hook of tensor parallelism takes this process's part of it, next
+                    parts[layer] = output
 
-            stack.callback(modules[layer.name].register_forward_hook(hook).remove)
+            def last(module: nn.Module, args: Any, output: Any, layer: Layer = layer) -> None:
+                call, calls[layer] = calls[layer], calls[layer] + 1
+                record(layer, call, whole(parts.pop(layer, output)))
+
+            stack.callback(modules[layer.name].register_forward_hook(first, prepend=True).remove)
+            stack.callback(modules[layer.name].register_forward_hook(last).remove)
         yield calls
+
+
+def in_parts(
+    runner: Runner, watched: Sequence[WatchedLayer], inputs: Any, processes: Processes, pooling: Pooling = "flatten"
+) -> list[WatchedLayer]:
+    """Layers of which every process that runs the network puts out another part, as inside a tensor parallel block.
+
+    Args:
+        runner: The network, which several processes share.
+        watched: The layers.
+        inputs: Inputs of the network.
+        processes: Those that run it, on the same samples.
+        pooling: How activations become features.
+    """
+    samples = some(inputs)
+    count, seen = batch_size(samples), {}
+
+    def record(layer: Layer, call: int, output: Any) -> None:
+        seen[layer, call] = features(output, layer, count, pooling).double().norm(dim=1).tolist()
+
+    with without_trace(runner.model), hooked(runner.model, [one.layer for one in watched], record), runner.context():
+        runner(samples)
+    mine = [seen[one.layer, one.call] for one in watched]
+    everyones = list(zip(*processes.everyones(mine), strict=True))
+    alike = [all(np.allclose(other, norms[0], rtol=1e-3, atol=1e-6) for other in norms) for norms in everyones]
+    return [one for one, same in zip(watched, alike, strict=True) if not same]
