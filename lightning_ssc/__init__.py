@@ -7,6 +7,7 @@ from lightning_ssc.version import __version__
 if TYPE_CHECKING:
     from lightning_ssc.callback import SSCMonitor
     from lightning_ssc.callback.triggers import at, auto, every, log_spaced, on_lr_drop, on_validation
+    from lightning_ssc.capture import show_layers
     from lightning_ssc.pipeline import snapshot
     from lightning_ssc.recorder import Recorder
     from lightning_ssc.settings import Settings
@@ -27,6 +28,7 @@ __all__ = [
     "log_spaced",
     "on_lr_drop",
     "on_validation",
+    "show_layers",
     "snapshot",
 ]
 
@@ -39,6 +41,7 @@ _WHERE = {
     "Settings": "settings",
     "Snapshot": "snapshots",
     "SnapshotStore": "snapshots",
+    "show_layers": "capture",
     "snapshot": "pipeline",
     **dict.fromkeys(_TRIGGERS, "callback.triggers"),
 }

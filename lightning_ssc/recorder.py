@@ -25,7 +25,6 @@ from lightning_ssc.capture import (
     make_probe,
     pictures,
     plan_passes,
-    select_layers,
     share_layers,
     trace,
     unwrapped,
@@ -174,8 +173,7 @@ class Recorder:
     # -- Before the first snapshot
 
     def _trace(self, layers: str | type[nn.Module] | Sequence[LayerPattern]) -> list[WatchedLayer]:
-        chosen = select_layers(self._runner.model, layers)
-        watched = trace(self._runner, chosen, self.probe.batches, self.settings.pooling)
+        watched = trace(self._runner, layers, self.probe.batches, self.settings.pooling)
         if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
             plan_passes(watched, len(self.probe), self._runner.memory)  # raises where it is too small
         return watched

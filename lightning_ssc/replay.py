@@ -29,7 +29,6 @@ from lightning_ssc.capture import (
     isolated_random_state,
     make_probe,
     pictures,
-    select_layers,
     trace,
 )
 from lightning_ssc.pipeline import begin_snapshot, compared
@@ -156,6 +155,24 @@ def _progress_in_lightning(content: Mapping[str, Any], path: Path) -> Checkpoint
     return Checkpoint(path, Moment(steps, begun, "checkpoint", max(0, steps - 1)), rate, scheduled)
 
 
+def new_model(factory: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    """A network as it is made.
+
+    Raises:
+        CheckpointError: The factory lacks arguments, or makes no network.
+    """
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        raise CheckpointError(f"--model cannot be called: {error}. Give its arguments with --model-arg.") from None
+    model = factory(**arguments)
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(f"--model made {type(model).__name__}, not a network (torch.nn.Module).")
+    if callable(configure := getattr(model, "configure_model", None)):
+        configure()  # where Lightning lets a network make its layers
+    return model
+
+
 def build_model(
     factory: Callable[..., nn.Module], content: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> nn.Module:
@@ -175,15 +192,7 @@ def build_model(
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     saved = content.get("hyper_parameters", {}) if isinstance(factory, type) else {}
     given = {k: v for k, v in saved.items() if anything or k in accepted} | dict(arguments)
-    try:
-        signature.bind(**given)
-    except TypeError as error:
-        raise CheckpointError(f"--model cannot be called: {error}. Give its arguments with --model-arg.") from None
-    model = factory(**given)
-    if not isinstance(model, nn.Module):
-        raise CheckpointError(f"--model made {type(model).__name__}, not a network (torch.nn.Module).")
-    if callable(configure := getattr(model, "configure_model", None)):
-        configure()  # where Lightning lets a network make its layers
+    model = new_model(factory, given)
     load_weights(model, content.get("state_dict", content))
     return model
 
@@ -255,10 +264,9 @@ def analyze(
             model = build_model(factory, read_checkpoint(checkpoint.path), model_arguments or {}).to(device)
         except CheckpointError as error:
             raise CheckpointError(f"{checkpoint.path}: {error}") from error
-        chosen = select_layers(model, layers)
         runner = Runner(model, forward, device=device, chunk=chunk, memory=memory)
         try:
-            return runner, trace(runner, chosen, probe.batches, settings.pooling)
+            return runner, trace(runner, layers, probe.batches, settings.pooling)
         except NotRunError as error:
             cause = error.__cause__
             raise CheckpointError(

@@ -20,7 +20,6 @@ from torch import nn
 
 from lightning_ssc import Settings, SnapshotStore, SSCMonitor, cli, plots, snapshot
 from lightning_ssc.analysis import dynamics, inputs
-from lightning_ssc.capture import select_layers
 from lightning_ssc.cli import main
 from lightning_ssc.replay import (
     CheckpointError,
@@ -179,7 +178,7 @@ def test_blocks_are_analyzed_where_nothing_is_said(live: Path, tmp_path: Path) -
     paths = ["--checkpoints", str(live), "--out", str(tmp_path)]
     assert main(["analyze", "--model", f"{MODULE}:Configured", "--data", f"{MODULE}:Data", *paths]) == 0
     store = SnapshotStore(tmp_path)
-    names = [layer.label for layer in select_layers(Configured(width=6), "blocks")]
+    names = ["model.1", "model.3"]
     assert (store.header(1).layers, len(store.load(1).layers[names[0]].gap)) == (names, 45)
 
 
@@ -567,6 +566,33 @@ def test_a_function_is_a_command(monkeypatch: pytest.MonkeyPatch, capsys: Any) -
     page = capsys.readouterr().out
     assert "Shapes of a sample (required)" in page
     assert "A port (default: 0)" in page
+
+
+def test_layers_are_shown(capsys: Any) -> None:
+    assert main(["layers", "torchvision.models:resnet18", "--input", "3x32x32", "--model-arg", "num_classes=3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["layer", "features", "conv", "stages", "blocks"]
+    found = {" ".join(line.split()) for line in lines}
+    assert {"conv1 Conv2d 16,384 conv stages blocks", "layer1 Sequential 4,096 stages"} <= found
+    assert {"0 BasicBlock 4,096 blocks", "relu ReLU 4,096 runs 2 times", "fc Linear 3 stages blocks"} <= found
+
+
+_SIZES = ["--model-arg", "in_features=4", "--model-arg", "out_features=2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["torch.nn:Nothing", "--input", "3"], 2, "leads nowhere"),
+        (["torch.nn:ReLU", "--input", "3,4"], 2, "--input 3,4 is no shape; write it as 3x224x224 or 128"),
+        (["torch.nn:Linear", "--input", "3"], 1, "Give its arguments with --model-arg"),
+        (["torch.nn:Linear", "--input", "4", *_SIZES], 1, "single Linear with no layers inside"),
+        (["torchvision.models:squeezenet1_0", "--input", "4x64x64"], 1, "does not run on inputs of shape 4x64x64"),
+    ],
+)
+def test_layers_that_cannot_be_shown(arguments: list[str], status: int, message: str, capsys: Any) -> None:
+    assert main(["layers", *arguments]) == status
+    assert message in capsys.readouterr().err
 
 
 def test_help_does_not_wait_for_torch() -> None:

@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 from lightning_ssc import Snapshot, SSCMonitor, snapshot
 from lightning_ssc.background import Background
-from lightning_ssc.capture import Runner, WatchedLayer, capture, make_probe, select_layers, trace
+from lightning_ssc.capture import Runner, WatchedLayer, capture, make_probe, trace
 from lightning_ssc.functional import affinity, duality_gap, modularity, self_expression
 from lightning_ssc.functional.grams import CentredGram
 from lightning_ssc.measures import MEASURES
@@ -46,7 +46,7 @@ def network() -> nn.Sequential:
 
 def begun(net: nn.Module, x: Tensor, layers: str = "conv", **options: Any) -> tuple[Runner, list[WatchedLayer]]:
     runner = Runner(net, chunk=CHUNK, **options)
-    return runner, trace(runner, select_layers(net, layers), x)
+    return runner, trace(runner, layers, x)
 
 
 def grams(

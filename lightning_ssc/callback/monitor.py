@@ -67,12 +67,15 @@ class SSCMonitor(Callback):
             ``on_validation()`` and ``on_lr_drop()``; or a function of the epoch. The final state is always taken: it
             is what the others are compared with.
         tau: Weight of the fit in self-expression; the paper advises 10 to 100.
+        alpha: The same in units of each layer's own threshold, at which its last input gets its first neighbour
+            (Elhamifar and Vidal's alpha); overrides ``tau``.
         normalize: Scale samples to unit length first.
         solver: ``"active_set"``, exact, or ``"admm"``, Algorithm 1 of the paper.
         tol: Relative duality gap asked of every sample.
         preset: ``"paper"`` for the published setting (raw samples, ADMM, tau = mu = 10, 100 iterations).
-        pooling: ``"flatten"`` keeps every activation, ``"mean"`` averages over space or tokens, ``"cls"`` takes the
-            class token.
+        pooling: ``"flatten"`` keeps every activation, ``"mean"`` averages over space or over the real tokens (by the
+            mask or the lengths in the batch), ``"cls"`` takes the class token, ``"last"`` the last real one; or a
+            function of the activations ``(N, ...)`` that returns ``(N, d)``.
         linear_cka: Linear CKA beside SSC-CKA.
         heatmap: The images of SSC-CKA and linear CKA between all layers with every snapshot.
         embedding: An image of the spectral embedding with every snapshot, of every layer or, where there are more, of
@@ -126,6 +129,7 @@ class SSCMonitor(Callback):
         probe_size: int = 1000,
         schedule: Schedule = "auto",
         tau: float = 10.0,
+        alpha: float | None = None,
         normalize: bool = True,
         solver: Literal["active_set", "admm"] = "active_set",
         tol: float = 1e-5,
@@ -158,7 +162,7 @@ class SSCMonitor(Callback):
         check_sizes(chunk, memory)
         self.layers = layers
         self.name = name
-        self.settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups)
+        self.settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups, alpha)
         self.images = Images(heatmap, embedding, neighbours, projector)
         self.schedule = as_triggers(schedule)
         self.background = background

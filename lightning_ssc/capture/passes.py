@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from lightning_ssc.capture.batches import batch_size, take
 from lightning_ssc.capture.isolation import seed_everything, without_trace
-from lightning_ssc.capture.layers import Layer
-from lightning_ssc.capture.outputs import features
+from lightning_ssc.capture.names import Layer
+from lightning_ssc.capture.outputs import OutputError, View, features, logits_of
 from lightning_ssc.capture.plan import FeatureSlice, plan_passes, room
 from lightning_ssc.capture.runner import Runner
 from lightning_ssc.capture.samples import chunks
-from lightning_ssc.capture.trace import WatchedLayer, hooked
+from lightning_ssc.capture.tokens import masks_mark_tokens, view_of
+from lightning_ssc.capture.trace import WatchedLayer, hooked, in_one_chunk
 from lightning_ssc.functional.grams import CentredGram, centred_gram
 from lightning_ssc.settings import Pooling
 
@@ -41,7 +42,7 @@ class _Wanted(NamedTuple):
 
     part: FeatureSlice
     buffer: Tensor
-    channels_last: bool
+    watched: WatchedLayer
 
 
 def capture(
@@ -52,6 +53,7 @@ def capture(
     *,
     timed: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext(),
     outputs: list[Tensor] | None = None,
+    precise: bool = False,
 ) -> Iterator[tuple[WatchedLayer, CentredGram]]:
     """The Gram matrices of the layers over the probe, one after the other, each when it is whole.
 
@@ -63,7 +65,8 @@ def capture(
         pooling: How activations become features, see :func:`lightning_ssc.capture.outputs.features`.
         timed: ``timed("forward")`` and ``timed("gram")`` are opened around the two stages.
         outputs: Gains what the network returned, a chunk at a time and on the CPU, if that is one row of numbers a
-            sample.
+            sample, or has such ``logits``.
+        precise: Form Grams in double precision.
 
     Yields:
         Each layer with its Gram. Take what is needed of it before asking for the next one.
@@ -75,9 +78,10 @@ def capture(
     n = batch_size(inputs)
     if not layers:
         return  # the share of a process where there are more processes than layers
-    model, device, chunk, memory = runner.model, runner.device, runner.chunk, runner.budget()
+    model, device, memory = runner.model, runner.device, runner.budget()
+    chunk = n if in_one_chunk(runner, layers, n) else runner.chunk
     assert device is not None
-    passes = plan_passes(layers, n, memory)
+    passes, marks = plan_passes(layers, n, memory), masks_mark_tokens(inputs, model)
     cut = dict.fromkeys(layers[s.layer].label for group in passes for s in group if s.start > 0)
     log.debug(
         "%d layers of %d samples: %.1f MB of activations in %d passes, because memory=%.1f MB leaves %.1f MB beside "
@@ -90,13 +94,14 @@ def capture(
         home = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # others lack float64
         buffers = {s.layer: torch.empty(n, s.stop - s.start, device=home, dtype=layers[s.layer].dtype) for s in group}
         wanted = {
-            (layers[s.layer].layer, layers[s.layer].call): _Wanted(s, buffers[s.layer], layers[s.layer].channels_last)
-            for s in group
+            (layers[s.layer].layer, layers[s.layer].call): _Wanted(s, buffers[s.layer], layers[s.layer]) for s in group
         }
         whole = number == len(passes) - 1
         with timed("forward"), without_trace(model):
             for rows in chunks(inputs, chunk):
-                keep = partial(_keep, wanted, set() if whole else set(wanted), rows, pooling)
+                samples = take(inputs, rows)
+                view = view_of(samples, model, marks)
+                keep = partial(_keep, wanted, set() if whole else set(wanted), rows, view, pooling)
                 output = None
                 seed_everything(rows.start)  # a network that is random even now is so in the same way every time
                 with (
@@ -104,20 +109,20 @@ def capture(
                     hooked(model, [layer for layer, _ in wanted], keep) as seen,
                     runner.context(),
                 ):
-                    output = runner(take(inputs, rows))
+                    output = runner(samples)
                 if missing := [layer.label for layer, call in wanted if seen[layer] <= call]:
                     raise ValueError(
                         f"Layer {missing[0]!r} ran for the first samples of the probe but not for samples {rows.start} "
                         f"to {rows.stop - 1}. Watch only layers that run for every input."
                     )
-                if outputs is not None and whole and isinstance(output, Tensor) and output.dim() == 2:
-                    outputs.append(output.detach().cpu())
+                if outputs is not None and whole and (numbers := logits_of(output, view)) is not None:
+                    outputs.append(numbers)
                 del output  # or it would be held while Grams are formed
         wanted.clear()  # each buffer goes when its Gram is there
         for s in group:
             layer = layers[s.layer]
             with timed("gram"):
-                gram = _gram(buffers.pop(s.layer), layer)
+                gram = _gram(buffers.pop(s.layer), layer, precise)
                 if s.layer in parts:
                     gram.add_(parts.pop(s.layer))
             if s.stop == layer.features:
@@ -147,15 +152,23 @@ def _keep(
     wanted: dict[tuple[Layer, int], _Wanted],
     missing: set[tuple[Layer, int]],
     rows: slice,
+    view: View,
     pooling: Pooling,
     layer: Layer,
     call: int,
     output: Any,
+    given: Sequence[Tensor],
 ) -> None:
     """Copy what a layer has just put out into its buffer, and end the pass if it was the last one missing."""
     if (layer, call) in wanted:
-        part, buffer, channels_last = wanted[layer, call]
-        found = features(output, layer, rows.stop - rows.start, pooling, channels_last)
+        part, buffer, watched = wanted[layer, call]
+        found = features(output, watched.source, view, pooling, watched.channels_last, watched.axis)
+        if found.shape[1] != watched.features:
+            raise OutputError(
+                f"Layer {watched.label!r} puts out {found.shape[1]} features a sample for samples {rows.start} to "
+                f"{rows.stop - 1} and {watched.features} for the first ones, as of sequences of other lengths. Use "
+                f"pooling='mean' or 'last', pad all of them to one length, or watch a layer behind that."
+            )
         buffer[rows] = found[:, part.start : part.stop]
     if missing:
         missing.discard((layer, call))
@@ -163,9 +176,9 @@ def _keep(
             raise _EnoughError
 
 
-def _gram(x: Tensor, layer: WatchedLayer) -> CentredGram:
+def _gram(x: Tensor, layer: WatchedLayer, precise: bool) -> CentredGram:
     try:
-        return centred_gram(x)
+        return centred_gram(x, precise)
     except ValueError as error:
         raise ValueError(
             f"Layer {layer.label!r} puts out {error}. Its graph is not defined: look at the learning rate, the "

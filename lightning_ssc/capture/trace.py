@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_ssc.capture.batches import batch_size, take
-from lightning_ssc.capture.isolation import without_trace
-from lightning_ssc.capture.layers import Layer, named_layers
-from lightning_ssc.capture.outputs import describe, features, is_channels_last, part_of
-from lightning_ssc.capture.runner import Runner
-from lightning_ssc.capture.samples import chunks
+from lightning_ssc.capture.calls import TRIED, observe, tensors_in
+from lightning_ssc.capture.dependence import Dependence, rows_are_equal
+from lightning_ssc.capture.isolation import seed_everything, without_trace
+from lightning_ssc.capture.layers import Layer, LayerPattern, select_layers
+from lightning_ssc.capture.names import named_layers
+from lightning_ssc.capture.outputs import (
+    CLEAR,
+    OutputError,
+    View,
+    activations,
+    candidates,
+    copied,
+    describe,
+    is_channels_last,
+    part_of,
+    sample_axis,
+)
+from lightning_ssc.capture.runner import NotRunError, Runner
+from lightning_ssc.capture.samples import Chunk, chunks
+from lightning_ssc.capture.tokens import masks_mark_tokens, view_of
 from lightning_ssc.settings import Pooling
 
 log = logging.getLogger(__name__)
 
-_TRACED = 7  # samples of a trial run: a number that no other dimension of an output is likely to have
+_BESIDE = 4  # times the largest watched activation that a forward pass may take beside them
+_APART, _APART_HALF = 1e-3, 3e-2  # relative differences above what another number of samples rounds otherwise
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,10 @@ class WatchedLayer:
             float32.
         channels_last: Whether the layer puts out images in channels-last memory format. Their features are kept in
             that order: a Gram does not depend on it, and a copy that turns it takes longer than the layer.
+        part: Which part of what it puts out is watched; the layer's, or the one found where it names none.
+        axis: Which dimension of that is the sample.
+        shape: What one sample's activations are padded to, where they are.
+        mixes: Whether its features for a sample depend on which others run beside it.
     """
 
     layer: Layer
@@ -45,6 +66,15 @@ class WatchedLayer:
     features: int
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
+    part: str | None = None
+    axis: int = 0
+    shape: tuple[int, ...] | None = None
+    mixes: bool = False
+
+    @property
+    def source(self) -> Layer:
+        """The layer with the part that is watched."""
+        return replace(self.layer, part=self.part)
 
     @property
     def bytes_a_sample(self) -> int:
@@ -52,35 +82,50 @@ class WatchedLayer:
         return self.features * self.dtype.itemsize
 
 
-def trace(runner: Runner, layers: Sequence[Layer], inputs: Any, pooling: Pooling = "flatten") -> list[WatchedLayer]:
-    """Run a few samples through the network to learn the order of its layers, their calls and numbers of features.
+@dataclass(frozen=True)
+class LeftOut:
+    """A call of a layer that cannot be watched.
+
+    Attributes:
+        layer: The module and the part of its output.
+        label: Its name, as that of a :class:`WatchedLayer`.
+        reason: In a few words, such as "no row a sample".
+        error: The same as an error that names the layer and the remedy.
+    """
+
+    layer: Layer
+    label: str
+    reason: str
+    error: ValueError
+
+
+def trace(
+    runner: Runner,
+    patterns: str | type[nn.Module] | Sequence[LayerPattern],
+    inputs: Any,
+    pooling: Pooling = "flatten",
+) -> list[WatchedLayer]:
+    """Run a few samples through the network to learn which layers are to be watched, in which order they run, and how.
+
+    What a preset, a glob or a type selects and what cannot be watched, because it has no row a sample (position
+    embeddings, detection heads) or puts out the same for every input, is left out, and counted in one line at INFO.
 
     Args:
         runner: The network.
-        layers: The layers asked for.
+        patterns: The layers asked for, see :func:`lightning_ssc.capture.layers.select_layers`.
         inputs: Inputs of the network.
         pooling: How activations become features, see :func:`lightning_ssc.capture.outputs.features`.
 
     Returns:
-        The calls of the layers in the order in which they finish. Layers that did not run are left out.
+        The calls of the layers in the order in which they finish.
 
     Raises:
-        ValueError: A layer that the user named does not run, no layer runs, or an output cannot be used.
+        ValueError: A pattern selects nothing, a layer that the user named does not run or cannot be watched, or no
+            layer can.
     """
-    calls: list[tuple[Layer, Tensor, bool]] = []
-    some = take(inputs, chunks(inputs, _TRACED)[0])
-    count = batch_size(some)
-
-    def record(layer: Layer, call: int, output: Any) -> None:
-        tensor = part_of(output, layer, count)
-        calls.append((layer, features(output, layer, count, pooling)[:1], is_channels_last(tensor)))
-        if layer.part is None and not isinstance(output, Tensor):
-            log.info("Layer %s puts out %s; its first tensor is watched. Name a part as in '%s:0' for another one.",
-                     layer.label, describe(output), layer.name)  # fmt: skip
-
-    with without_trace(runner.model), hooked(runner.model, layers, record), runner.context():
-        runner(some)
-    ran = {layer for layer, *_ in calls}
+    layers = select_layers(runner, patterns, inputs)
+    calls = try_layers(runner, layers, inputs, pooling)
+    ran = {call.layer for call in calls}
     never = [layer.label for layer in layers if layer not in ran]
     if missing := [layer.label for layer in layers if layer.named and layer not in ran]:
         raise ValueError(
@@ -88,31 +133,214 @@ def trace(runner: Runner, layers: Sequence[Layer], inputs: Any, pooling: Pooling
             f"run, or say with forward= how the network is to be run."
         )
     if not calls:
-        raise ValueError("None of the chosen layers runs in a forward pass over the probe.")
+        raise ValueError(
+            f"None of the chosen layers runs in a forward pass over the probe: {_listed(never)}. What runs is "
+            f"{_listed([call.name for call in observe(runner, inputs).below() if call.name])}. Name some of these, or "
+            f"say with forward= how the network is to be run."
+        )
     if never:
         log.warning("Not watched, because they never run in a forward pass over the probe: %s.", ", ".join(never))
-    watched, seen = [], dict.fromkeys(ran, 0)
-    times = {layer: sum(other == layer for other, *_ in calls) for layer in ran}
-    for layer, first, channels_last in calls:
-        label = layer.label if times[layer] == 1 else f"{layer.label}.call{seen[layer] + 1}"
-        dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-        watched.append(WatchedLayer(layer, seen[layer], label, first.shape[1], dtype, channels_last))
-        seen[layer] += 1
+    left_out = [call for call in calls if isinstance(call, LeftOut)]
+    watched = [call for call in calls if isinstance(call, WatchedLayer)]
+    for call in left_out:
+        if call.layer.named or not watched:
+            raise call.error
+    if left_out:
+        reasons = {reason: [c.label for c in left_out if c.reason == reason] for reason in (c.reason for c in left_out)}
+        told = "; ".join(f"{reason}: {', '.join(labels)}" for reason, labels in reasons.items())
+        log.info("%d of the %d layers that %r selects are not watched (%s).", len(left_out), len(calls), patterns, told)
+    if mixing := [call.label for call in watched if call.mixes]:
+        n = batch_size(inputs)
+        alone = in_one_chunk(runner, watched, n)
+        log.warning(
+            "What %s puts out for a sample depends on which others are in the chunk, as with batch norm without "
+            "running statistics%s. %s", mixing[0], f" (and {len(mixing) - 1} more layers)" if mixing[1:] else "",
+            f"All {n} samples are run in one chunk." if alone else f"One chunk of all {n} samples may not fit into "
+            f"memory, so graphs depend on chunk={runner.chunk}; raise chunk= as far as memory allows.",
+        )  # fmt: skip
     return watched
+
+
+def try_layers(
+    runner: Runner, layers: Sequence[Layer], inputs: Any, pooling: Pooling = "flatten"
+) -> list[WatchedLayer | LeftOut]:
+    """Run a few samples through the network and see what layers put out.
+
+    Args:
+        runner: The network.
+        layers: The layers.
+        inputs: Inputs of the network.
+        pooling: How activations become features.
+
+    Returns:
+        The calls of the layers in the order in which they finish, each watchable or with the reason why not.
+    """
+    calls: list[tuple[Layer, int, WatchedLayer | ValueError, bool]] = []
+    samples = take(inputs, chunks(inputs, TRIED)[0])
+    marks = masks_mark_tokens(inputs, runner.model)
+    view = view_of(samples, runner.model, marks)
+    fewer = _tried(runner, layers, inputs, view.samples // 2, marks)
+    rows: dict[tuple[Layer, int], Tensor] = {}
+
+    def record(layer: Layer, call: int, output: Any, given: Sequence[Tensor]) -> None:
+        try:
+            meant, several = _with_part(layer, output, view, given)
+            axis = _axis(meant, call, output, view, fewer)
+            tensor = part_of(output, meant, view)
+            found = activations(output, meant, view, pooling, axis)
+        except OutputError as error:
+            calls.append((layer, call, error, False))
+            return
+        features = found.reshape(len(found), -1)
+        rows[layer, call] = features.clone()
+        dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+        images = axis == 0 and is_channels_last(tensor)
+        made = WatchedLayer(layer, call, "", features.shape[1], dtype, images, meant.part, axis, tuple(found.shape[1:]))
+        calls.append((layer, call, made, not dependence.of(output) and rows_are_equal(features)))
+        if several:
+            log.warning("Layer %s puts out %s, of which part %s is watched. Name another one as in '%s:0'.",
+                        layer.name, describe(output), meant.part, layer.name)  # fmt: skip
+
+    dependence = Dependence(samples)
+    with without_trace(runner.model), hooked(runner.model, layers, record), runner.context(), dependence:
+        seed_everything(0)
+        runner(samples)
+    mixing = _mixing(runner, layers, samples, view, pooling, calls, rows, fewer)
+    times = Counter(layer for layer, *_ in calls)
+    tried: list[WatchedLayer | LeftOut] = []
+    for layer, call, found, same in calls:
+        label = layer.label if times[layer] == 1 else f"{layer.label}.call{call + 1}"
+        if isinstance(found, ValueError):
+            tried.append(LeftOut(layer, label, "no row a sample", found))
+        elif same and dependence.has_inputs:
+            error = ValueError(
+                f"Layer {label!r} puts out the same for every input, so its graph says nothing. Leave it out."
+            )
+            tried.append(LeftOut(layer, label, "the same for every input", error))
+        else:
+            tried.append(replace(found, label=label, mixes=(layer, call) in mixing))
+    return tried
+
+
+def in_one_chunk(runner: Runner, layers: Sequence[WatchedLayer], samples: int) -> bool:
+    """Whether all samples run in one chunk: some layer mixes those of a chunk, and the memory suffices by far."""
+    largest = max((layer.bytes_a_sample for layer in layers), default=0)
+    return any(layer.mixes for layer in layers) and _BESIDE * samples * largest <= runner.budget()
+
+
+class _Fewer(NamedTuple):
+    """What layers put out for fewer samples than the trial run's: how their outputs follow the samples tells a lot."""
+
+    view: View
+    outputs: dict[tuple[str, int], Any]
+
+
+def _tried(runner: Runner, layers: Sequence[Layer], inputs: Any, count: int, marks: bool | None) -> _Fewer | None:
+    """A run of fewer samples; ``None`` where the network does not run on them, or they cannot be cut."""
+    if count < 1:
+        return None
+    samples = take(inputs, chunks(inputs, count)[0])
+    if batch_size(samples) != count or (isinstance(samples, Chunk) and samples.nodes is not None):
+        return None
+    outputs: dict[tuple[str, int], Any] = {}
+
+    def record(layer: Layer, call: int, output: Any, given: Sequence[Tensor]) -> None:
+        outputs[layer.name, call] = copied(output)
+
+    try:
+        with without_trace(runner.model), hooked(runner.model, layers, record), runner.context():
+            seed_everything(0)
+            runner(samples)
+    except NotRunError:  # a number of samples may be written into it
+        return None
+    return _Fewer(view_of(samples, runner.model, marks), outputs)
+
+
+def _with_part(layer: Layer, output: Any, view: View, given: Sequence[Tensor]) -> tuple[Layer, bool]:
+    """The layer with the part of its output that it stands for, and whether others might have been meant as well."""
+    if layer.part is not None:
+        return layer, False
+    found = candidates(output, view, given)
+    if not found or not found[0][0]:
+        return layer, False
+    clear = found[0][0].rpartition(".")[2] in CLEAR or len(found) == 1
+    return replace(layer, part=found[0][0]), not clear
+
+
+def _axis(layer: Layer, call: int, output: Any, view: View, fewer: _Fewer | None) -> int:
+    """Which dimension follows the number of samples; the first where nothing tells."""
+    if fewer is None or view.graph is not None or (layer.name, call) not in fewer.outputs:
+        return 0
+    one, other = part_of(output, layer, view), part_of(fewer.outputs[layer.name, call], layer, fewer.view)
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor) or one.is_nested:
+        return 0
+    return sample_axis(one.shape, view.samples, other.shape, fewer.view.samples) or 0
+
+
+def _mixing(
+    runner: Runner,
+    layers: Sequence[Layer],
+    samples: Any,
+    view: View,
+    pooling: Pooling,
+    calls: Sequence[tuple[Layer, int, WatchedLayer | ValueError, bool]],
+    rows: Mapping[tuple[Layer, int], Tensor],
+    fewer: _Fewer | None,
+) -> set[tuple[Layer, int]]:
+    """Calls whose features for a sample depend on which samples run beside it, and not just on chance."""
+    if fewer is None:
+        return set()
+    found: set[tuple[Layer, int]] = set()
+    for layer, call, made, _ in calls:
+        if isinstance(made, WatchedLayer):
+            output = fewer.outputs.get((layer.name, call))
+            try:
+                other = activations(output, made.source, fewer.view, pooling, made.axis)
+            except OutputError:
+                continue
+            if tuple(other.shape[1:]) == made.shape and _differ(rows[layer, call][: len(other)], other.flatten(1)):
+                found.add((layer, call))
+    if not found:
+        return found
+    asked = {layer.name: layer for layer in layers}
+
+    def record(layer: Layer, call: int, output: Any, given: Sequence[Tensor]) -> None:
+        for one in [key for key in found if (key[0].name, key[1]) == (layer.name, call)]:
+            made = next(m for la, c, m, _ in calls if (la, c) == one)
+            assert isinstance(made, WatchedLayer)
+            if _differ(rows[one], activations(output, made.source, view, pooling, made.axis).flatten(1)):
+                found.discard(one)  # random even now
+
+    with without_trace(runner.model), hooked(runner.model, list(asked.values()), record), runner.context():
+        seed_everything(1)
+        runner(samples)
+    return found
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    tolerance = _APART_HALF if one.is_floating_point() and one.dtype.itemsize < 4 else _APART
+    one, other = one.double(), other.double()
+    return bool((one - other).norm() > tolerance * other.norm())
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names for a message, not too many of them."""
+    several = list(dict.fromkeys(names))
+    return ", ".join(several[:8]) + (f" and {len(several) - 8} more" if len(several) > 8 else "") or "nothing"
 
 
 @contextmanager
 def hooked(
-    model: nn.Module, layers: Sequence[Layer], record: Callable[[Layer, int, Any], None]
+    model: nn.Module, layers: Sequence[Layer], record: Callable[[Layer, int, Any, Sequence[Tensor]], None]
 ) -> Iterator[dict[Layer, int]]:
-    """Call ``record(layer, call, output)`` whenever a layer has run, and count; the hooks are gone afterwards."""
+    """Call ``record(layer, call, output, inputs)`` whenever a layer has run, and count; the hooks are gone then."""
     modules, calls = named_layers(model), dict.fromkeys(layers, 0)
     with ExitStack() as stack:
         for layer in calls:
 
-            def hook(module: nn.Module, args: Any, output: Any, layer: Layer = layer) -> None:
+            def hook(module: nn.Module, args: Any, kwargs: Any, output: Any, layer: Layer = layer) -> None:
                 call, calls[layer] = calls[layer], calls[layer] + 1
-                record(layer, call, output)
+                record(layer, call, output, () if isinstance(output, Tensor) else tensors_in((args, kwargs)))
 
-            stack.callback(modules[layer.name].register_forward_hook(hook).remove)
+            stack.callback(modules[layer.name].register_forward_hook(hook, with_kwargs=True).remove)
         yield calls
