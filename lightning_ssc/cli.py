@@ -77,8 +77,8 @@ def report(
 ) -> None:
     """Write one HTML page of a run.
 
-    The page is self-contained and opens from disk without a network: curves by layer, heatmaps by epoch, spectral
-    embeddings, the confidently wrong inputs with their neighbours, and the settings of the run.
+    The page is that of 'lightning-ssc live' with its data in it; it opens from disk without a network. Of the inputs it
+    holds a choice of moments.
 
       lightning-ssc report runs/version_0 --out report
 
@@ -89,16 +89,17 @@ def report(
         layer: The layer from which single inputs are read; by default the last before the classifier.
         reference: A run on the same probe with whose last snapshot layers of the same name are compared.
     """
-    from lightning_ssc.live.report import read_run, write_report
+    from lightning_ssc import analysis
+    from lightning_ssc.live import report as page
 
-    summary = read_run(run, layer, reference, _progress("reading"))
-    path = write_report(summary, out, figures=figures, progress=_progress("drawing"))
+    path = page.report(run, out, layer=layer, reference=reference, figures=figures, progress=_progress("reading"))
     print(f"Page:    {path}")
     if figures:
         print(f"Figures: {path.parent / 'figures'}")
-    if summary.inputs is not None:
+    table = page.single_inputs(analysis.find_store(run), layer)
+    if table is not None:
         print(f"Table 1: {path.parent / 'table1.csv'}")
-        for name, value in summary.inputs.table1().items():
+        for name, value in table.table1().items():
             print(f"  {name.replace('_', ' '):18}  {f'{value:.1%}' if isinstance(value, float) else value}")
 
 
@@ -116,9 +117,13 @@ def export(run: str, *, csv: Path, layer: str | None = None, reference: str | No
         layer: The layer from which single inputs are read; by default the last before the classifier.
         reference: A run on the same probe with whose last snapshot layers of the same name are compared.
     """
-    from lightning_ssc.live.report import read_run
+    from lightning_ssc import analysis
+    from lightning_ssc.live.report import read_reference
 
-    for path in read_run(run, layer, reference, _progress("reading")).to_csv(csv):
+    summary = analysis.summarise(
+        analysis.find_store(run), layer=layer, reference=read_reference(reference), progress=_progress("reading")
+    )
+    for path in summary.to_csv(csv):
         print(path)
 
 
@@ -149,7 +154,8 @@ def compare(
         step_b: Step of the snapshot of the second run.
     """
     from lightning_ssc import analysis
-    from lightning_ssc.live.report import run_names, write_comparison
+    from lightning_ssc.live.figures import write_comparison
+    from lightning_ssc.live.names import run_names
 
     stores = analysis.find_store(run_a), analysis.find_store(run_b)
     epochs, steps = (epoch_a, epoch_b), (step_a, step_b)
@@ -170,6 +176,7 @@ def analyze(
     out: Path,
     model_arg: dict[str, Any] | None = None,
     data_arg: dict[str, Any] | None = None,
+    network: str | None = None,
     layers: Sequence[str] = ("blocks",),
     probe_size: int = 1000,
     device: str = "cpu",
@@ -198,6 +205,8 @@ def analyze(
         out: Folder for the snapshots.
         model_arg: KEY=VALUE, an argument of --model, its value read as YAML; may be repeated.
         data_arg: KEY=VALUE, an argument of --data, its value read as YAML; may be repeated.
+        network: Which network of checkpoints that hold several (an average beside the trained one): what stands before
+            the names of its weights, such as ema.
         layers: conv, blocks, stages, or names, globs and types of modules.
         probe_size: Inputs in the probe.
         device: Where the networks run.
@@ -238,6 +247,7 @@ def analyze(
         probe_size=probe_size,
         settings=graphs,
         model_arguments=model_arguments,
+        network=network,
         device=on,
         chunk=chunk,
         memory=memory,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +33,7 @@ from lightning_ssc.functional import communities, self_expression
 from lightning_ssc.functional.advice import collected
 from lightning_ssc.functional.gram_sketch import gram_sketch
 from lightning_ssc.functional.grams import CentredGram
+from lightning_ssc.ranks import Ranks
 from lightning_ssc.snapshots import LayerGraph, Moment, Settings, Snapshot, epochs_as_steps
 from lightning_ssc.threads import at_most, worth
 
@@ -215,9 +216,12 @@ def begin_snapshot(
     *,
     learning_rate: float | None = None,
     solver: Solver | None = None,
+    ranks: Ranks | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Pending:
     """Run the probe through the network and hand every watched layer's Gram to a solver.
+
+    Several processes do it together, each for its share of the layers; rank zero has what the network predicts.
 
     Args:
         runner: The network, left without a trace.
@@ -227,6 +231,7 @@ def begin_snapshot(
         moment: When this is, to be kept with the snapshot.
         learning_rate: Learning rate of the finished epoch, to be kept with the snapshot.
         solver: Where layers are solved; by default here, each as soon as its Gram is there.
+        ranks: The processes that do it together.
         progress: Called with 1 when a layer is handed over, or solved where that is done here.
 
     Returns:
@@ -234,11 +239,12 @@ def begin_snapshot(
 
     Raises:
         ValueError: Activations are not finite, or a layer cannot be solved; the message names the layer.
+        FailedError: So it is on one of several processes.
     """
-    solver = Foreground() if solver is None else solver
+    solver, ranks = Foreground() if solver is None else solver, ranks or Ranks()
     timed, started = Stopwatch(), time.perf_counter()
     ended: list[float] = []
-    outputs: list[Tensor] = []
+    outputs: dict[int, Tensor] = {}
     graphs: dict[str, Future[LayerGraph]] = {}
 
     def solve(layer: WatchedLayer, gram: CentredGram) -> LayerGraph:
@@ -248,18 +254,36 @@ def begin_snapshot(
         return graph
 
     grams = capture(
-        runner, watched, probe.batches, settings.pooling, timed=timed, outputs=outputs, precise=needs_double(settings)
+        runner,
+        watched,
+        probe.batches,
+        settings.pooling,
+        processes=ranks,
+        timed=timed,
+        outputs=outputs,
+        precise=needs_double(settings),
     )
+    failed: Exception | None = None
     try:
-        for layer, gram in grams:
-            graphs[layer.label] = solver.submit(partial(solve, layer), gram)
-            del gram  # or it would be held through the next pass
-            progress(1)
+        try:
+            for layer, gram in grams:
+                try:
+                    if failed is None:
+                        graphs[layer.label] = solver.submit(partial(solve, layer), gram)
+                        progress(1)
+                except Exception as error:
+                    if ranks.size == 1:
+                        raise
+                    failed = error  # the others wait for this process in the passes to come
+                del gram  # or it would be held through the next pass
+        except Exception as error:
+            failed = error
+        ranks.raise_together(failed)
+        predictions, confidence = _predicted(outputs, probe, ranks)
     except BaseException:
         for graph in graphs.values():
             graph.cancel()
         raise
-    predictions, confidence = classified(outputs, probe)
     taken = Snapshot(
         moment=moment,
         layers={},
@@ -272,7 +296,19 @@ def begin_snapshot(
         seconds={},
         learning_rate=learning_rate,
     )
-    return Pending(taken, {layer.label: graphs[layer.label] for layer in watched}, timed, started, ended)
+    return Pending(taken, graphs, timed, started, ended)
+
+
+def _predicted(outputs: Mapping[int, Tensor], probe: Probe, ranks: Ranks) -> tuple[Tensor | None, Tensor | None]:
+    """Class and score of every sample, on rank zero, from what each process has of the network's output."""
+    told = {start: classified([output], probe) for start, output in outputs.items()}
+    everything: dict[int, tuple[Tensor | None, Tensor | None]] = {}
+    for part in ranks.gather(told) or ():
+        everything |= part
+    pairs = [everything[start] for start in sorted(everything)]
+    if sum(len(predicted) for predicted, _ in pairs if predicted is not None) != len(probe):
+        return None, None
+    return torch.cat([p for p, _ in pairs if p is not None]), torch.cat([c for _, c in pairs if c is not None])
 
 
 def snapshot(

@@ -6,15 +6,17 @@ import logging
 import math
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from lightning_ssc import writers
-from lightning_ssc.analysis import dynamics
+from lightning_ssc.analysis import Dynamics, dynamics, stored
 from lightning_ssc.background import Background
 from lightning_ssc.capture import (
     LayerPattern,
@@ -24,7 +26,7 @@ from lightning_ssc.capture import (
     WatchedLayer,
     make_probe,
     pictures,
-    plan_passes,
+    plan_shared,
     share_layers,
     trace,
     unwrapped,
@@ -42,6 +44,7 @@ from lightning_ssc.snapshots import (
     Settings,
     Snapshot,
     SnapshotError,
+    SnapshotHeader,
     SnapshotStore,
     Store,
     continued_folder,
@@ -49,7 +52,7 @@ from lightning_ssc.snapshots import (
     free_folder,
 )
 from lightning_ssc.threads import at_most, worth
-from lightning_ssc.weights import with_weights
+from lightning_ssc.weights import CheckpointError, fingerprint, with_weights
 from lightning_ssc.writers import Images
 
 log = logging.getLogger(__name__)
@@ -85,7 +88,7 @@ class Recorder:
         loggers: Anything with ``log_metrics(metrics, step)``, such as Lightning's or Fabric's loggers.
         images: Which images the loggers get.
         reference: What to compare with throughout: a snapshot, the file of one, a folder of them (its last is taken),
-            or a checkpoint of the same network.
+            or a checkpoint of the same network (``FILE:NAME`` of one that holds several, as in ``"last.ckpt:ema"``).
         background: Solve in a thread beside training. :meth:`record` then returns when the Grams are formed, and the
             results are stored and logged by the next :meth:`poll` after they are there, :meth:`record` or
             :meth:`finish`.
@@ -157,8 +160,10 @@ class Recorder:
         self._reference_source = reference if isinstance(reference, Snapshot) or reference is None else Path(reference)
         self._reference: Snapshot | None = None
         self._steps: list[int] = []
+        self._weights: list[float] | None = None  # fingerprint of the last snapshot's, where this process took it
         self._begun: _Begun | None = None
         self._worker: Background | None = None
+        self._drawing: tuple[int, Future[list[writers.Drawn]]] | None = None  # on rank zero, with the step it is of
         self._last: Snapshot | None = None  # on rank zero
         self._to_recall = False
         self._finished_at: list[int] = []
@@ -175,7 +180,8 @@ class Recorder:
     def _trace(self, layers: str | type[nn.Module] | Sequence[LayerPattern]) -> list[WatchedLayer]:
         watched = trace(self._runner, layers, self.probe.batches, self.settings.pooling)
         if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
-            plan_passes(watched, len(self.probe), self._runner.memory)  # raises where it is too small
+            ranks = self._ranks.size
+            plan_shared(watched, len(self.probe), self._runner.memory, ranks, staged=ranks > 1)  # or it is too small
         return watched
 
     def _open(
@@ -241,7 +247,7 @@ class Recorder:
         weights = self._ranks.broadcast(None if isinstance(found, Snapshot) else found)
         if weights is not None:
             with ExitStack() as lent:
-                self._ranks.together(lambda: lent.enter_context(with_weights(self._runner.model, weights)))
+                self._ranks.together(lambda: self._lend(lent, weights, source))
                 begun = self._begin(Moment(0, 0), None, background=False)
             found = self._joined(begun)
 
@@ -255,6 +261,13 @@ class Recorder:
 
         reference: Snapshot | None = self._ranks.on_zero(checked)
         return reference
+
+    def _lend(self, lent: ExitStack, weights: Mapping[str, Any], source: Snapshot | Path) -> None:
+        """Put a checkpoint's weights into the network, until the scope ends."""
+        try:
+            lent.enter_context(with_weights(self._runner.model, weights))
+        except CheckpointError as error:
+            raise CheckpointError(f"reference={source}: {error}") from error
 
     # -- One snapshot
 
@@ -291,7 +304,9 @@ class Recorder:
         Args:
             epoch: Epochs that are done; 0 is the untrained network.
             step: Training steps that are done, by which snapshots are told apart: one that is there is not taken
-                again. Where it is not given whole epochs count; give it always, or never.
+                again, unless it is the last and the weights have changed since (as by averaging, at the end of
+                training); then this one takes its place. Where it is not given whole epochs count; give it always, or
+                never.
             learning_rate: Learning rate of the finished epoch; from it the curves know where it dropped.
             trigger: What called for it.
             logged: Step under which loggers get it; ``step`` where it is not given.
@@ -311,7 +326,12 @@ class Recorder:
         moment = Moment(step, math.nan if epoch is None else epoch, trigger, step if logged is None else logged)
         self.prepare()
         self.collect()
+        weights = fingerprint(self._runner.model)
+        is_there = bool(self._steps) and moment.step == self._steps[-1] and self._weights is not None
+        if is_there and not self._ranks.all_true(weights == self._weights):
+            self.withdraw_last()
         if moment.step not in self._steps:
+            self._weights = weights
             begun = self._begin(moment, learning_rate, self.background)
             self._raise_if_failed(begun)
             self._begun = begun
@@ -319,8 +339,22 @@ class Recorder:
                 self.collect()
         return self.scalars
 
+    def withdraw_last(self) -> None:
+        """Make way for another snapshot of the same step, which is compared with the one before; the store replaces."""
+        self._steps.pop()
+        before = self._steps[-1] if self._steps else None
+        self._last = self._ranks.on_zero(lambda: None if before is None else self.store.load(step=before))
+
+    @property
+    def has_news(self) -> bool:
+        """Whether :meth:`poll` would have something to store or to log."""
+        solved = self._begun is not None and self._begun.done()
+        return solved or (self._drawing is not None and self._drawing[1].done())
+
     def poll(self) -> dict[str, float]:
         """Store and log the snapshot that was solved in the background, if it is done; returns what is known then."""
+        if self._drawing is not None and self._drawing[1].done():
+            self._log_drawn()
         if self._begun is not None and self._ranks.all_true(self._begun.done()):
             self.collect()
         return self.scalars
@@ -334,6 +368,7 @@ class Recorder:
             ValueError: A layer cannot be solved.
             OSError: The snapshot cannot be stored.
         """
+        self._log_drawn()
         if self._begun is None:
             return self.scalars
         timed, moment = Stopwatch(), self._begun.moment
@@ -360,18 +395,20 @@ class Recorder:
         return replace(taken, seconds={**taken.seconds, **timed.seconds}, run=self._run)
 
     def _begin(self, moment: Moment, learning_rate: float | None, background: bool) -> _Begun:
-        """Every rank begins with its share of the layers. What goes wrong is said by :meth:`_joined`, on all ranks."""
-        share, begun = share_layers(self.watched, self._ranks.rank, self._ranks.size), _Begun(moment)
+        """Begin it together with the other ranks; what goes wrong is said by :meth:`_joined`, on all of them."""
+        begun = _Begun(moment)
         try:
+            share = share_layers(self.watched, self._ranks.rank, self._ranks.size)
             with self._bar(len(share), f"SSC {moment}") as advance:
                 begun.share = begin_snapshot(
                     self._runner,
                     self.probe,
-                    share,
+                    self.watched,
                     self.settings,
                     moment,
                     learning_rate=learning_rate,
                     solver=self._solver() if background else None,
+                    ranks=self._ranks,
                     progress=advance,
                 )
         except Exception as caught:
@@ -417,10 +454,33 @@ class Recorder:
     def _log(self, timed: Stopwatch) -> None:
         assert self._last is not None
         with timed("log"), at_most(worth(len(self.probe))):
-            writers.log_snapshot(self.loggers, self._last, self.scalars, self.images, self.card, self.name)
+            drawing = writers.log_snapshot(
+                self.loggers,
+                self._last,
+                self.scalars,
+                self.images,
+                self.card,
+                self.name,
+                partial(self._curves, frozenset(self._steps)),
+                self._worker.do if self._worker is not None else None,
+            )
+        self._drawing = None if drawing is None else (self._last.moment.logged, drawing)
         seconds = {f"{self.name}/seconds/{stage}": timed.seconds[stage] for stage in ("store", "log")}
         writers.log_scalars(self.loggers, seconds, self._last.moment.logged)
         writers.flush(self.loggers)
+
+    def _curves(self, steps: frozenset[int]) -> Dynamics:
+        """The run so far, from what was measured when its snapshots were taken."""
+        headers = [found for found in self.store.headers() if isinstance(found, SnapshotHeader)]
+        return stored([header for header in headers if header.step in steps])
+
+    def _log_drawn(self) -> None:
+        """Write what was drawn in the background, in the thread that loggers are used to."""
+        drawing, self._drawing = self._drawing, None
+        if drawing is not None:
+            step, pictures = drawing
+            writers.log_images(self.loggers, pictures.result(), step)
+            writers.flush(self.loggers)
 
     # -- The end
 
@@ -445,6 +505,7 @@ class Recorder:
 
     def log_history(self) -> None:
         """Write what is to the final state, on this process; damaged snapshots are left out, then reported."""
+        self._log_drawn()
         steps = list(self._steps)
         if steps == self._finished_at:
             return
@@ -473,7 +534,7 @@ class Recorder:
 
     def close(self) -> None:
         """Let the thread of the background and the folder go; what is still being solved is given up."""
-        self._begun = None
+        self._begun = self._drawing = None
         if self._claim is not None:
             self._claim.release()
         if self._worker is not None:

@@ -34,7 +34,7 @@ from lightning_ssc.capture import (
 from lightning_ssc.pipeline import begin_snapshot, compared
 from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import Moment, ProbeCard, Settings, Snapshot, SnapshotStore, differences
-from lightning_ssc.weights import CheckpointError, load_weights, read_checkpoint
+from lightning_ssc.weights import CheckpointError, load_weights, network_of, read_checkpoint
 
 _SUFFIXES = (".ckpt", ".pt", ".pth")
 
@@ -174,7 +174,10 @@ def new_model(factory: Callable[..., nn.Module], arguments: Mapping[str, Any]) -
 
 
 def build_model(
-    factory: Callable[..., nn.Module], content: Mapping[str, Any], arguments: Mapping[str, Any]
+    factory: Callable[..., nn.Module],
+    content: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    network: str | None = None,
 ) -> nn.Module:
     """The network of a checkpoint, with its weights.
 
@@ -183,17 +186,23 @@ def build_model(
             for, or any function or class that makes the network.
         content: The checkpoint.
         arguments: Arguments of the factory; they go before what the checkpoint holds.
+        network: Which network of a checkpoint that holds several: what stands before the names of its weights.
 
     Raises:
         CheckpointError: The network lacks arguments, or the weights do not fit it.
     """
-    signature = inspect.signature(factory)
-    accepted = signature.parameters
+    accepted = inspect.signature(factory).parameters
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     saved = content.get("hyper_parameters", {}) if isinstance(factory, type) else {}
     given = {k: v for k, v in saved.items() if anything or k in accepted} | dict(arguments)
     model = new_model(factory, given)
-    load_weights(model, content.get("state_dict", content))
+    weights = content.get("state_dict", content)
+    try:
+        load_weights(model, weights if network is None else network_of(weights, network))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} --model is to be the class that was trained, with its arguments by --model-arg."
+        ) from error
     return model
 
 
@@ -224,6 +233,7 @@ def analyze(
     probe_size: int = 1000,
     settings: Settings | None = None,
     model_arguments: Mapping[str, Any] | None = None,
+    network: str | None = None,
     device: torch.device | None = None,
     forward: Forward | None = None,
     chunk: int = 256,
@@ -244,6 +254,7 @@ def analyze(
         probe_size: How many inputs to draw from a data set.
         settings: How activations become graphs.
         model_arguments: Arguments of the factory.
+        network: Which network of checkpoints that hold several, see :func:`build_model`.
         device: Where the networks run; the CPU by default.
         forward: How a network is run, see :func:`lightning_ssc.capture.Runner`.
         chunk: Samples a forward pass.
@@ -261,7 +272,8 @@ def analyze(
 
     def watch(checkpoint: Checkpoint) -> tuple[Runner, list[WatchedLayer]]:
         try:
-            model = build_model(factory, read_checkpoint(checkpoint.path), model_arguments or {}).to(device)
+            model = build_model(factory, read_checkpoint(checkpoint.path), model_arguments or {}, network)
+            model = model.to(device)
         except CheckpointError as error:
             raise CheckpointError(f"{checkpoint.path}: {error}") from error
         runner = Runner(model, forward, device=device, chunk=chunk, memory=memory)

@@ -42,6 +42,20 @@ class Claim(NamedTuple):
     held: bool
 
 
+def claims_table(claims: Sequence[Claim]) -> str:
+    """The claims as a Markdown table.
+
+    Example:
+        >>> print(claims_table([Claim("modularity rises", "resnet20", "0.1 to 0.5", True)]))
+        | the paper says | run | measured | held |
+        |---|---|---|---|
+        | modularity rises | resnet20 | 0.1 to 0.5 | yes |
+    """
+    lines = ["| the paper says | run | measured | held |", "|---|---|---|---|"]
+    lines += [f"| {of.text} | {of.run} | {of.measured} | {'yes' if of.held else '**no**'} |" for of in claims]
+    return "\n".join(lines)
+
+
 def rank(values: Sequence[float] | NDArray[Any]) -> tuple[str, bool]:
     """Spearman's correlation of values with depth, as text, and whether it is at least 0.8."""
     if len(np.unique(values)) < 2:
@@ -209,9 +223,7 @@ def main() -> None:
     runs = Runs(options.runs, "recipes/small")
     found = [claim for name in DYNAMICS for claim in claims_of_dynamics(name, dynamics(runs.store(name)))]
     found += [*claims_of_architecture(runs), *claims_of_inputs(runs)]
-    print("| the paper says | run | measured | held |\n|---|---|---|---|")
-    for claim in found:
-        print(f"| {claim.text} | {claim.run} | {claim.measured} | {'yes' if claim.held else '**no**'} |")
+    print(claims_table(found))
     print("\n| run | accuracy, all test images | seconds |\n|---|---:|---:|")
     for name in dict.fromkeys((*DYNAMICS, EPOCHS, *DATA, *VGGS, *RESNETS)):
         accuracy, seconds = runs.accuracy(name)

@@ -25,7 +25,7 @@ from torch import nn
 from lightning_ssc import Snapshot, SnapshotStore, plots, snapshot
 from lightning_ssc.analysis import inputs, similarity
 from lightning_ssc.analysis.dynamics import Table
-from lightning_ssc.capture import Probe, Runner, capture, make_probe, select_layers, trace
+from lightning_ssc.capture import Probe, Runner, capture, make_probe, trace
 from lightning_ssc.functional import class_affinity, modularity, pairwise_cka
 from recipes import drawing
 from recipes.data import CIFAR10, Split
@@ -91,29 +91,29 @@ def last_block(depth: int) -> str:
     return f"layer3.{depth // 6 - 1}"
 
 
-def watched(depth: int) -> list[str]:
-    """Every convolution in the order in which it runs, the last block and the classifier."""
-    return ["stem.0", "layer*.*.conv*", last_block(depth), "classifier"]
+def watched(depth: int, every: bool = True) -> list[str]:
+    """Every convolution in the order in which it runs, or the last one; the last block and the classifier."""
+    block = last_block(depth)
+    return [*(("stem.0", "layer*.*.conv*") if every else (f"{block}.conv2",)), block, "classifier"]
 
 
-def snapshot_of(name: str, network: nn.Module, depth: int, probe: Probe, runs: Path, memory: int) -> Snapshot:
+def snapshot_of(folder: Path, network: nn.Module, layers: Sequence[str], probe: Probe, memory: int) -> Snapshot:
     """The graphs of a network over a probe, from its folder or, the first time, taken and kept there.
 
     Args:
-        name: Of the network.
+        folder: Where it is kept.
         network: The network.
-        depth: Its layers.
+        layers: Which of its layers.
         probe: The inputs.
-        runs: Where snapshots are kept.
         memory: Bytes that activations and Grams may take.
 
     Raises:
         ValueError: The folder holds a snapshot of other inputs.
     """
-    store = SnapshotStore(runs / f"{name}_{len(probe)}")
+    store = SnapshotStore(folder)
     if not store.steps:
         started = time.perf_counter()
-        taken = snapshot(network, probe.inputs, probe.labels, watched(depth), memory=memory)
+        taken = snapshot(network, probe.inputs, probe.labels, layers, memory=memory)
         store.save(taken)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         cost = {"seconds": time.perf_counter() - started, "peak_bytes": peak, "stages": taken.seconds}
@@ -194,7 +194,7 @@ def estimators(network: Network, weights: Path, probe: Probe, memory: int) -> It
     """Biased and unbiased HSIC on a network's convolutions, as they are and with inputs in another order."""
     graphs = [network.taken.layers[layer].affinity for layer in network.convolutions]
     runner = Runner(public_resnet(network.depth, weights), memory=memory)
-    layers = trace(runner, select_layers(runner.model, network.convolutions), probe.inputs)
+    layers = trace(runner, network.convolutions, probe.inputs)
     grams = [gram.centred.clone() for _, gram in capture(runner, layers, probe.inputs)]
     for measure, matrices in (("ssc", graphs), ("linear", grams)):
         pairs = np.triu_indices(len(matrices), 1)
@@ -231,11 +231,13 @@ def confidently_wrong(network: Network, count: int = 12) -> Iterator[Mapping[str
         }
 
 
-def costs(networks: Sequence[Network], runs: Path, size: int) -> Iterator[Mapping[str, object]]:
+def costs(networks: Sequence[Network], folders: Mapping[int, Path]) -> Iterator[Mapping[str, object]]:
     """What the snapshots took."""
     for network in networks:
-        cost = json.loads((runs / f"resnet{network.depth}_{size}" / COST).read_text())
-        line = {"network": network.name, "layers": len(network.taken.layers), "inputs": size}
+        cost = json.loads((folders[network.depth] / COST).read_text())
+        labels = network.taken.labels
+        assert labels is not None
+        line = {"network": network.name, "layers": len(network.taken.layers), "inputs": len(labels)}
         line |= {"seconds": cost["seconds"], "peak_gb": cost["peak_bytes"] / 1e9}
         yield line | {stage: cost["stages"][stage] for stage in ("forward", "gram", "solve")}
 
@@ -266,6 +268,7 @@ def converged(
     data: Images = Images(),  # noqa: B008  (a value)
     size: int = 10_000,
     depths: Sequence[int] = (20, 44, 56),
+    every_convolution: bool = True,
     runs: Path = Path("runs/converged"),
     out: Path = Path("recipes/results/converged"),
     draws: int = 200,
@@ -278,6 +281,8 @@ def converged(
         data: Where CIFAR-10 is.
         size: Test images, drawn with an equal share for every class.
         depths: Which networks, ascending.
+        every_convolution: Watch every convolution. Without, the last one, the last block and the classifier are enough
+            for table 1 and the confidently wrong inputs, and take a small part of the time.
         runs: Where snapshots are kept.
         out: Where tables and pictures are written, in a folder named by the number of images.
         draws: Draws of the inputs behind each interval.
@@ -287,31 +292,45 @@ def converged(
     source.prepare_data()
     _, test, class_names = source.load()
     probe, control = (make_probe(as_published(test), count) for count in (size, min(size, _CONTROL)))
-    networks, untrained = [], {}
-    for depth in depths:
-        taken = snapshot_of(f"resnet{depth}", public_resnet(depth, weights), depth, probe, runs, memory)
+    which = "" if every_convolution else "_last_layers"
+    folders = {depth: runs / f"resnet{depth}_{len(probe)}{which}" for depth in depths}
+    networks = []
+    for depth, kept in folders.items():
+        network = public_resnet(depth, weights)
+        taken = snapshot_of(kept, network, watched(depth, every_convolution), probe, memory)
         assert taken.predictions is not None
         assert taken.labels is not None
         check_accuracy(depth, taken.predictions, taken.labels)
         networks.append(Network(depth, taken))
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            random = cifar_resnet(depth=depth, shortcut="pad").eval()
-        untrained[depth] = snapshot_of(f"untrained{depth}", random, depth, control, runs, memory)
-    folder = out / f"n{len(probe)}"
-    folder.mkdir(parents=True, exist_ok=True)
     tables = {
         "table1": table1(networks, draws),
-        "modularity": modularities(networks, draws),
-        "statistics": heatmap_statistics(networks, untrained, draws),
-        "estimators": (line for network in networks for line in estimators(network, weights, control, memory)),
         "confidently_wrong": (line for network in networks for line in confidently_wrong(network)),
-        "costs": costs(networks, runs, len(probe)),
+        "costs": costs(networks, folders),
     }
+    if every_convolution:
+        untrained = {
+            depth: snapshot_of(runs / f"untrained{depth}_{len(control)}", random, watched(depth), control, memory)
+            for depth, random in ((depth, untrained_resnet(depth)) for depth in depths)
+        }
+        tables |= {
+            "modularity": modularities(networks, draws),
+            "statistics": heatmap_statistics(networks, untrained, draws),
+            "estimators": (line for network in networks for line in estimators(network, weights, control, memory)),
+        }
+    folder = out / f"n{len(probe)}{which}"
+    folder.mkdir(parents=True, exist_ok=True)
     for name, lines in tables.items():
         write_table(folder / f"{name}.csv", lines)
-    draw(networks, test, class_names, folder)
-    print(f"Tables and figures: {folder}")
+    if every_convolution:
+        draw(networks, test, class_names, folder)
+    print(f"Results: {folder}")
+
+
+def untrained_resnet(depth: int) -> nn.Module:
+    """The same network before training."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return cifar_resnet(depth=depth, shortcut="pad").eval()
 
 
 if __name__ == "__main__":

@@ -36,22 +36,27 @@ def heatmaps(path: Path, panels: Sequence[Panel], *, label: str = "SSC-CKA (bias
 
 
 def embeddings(path: Path, taken: Snapshot, layers: Sequence[str], class_names: Sequence[str]) -> None:
-    """Embeddings of some layers, of the inputs that the network classifies correctly (figure 8)."""
+    """Embeddings of some layers, of the inputs that the network classifies correctly (figure 8).
+
+    A layer in which fewer than two of them have any affinity to one another stays empty.
+    """
     assert taken.predictions is not None
     assert taken.labels is not None
     right = (taken.predictions == taken.labels).nonzero().squeeze(1)
     points = {}
     for layer in layers:
-        graph = taken.layers[layer].affinity.to_sparse_coo().index_select(0, right).index_select(1, right)
-        points[layer] = spectral_embedding(graph.coalesce().to_sparse_csr(), tol=1e-3).numpy()
+        coo = taken.layers[layer].affinity.to_sparse_coo().index_select(0, right).index_select(1, right)
+        graph = coo.coalesce().to_sparse_csr()
+        connected = int((graph.crow_indices().diff() > 0).sum()) > 1
+        points[layer] = spectral_embedding(graph, tol=1e-3).numpy() if connected else np.full((len(right), 2), np.nan)
     plots.embeddings(points, taken.labels[right].numpy(), class_names, most=len(points)).savefig(path, dpi=60)
 
 
 def confidently_wrong_input(
     path: Path, taken: Snapshot, layer: str, pictures: NDArray[np.uint8] | None, class_names: Sequence[str]
 ) -> None:
-    """The input that the network is most sure of and wrong about, as a layer sees it (figure 9)."""
+    """The input that the network is most sure of and wrong about, as a layer sees it (figure 9); none, none."""
     found = inputs(taken, layer)
     nearest, _ = neighbours(taken.layers[layer])
-    first = int(found.confidently_wrong(1)[0])
-    plots.explanation(found, first, nearest, pictures, class_names).savefig(path, dpi=80)
+    for first in found.confidently_wrong(1):
+        plots.explanation(found, int(first), nearest, pictures, class_names).savefig(path, dpi=80)

@@ -17,7 +17,7 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
-from lightning_ssc.capture import Probe, Runner, capture, make_probe, select_layers, trace
+from lightning_ssc.capture import Probe, Runner, capture, make_probe, trace
 from lightning_ssc.capture.probe import balanced
 from lightning_ssc.functional import affinity, class_affinity, modularity, self_expression
 from lightning_ssc.functional.advice import collected
@@ -57,7 +57,7 @@ def blocks_of(depth: int, weights: Path, probe: Probe, memory: int) -> Iterator[
     """An early and the last block of a public network, one after the other."""
     runner = Runner(public_resnet(depth, weights), memory=memory)
     names = {EARLY: "first block", last_block(depth): "last block"}
-    layers = trace(runner, select_layers(runner.model, list(names)), probe.inputs)
+    layers = trace(runner, list(names), probe.inputs)
     assert probe.labels is not None
     for layer, gram in capture(runner, layers, probe.inputs):
         yield Block(f"ResNet-{depth}", names[layer.label], gram.raw_(), probe.labels)

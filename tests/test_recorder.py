@@ -18,6 +18,7 @@ from torch import nn
 from lightning_ssc import Images, Recorder, Settings, SnapshotStore, SSCMonitor, snapshot
 from lightning_ssc.analysis import dynamics
 from lightning_ssc.snapshots import MemoryStore, MismatchError, Moment, Snapshot, Store
+from lightning_ssc.weights import CheckpointError
 from tests import definitions, processes
 from tests.nets import Classifier, Logs, convnet, data, optimizer, train, trainer
 from tests.pacing import Gate, assert_no_thread_is_left, settle
@@ -170,7 +171,12 @@ class TestFabric:
         assert [e.step for e in found.Scalars("ssc/cka_to_final/4")] == [0, 1, 2]
         for tag in ("ssc/pairwise_cka", "ssc/neighbours/4"):
             assert [image.step for image in found.Images(tag)] == [0, 1, 2], tag
-        assert [image.step for image in found.Images("ssc/curves/modularity")] == [2]
+        assert [image.step for image in found.Images("ssc/curves/modularity")] == [
+            0,
+            1,
+            2,
+            2,
+        ]  # and with all at the end
         assert not [tag for tag in found.Tags()["images"] if "embedding" in tag]
 
 
@@ -388,6 +394,37 @@ class TestReference:
         other = snapshot(network(), *data(30, seed=5).tensors, layers=LAYERS)
         with pytest.raises(MismatchError, match="was taken on another probe, so its graphs cannot be compared"):
             recorder(network(), reference=other).record(0)
+
+    def test_that_cannot_be_loaded_is_refused_every_time(self, tmp_path: Path) -> None:
+        """Or later records would go on without what the user asked for."""
+        watching = recorder(network(), reference=tmp_path / "other.ckpt")
+        for epoch in range(2):
+            with pytest.raises(CheckpointError, match=r"reference=.*other\.ckpt does not exist"):
+                watching.record(epoch)
+        assert watching.steps == []
+        torch.save(network(seed=1).state_dict(), tmp_path / "other.ckpt")  # what the message asks for
+        watching.record(2)
+        assert "cka_to_reference" in watching.store.load(2).layers["4"].values
+
+    def test_a_network_among_several(self, tmp_path: Path) -> None:
+        trained, average = network(seed=1), network(seed=2)
+        weights = {
+            **{f"model.{name}": value for name, value in trained.state_dict().items()},
+            **{f"ema._orig_mod.{name}": value for name, value in average.state_dict().items()},
+        }
+        torch.save({"state_dict": weights, "epoch": 3}, path := tmp_path / "last.ckpt")
+        message = (
+            r"reference=.*last\.ckpt: .* 2 networks that fit: 'ema', 'model'\. Say which .* reference='FILE:model'"
+        )
+        with pytest.raises(CheckpointError, match=message):
+            recorder(network(), reference=path).record(0)
+        with pytest.raises(CheckpointError, match="holds no network 'mean', only 'model', 'ema'"):
+            recorder(network(), reference=f"{path}:mean").record(0)
+        for name, other in (("model", trained), ("ema", average)):
+            watching = recorder(network(), reference=f"{path}:{name}")
+            watching.record(0)
+            now, then = watching.store.load(0), snapshot(other, *PROBE, layers=LAYERS)
+            assert now.layers["4"].values["cka_to_reference"] == pytest.approx(cka(now, then, "4"), abs=1e-7)
 
 
 class TestWhen:

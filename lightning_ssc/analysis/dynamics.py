@@ -57,8 +57,10 @@ class Dynamics:
 
     @property
     def unit(self) -> str:
-        """What :attr:`times` count: ``"epoch"``, or ``"step"`` where an epoch has no end or is not known."""
-        return "epoch" if all(math.isfinite(moment.epoch) for moment in self.moments) else "step"
+        """What :attr:`times` count: ``"epoch"``, or ``"step"`` inside a single epoch or where epochs are not known."""
+        moments = self.moments
+        inside = any(not moment.is_whole for moment in moments) and moments[-1].epoch <= 1
+        return "step" if inside or not all(math.isfinite(moment.epoch) for moment in moments) else "epoch"
 
     @property
     def times(self) -> NDArray[Any]:

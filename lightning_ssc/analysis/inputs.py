@@ -189,7 +189,7 @@ def inputs(snapshot: Snapshot, layer: str | None = None) -> Inputs:
         )
     labels, classes = snapshot.labels.numpy(), classes_of(snapshot.labels, snapshot.predictions)
     shares = shares_of(snapshot.layers[name].affinity, labels, classes)
-    isolated = np.isnan(shares).any(1)
+    isolated = np.asarray(np.isnan(shares).any(1))
     ssc_labels = np.where(isolated, -1, classes[np.where(isolated[:, None], 0, shares).argmax(1)])
     return Inputs(
         layer=name,
@@ -303,6 +303,7 @@ def shares_of(affinity: torch.Tensor, labels: Index, classes: Index) -> Table:
     """``(N, K)`` share of every input's affinity to inputs with a class that goes to each class; NaN without any."""
     # What goes to inputs without a class stands in a column of its own, which is nobody's share.
     columns = np.where(labels < 0, len(classes), columns_of(labels, classes))
-    shares = class_affinity(affinity, torch.from_numpy(columns), len(classes) + 1).numpy()[:, :-1]
+    shares: Table = class_affinity(affinity, torch.from_numpy(columns), len(classes) + 1).numpy()[:, :-1]
     with np.errstate(invalid="ignore"):
-        return shares / shares.sum(1, keepdims=True)
+        shares = shares / shares.sum(1, keepdims=True)
+    return shares

@@ -15,18 +15,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
-from lightning_ssc.callback.triggers import Run, Steps
+from lightning_ssc.callback.triggers import Now, Run, Steps
 from lightning_ssc.capture import Forward, Runner, first_loader, isolated_random_state
+from lightning_ssc.capture.names import named_layers
 from lightning_ssc.ranks import Ranks
 
 _PACKAGES = [name for name, top in (("lightning.pytorch", "lightning"), ("pytorch_lightning",) * 2) if find_spec(top)]
@@ -36,12 +39,18 @@ if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule
 
     SIGTERM: tuple[type[BaseException], ...]
+    _SWA: tuple[type, ...]
+    _AVERAGING: tuple[type, ...]
+    _CHECKPOINT: tuple[type, ...]
     Trainer = Any  # Lightning gives it attributes (datamodule, fast_dev_run) that its type does not show
 else:
     _ALL = [import_module(name) for name in _PACKAGES]
     Trainer = Any
     LightningModule = Any
     Callback = type("Callback", tuple(package.Callback for package in _ALL), {})
+    _SWA = tuple(package.callbacks.StochasticWeightAveraging for package in _ALL)
+    _CHECKPOINT = tuple(package.callbacks.ModelCheckpoint for package in _ALL)
+    _AVERAGING = (*_SWA, *(package.callbacks.WeightAveraging for package in _ALL))
     SIGTERM = tuple(import_module(f"{name}.utilities.exceptions").SIGTERMException for name in _PACKAGES)
     MisconfigurationError = type(
         "MisconfigurationError",
@@ -112,7 +121,7 @@ class Training:
         """The run's loggers."""
         return list(self._trainer.loggers)
 
-    def callbacks(self, kind: type[Any]) -> list[Any]:
+    def callbacks(self, kind: type[Any] | tuple[type[Any], ...]) -> list[Any]:
         """The Trainer's callbacks of a kind."""
         return [callback for callback in self._trainer.callbacks if isinstance(callback, kind)]
 
@@ -200,19 +209,22 @@ class Training:
     @property
     def run(self) -> Run:
         """What is known of the run's length."""
-        trainer, module = self._trainer, self._module
+        trainer = self._trainer
 
         def limit(value: int | None) -> float:
             return math.inf if value is None or value == -1 else value
 
-        # Lightning counts a step of every optimizer, which are the user's own in manual optimization.
-        optimizers = 1 if module.automatic_optimization else max(1, len(trainer.optimizers))
         batches = trainer.num_training_batches
         return Run(
             epochs=limit(trainer.max_epochs),
-            steps=limit(trainer.max_steps) / optimizers,
+            steps=limit(trainer.max_steps) / self._optimizers,
             steps_an_epoch=math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else math.inf,
         )
+
+    @property
+    def _optimizers(self) -> int:
+        """How many optimizers may step in a batch, each of which Lightning counts."""
+        return 1 if self._module.automatic_optimization else max(1, len(self._trainer.optimizers))
 
     @property
     def of_optimizers(self) -> int:
@@ -286,11 +298,155 @@ class Training:
         stopped = trainer.should_stop and trainer.fit_loop._can_stop_early  # not before min_epochs
         return stopped or any(limit not in (None, -1) and reached >= limit for reached, limit in limits)
 
-    @property
-    def learning_rate(self) -> float | None:
-        """The learning rate that the first optimizer's first group has now, or ``None`` where there is no optimizer."""
+    def parameters_of(self, layers: Iterable[str]) -> frozenset[int]:
+        """Identities of the parameters of some layers, by the layers' names."""
+        modules = named_layers(self._module)
+        return frozenset(id(parameter) for name in layers for parameter in modules[name].parameters())
+
+    def learning_rate(self, parameters: frozenset[int]) -> float | None:
+        """The rate now at which most of some parameters are trained, or ``None`` where nothing trains them.
+
+        Layers without parameters of their own go with a lone optimizer.
+        """
         optimizers = self._trainer.optimizers
-        return float(optimizers[0].param_groups[0]["lr"]) if optimizers else None
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        sizes = [sum(p.numel() for p in group["params"] if id(p) in parameters) for group in groups]
+        if not any(sizes):
+            return float(groups[0]["lr"]) if len(optimizers) == 1 and not parameters else None
+        return float(groups[sizes.index(max(sizes))]["lr"])
+
+    def checkpoints(self, metrics: Iterable[str]) -> Iterator[tuple[str, str, Iterator[tuple[Now, ...]]]]:
+        """Checkpoints that go by some metrics.
+
+        Yields:
+            The metric, the trigger that takes every state that the checkpoint saves (empty where none can), and those
+            states: of each, the moments at which a snapshot would be of it.
+        """
+        trainer, run = self._trainer, self.run
+        for checkpoint in self.callbacks(_CHECKPOINT):
+            if checkpoint.monitor not in metrics:
+                continue
+            every_steps, every_epochs = checkpoint._every_n_train_steps, checkpoint._every_n_epochs
+            if checkpoint._train_time_interval is not None:
+                yield checkpoint.monitor, "", iter([()])
+            elif every_steps:
+                each = every_steps // math.gcd(every_steps, self._optimizers)
+                states = ((Now("step", step, run.epochs_at(step), run),) for step in count(each, each))
+                yield checkpoint.monitor, f"every(steps={each})", states
+            elif every_epochs and checkpoint._should_save_on_train_epoch_end(trainer):
+                yield checkpoint.monitor, f"every(epochs={every_epochs})", self._ends_of_epochs(run, every_epochs)
+            elif every_epochs:
+                yield checkpoint.monitor, "on_validation()", self._validations(run, every_epochs)
+
+    @staticmethod
+    def _ends_of_epochs(run: Run, each: int) -> Iterator[tuple[Now, ...]]:
+        for epoch in count(each, each):
+            step = int(epoch * run.steps_an_epoch) if math.isfinite(run.steps_an_epoch) else 1
+            yield Now("step", step, epoch - 1, run), Now("epoch", step, epoch, run)
+
+    def _validations(self, run: Run, each: int) -> Iterator[tuple[Now, ...]]:
+        """Validations that a checkpoint follows, where they can be foretold; the first one else."""
+        trainer, batches = self._trainer, self._trainer.num_training_batches
+        between, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
+        if between is None or not math.isfinite(between):
+            yield (Now("validation", 1, 0, run),)
+            return
+        between, length = int(between), int(run.steps_an_epoch) if math.isfinite(batches) else 0
+        for number in range(1, 1000):
+            if not math.isfinite(batches):
+                epoch, batch = 0, number * between
+            elif epochs is None:  # every so many batches, across epochs
+                epoch, batch = divmod(number * between - 1, int(batches))
+                batch += 1
+            else:  # every so many batches of every so many epochs
+                epoch, batch = divmod(number - 1, int(batches // between))
+                epoch, batch = epochs * (epoch + 1) - 1, (batch + 1) * between
+            in_epoch = length if batch == batches else batch // trainer.accumulate_grad_batches
+            step = epoch * length + in_epoch
+            if (epoch + 1) % each == 0:
+                yield Now("step", step, epoch, run), Now("validation", step, epoch, run)
+
+    # -- Whose weights
+
+    @property
+    def _averaging(self) -> Any:
+        """Lightning's callback that averages weights, or ``None``."""
+        return next((callback for callback in self._trainer.callbacks if isinstance(callback, _AVERAGING)), None)
+
+    @property
+    def averages_before(self) -> list[Any]:
+        """Callbacks up to the one of Lightning's that averages weights; none where there is no such one."""
+        averaging, callbacks = self._averaging, self._trainer.callbacks
+        return [] if averaging is None else callbacks[: callbacks.index(averaging) + 1]
+
+    @property
+    def is_average(self) -> bool:
+        """Whether the module holds the averaged weights right now."""
+        average = self._average()
+        if average is None:
+            return False
+        pairs = zip(average.parameters(), self._module.parameters(), strict=True)
+        return all(torch.equal(averaged.to(own.device), own) for averaged, own in pairs)
+
+    def _average(self) -> nn.Module | None:
+        """The averaged weights, once there are any."""
+        averaging = self._averaging
+        model = getattr(averaging, "_average_model", None)
+        if model is None or isinstance(averaging, _SWA):
+            return model if model is not None and averaging._initialized else None
+        return model.module if int(model.n_averaged) > 0 else None
+
+    @contextmanager
+    def averaged(self) -> Iterator[bool]:
+        """The module with its averaged weights, and then with its own again; ``False`` where there are none yet."""
+        average = self._average()
+        if average is None or self.is_average:
+            yield average is not None
+            return
+        # As the callbacks themselves do it: EMA averages buffers, too, SWA leaves the module's.
+        pairs: list[tuple[torch.Tensor, torch.Tensor]]
+        pairs = list(zip(self._module.parameters(), average.parameters(), strict=True))
+        if not isinstance(self._averaging, _SWA):
+            pairs += zip(self._module.buffers(), average.buffers(), strict=True)
+        before = [own.detach().clone() for own, _ in pairs]
+        try:
+            for own, averaged in pairs:
+                own.data.copy_(averaged.data)
+            yield True
+        finally:
+            for (own, _), value in zip(pairs, before, strict=True):
+                own.data.copy_(value)
+
+    @property
+    def is_validating(self) -> bool:
+        """Whether a validation runs, in which averaging callbacks have put their weights into the module."""
+        return bool(self._trainer.validating)
+
+    def afterwards(self, action: Callable[[], object]) -> Callable[[], None]:
+        """Do something once training is over for all callbacks and the module, from a callback's ``on_train_end``.
+
+        Callbacks average weights, and modules load the best ones, in hooks of that name, and the strategy is taken down
+        right after those.
+
+        Returns:
+            What takes it back.
+        """
+        module, own = self._module, self._module.on_train_end
+        before = vars(module).get("on_train_end")
+
+        def take_back() -> None:
+            if before is None:
+                vars(module).pop("on_train_end", None)
+            else:
+                vars(module)["on_train_end"] = before
+
+        def both() -> None:
+            take_back()
+            own()
+            action()
+
+        vars(module)["on_train_end"] = both
+        return take_back
 
     def bar(self, total: int, description: str) -> AbstractContextManager[Callable[[int], None]]:
         """A bar beneath the Trainer's own, see :func:`_progress_bar`."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from typing import Literal, cast
 
 Occasion = Literal["start", "step", "drop", "validation", "epoch"]
@@ -45,6 +46,15 @@ class Run:
         """Steps that it will have."""
         return min(self.steps, self.epochs * self.steps_an_epoch)
 
+    @property
+    def ends(self) -> float:
+        """Epochs that it will see the end of, as far as is known."""
+        return math.inf if self.total == math.inf else self.total // self.steps_an_epoch
+
+    def epochs_at(self, step: int) -> int:
+        """Epochs that are done at the end of a step's batch, before that of its epoch."""
+        return int((step - 1) // self.steps_an_epoch)
+
 
 @dataclass(frozen=True)
 class Now:
@@ -74,6 +84,11 @@ class Trigger(ABC):
     @property
     def timed(self) -> bool:
         """Whether it goes by the clock, so that it differs from run to run."""
+        return False
+
+    @property
+    def at_ends_only(self) -> bool:
+        """Whether, but for the untrained network, it takes ends of epochs alone."""
         return False
 
     @abstractmethod
@@ -136,6 +151,11 @@ class every(_Plain):
         """Whether it counts minutes."""
         return self.minutes is not None
 
+    @property
+    def at_ends_only(self) -> bool:
+        """Whether it counts epochs."""
+        return self.epochs is not None
+
     def _is_due(self, now: Now) -> bool:
         if self.epochs is not None:
             return now.occasion in ("start", "epoch") and now.epoch % self.epochs == 0
@@ -175,6 +195,11 @@ class at(_Plain):
                     f"A schedule of {unit} needs numbers from 0 (the untrained network) up, got {list(given)}."
                 )
 
+    @property
+    def at_ends_only(self) -> bool:
+        """Whether it names no steps."""
+        return not self.steps
+
     def _is_due(self, now: Now) -> bool:
         return (now.occasion in ("start", "epoch") and now.epoch in self.epochs) or (
             now.occasion in ("start", "step") and now.step in self.steps
@@ -204,6 +229,11 @@ class log_spaced(_Plain):
         """Refuse what is no schedule."""
         if self.per_decade < 1:
             raise ValueError(f"A log-spaced schedule needs per_decade of at least 1, got {self.per_decade}.")
+
+    @property
+    def at_ends_only(self) -> bool:
+        """Whether it counts epochs."""
+        return not self.steps
 
     def _is_due(self, now: Now) -> bool:
         if now.occasion not in ("start", "step" if self.steps else "epoch"):
@@ -303,6 +333,11 @@ class _asked(_Plain):
 
     function: Callable[[int], bool]
 
+    @property
+    def at_ends_only(self) -> bool:
+        """It is asked for epochs."""
+        return True
+
     def _is_due(self, now: Now) -> bool:
         return now.occasion in ("start", "epoch") and bool(self.function(now.epoch))
 
@@ -341,6 +376,29 @@ def as_triggers(schedule: Schedule) -> tuple[Trigger, ...]:
         f"schedule={schedule!r} is none: give 'auto', a number of epochs, a list of epochs, or one or several of "
         f"every(...), at(...), log_spaced(...), on_validation() and on_lr_drop()."
     )
+
+
+def uncovered(schedule: Iterable[Trigger], states: Iterable[tuple[Now, ...]], run: Run) -> int | None:
+    """Step of the first of some states of which a schedule takes no snapshot, or ``None``; looks at the first hundred.
+
+    Args:
+        schedule: The triggers.
+        states: Of each state, the moments at which a snapshot would be of it.
+        run: How long the run is; states after its end do not count.
+
+    Example:
+        >>> states = [(Now("step", 20 * k, 0), Now("validation", 20 * k, 0)) for k in range(1, 9)]
+        >>> uncovered([every(steps=10)], states, Run()), uncovered([every(steps=15)], states, Run())
+        (None, 20)
+    """
+    triggers = list(schedule)
+    for moments in islice(states, 100):
+        step = moments[-1].step if moments else 1
+        if step > run.total:
+            return None
+        if not any(trigger.share(now) for trigger in triggers for now in moments):
+            return step
+    return None
 
 
 def has_dropped(before: float | None, rate: float | None) -> bool:
@@ -441,7 +499,7 @@ def _readable(run: Run) -> tuple[frozenset[int], frozenset[int]]:
     if total == math.inf:
         first = [step for step in range(1, 10**4) if _is_on_log_axis(step, _PER_DECADE)]
         return frozenset(), frozenset(first[: ENOUGH - 1])
-    ends = int(total // run.steps_an_epoch)
+    ends = int(run.ends)
     if ends >= ENOUGH - 1:
         return frozenset({0, *_spaced(ends, {0})}), frozenset()
     at_ends = {0, *(int(run.steps_an_epoch) * epoch for epoch in range(1, ends + 1))}

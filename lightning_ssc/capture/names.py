@@ -1,4 +1,4 @@
-"""The names of a network's modules and of parts of their outputs, as users write them."""
+"""The names of a network's modules, as users write them, and the layers that are meant by them."""
 
 from __future__ import annotations
 

@@ -99,8 +99,9 @@ def activations(output: Any, layer: Layer, view: View | int, pooling: Pooling = 
             f"dimension must be the sample. Watch a layer with batch-first output (an LSTM with "
             f"batch_first=True, say), or another part of it."
         )
-    if callable(pooling):
-        pooled = pooling(tensor)
+    function: Any = pooling
+    if callable(function):
+        pooled = function(tensor)
         if not isinstance(pooled, Tensor) or pooled.dim() != 2 or len(pooled) != view.samples:
             told = tuple(pooled.shape) if isinstance(pooled, Tensor) else type(pooled).__name__
             raise OutputError(
@@ -226,10 +227,10 @@ def candidates(output: Any, view: View, given: Sequence[Tensor] = ()) -> list[tu
     if isinstance(output, (Tensor, PackedSequence)):
         return [("", output)]
     addresses = {(t.data_ptr(), t.shape) for t in given if t.layout == torch.strided and not t.is_nested}
-    found = [(path, part, _rank(path, part, view)) for path, part in _leaves(output)]
-    found = [entry for entry in found if entry[2] is not None]
-    own = [entry for entry in found if not _is_among(entry[1], addresses)] or found
-    return [(path, part) for path, part, _ in sorted(own, key=lambda entry: entry[2])]
+    ranked = ((path, part, _rank(path, part, view)) for path, part in _leaves(output))
+    found = [(rank, path, part) for path, part, rank in ranked if rank is not None]
+    own = [entry for entry in found if not _is_among(entry[2], addresses)] or found
+    return [(path, part) for _, path, part in sorted(own, key=lambda entry: entry[0])]
 
 
 def _is_among(part: Any, addresses: set[Any]) -> bool:

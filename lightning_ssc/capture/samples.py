@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_ssc.capture.batches import batch_size, fields, is_graphs, rest_of, take
 from lightning_ssc.capture.labels import Path
 
+_TRIED = 7  # samples of a trial run: a number that no other dimension of an output is likely to have
 _MASKS = ("probe_mask", "val_mask")  # which nodes of one big graph are the samples
 
 
@@ -132,6 +133,11 @@ def chunks(inputs: Any, size: int) -> list[slice]:
         [slice(0, 4, None), slice(4, 7, None), slice(7, 9, None)]
     """
     return inputs.chunks(size) if isinstance(inputs, Samples) else _cut(0, batch_size(inputs), size)
+
+
+def some(inputs: Any) -> Any:
+    """The few samples of a trial run; of inputs that cannot be cut their first batch."""
+    return take(inputs, chunks(inputs, _TRIED)[0])
 
 
 def _cut(start: int, stop: int, size: int) -> list[slice]:

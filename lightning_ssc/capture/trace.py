@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ssc.capture.batches import batch_size, take
-from lightning_ssc.capture.calls import TRIED, observe, tensors_in
+from lightning_ssc.capture.calls import observe, tensors_in
 from lightning_ssc.capture.dependence import Dependence, rows_are_equal
 from lightning_ssc.capture.isolation import seed_everything, without_trace
-from lightning_ssc.capture.layers import Layer, LayerPattern, select_layers
-from lightning_ssc.capture.names import named_layers
+from lightning_ssc.capture.layers import LayerPattern, select_layers
+from lightning_ssc.capture.names import Layer, named_layers
 from lightning_ssc.capture.outputs import (
     CLEAR,
     OutputError,
@@ -31,7 +31,7 @@ from lightning_ssc.capture.outputs import (
     sample_axis,
 )
 from lightning_ssc.capture.runner import NotRunError, Runner
-from lightning_ssc.capture.samples import Chunk, chunks
+from lightning_ssc.capture.samples import Chunk, chunks, some
 from lightning_ssc.capture.tokens import masks_mark_tokens, view_of
 from lightning_ssc.settings import Pooling
 
@@ -176,7 +176,7 @@ def try_layers(
         The calls of the layers in the order in which they finish, each watchable or with the reason why not.
     """
     calls: list[tuple[Layer, int, WatchedLayer | ValueError, bool]] = []
-    samples = take(inputs, chunks(inputs, TRIED)[0])
+    samples = some(inputs)
     marks = masks_mark_tokens(inputs, runner.model)
     view = view_of(samples, runner.model, marks)
     fewer = _tried(runner, layers, inputs, view.samples // 2, marks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from lightning_ssc.analysis.inputs import Index, classes_of, columns_of, embeddi
 from lightning_ssc.live.packing import pack, pack_coarsely, pack_integers, sprite
 from lightning_ssc.measures import Measure
 from lightning_ssc.snapshots import LayerGraph, ProbeCard, Snapshot, SnapshotError, SnapshotHeader, SnapshotStore
+from lightning_ssc.snapshots.claim import owner
 
 NEIGHBOURS = 8  # as many as figure 9 of the paper shows
 _PICTURE = 1e-3  # residual of eigenvectors that are looked at, not computed with
@@ -35,6 +37,14 @@ def readable(store: SnapshotStore) -> tuple[list[SnapshotHeader], list[str]]:
         ]
         headers = [header for header in headers if header.probe == probe]
     return headers, troubles
+
+
+def state(root: Path) -> str:
+    """Whether a process writes into a folder: ``"running"``, ``"crashed"``, ``"elsewhere"`` or ``"over"``."""
+    process = owner(root)
+    if process is None:
+        return "over"
+    return "elsewhere" if process.is_elsewhere() else "crashed" if process.is_gone() else "running"
 
 
 def run(store: SnapshotStore) -> Piece:
@@ -75,7 +85,7 @@ def run(store: SnapshotStore) -> Piece:
         "drops": [[t, t + 1] for t in table.before_drops().tolist()],
         "unit": table.unit,
         "measures": [
-            _curve(record, table.curves[record.name])
+            curve(record, table.curves[record.name])
             for record in plots.present(table)
             if record.over != "final"  # which is not known yet
         ],
@@ -90,7 +100,8 @@ def run(store: SnapshotStore) -> Piece:
     }
 
 
-def _curve(record: Measure, values: Table) -> Piece:
+def curve(record: Measure, values: Table) -> Piece:
+    """A measure of every layer over the moments."""
     return {
         "name": record.name,
         "title": record.title,
@@ -122,7 +133,7 @@ def computed_curves(
     for record in measures.CURVES:
         rows = [[of.get(layer, {}).get(record.name, np.nan) for layer in layers] for of in values]
         if record.name not in known and not np.isnan(table := np.array(rows, dtype=float)).all():
-            found.append(_curve(record, table))
+            found.append(curve(record, table))
     return found
 
 

@@ -65,6 +65,7 @@ class Source:
                     "snapshots": found.snapshots,
                     "age": max(0.0, now - found.modified),
                     "bytes": found.bytes,
+                    "state": pieces.state(found.root),
                 }
                 for found in self._folder.runs().values()
             ]

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_ssc.files import obstacle
 from lightning_ssc.functional.gram_sketch import GramSketch
 from lightning_ssc.snapshots.snapshot import LayerGraph, Moment, ProbeCard, Snapshot, SnapshotError, SnapshotHeader
 from lightning_ssc.version import __version__
@@ -123,15 +124,15 @@ def reading(path: Path, step: int | None = None) -> Iterator[Arrays]:
     try:
         file = path.open("rb")
     except OSError as error:  # the file may be sound: what is wrong is the disk, the network or the permissions
-        raise SnapshotError(f"{path} cannot be opened ({error.strerror or error}).", step) from error
+        raise SnapshotError(f"{path} cannot be opened ({obstacle(error)}).", step) from error
     with file:
         try:
             yield _Archive(file)
         except SnapshotError:
             raise
-        except (OSError, MemoryError) as error:
-            raise SnapshotError(f"{path} cannot be read ({error or type(error).__name__}).", step) from error
         except Exception as error:  # whatever reading meets, the file is not what it should be
+            if why := obstacle(error):
+                raise SnapshotError(f"{path} cannot be read ({why}).", step) from error
             raise SnapshotError(
                 f"{path} is not a readable snapshot ({error}). Delete the file; the run's other snapshots are not "
                 f"affected.",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from lightning_ssc.files import obstacle
 from lightning_ssc.snapshots import codec
 from lightning_ssc.snapshots.snapshot import LayerGraph, ProbeCard, Snapshot, SnapshotError, SnapshotHeader
 
@@ -151,9 +152,12 @@ class SnapshotStore(Store):
 
     def files(self) -> dict[int, Path]:
         """Files of the snapshots by their steps."""
-        if not self.root.is_dir():
+        try:
+            paths = list(self.root.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
             return {}
-        paths = list(self.root.iterdir())
+        except OSError as error:
+            raise SnapshotError(f"The snapshots in {self} cannot be listed ({obstacle(error)}).") from error
         files = {int(name[1]): path for path in paths if (name := _NAME.fullmatch(path.name))}
         # A file of format 1 has its epoch for a name. Its step is in its header, but need not tell it from others.
         last = -1
@@ -269,7 +273,7 @@ class SnapshotStore(Store):
         try:
             stat = path.stat()
         except OSError as error:
-            raise SnapshotError(f"{path} cannot be opened ({error.strerror or error}).", step) from error
+            raise SnapshotError(f"{path} cannot be opened ({obstacle(error)}).", step) from error
         key = (path.name, stat.st_mtime_ns, stat.st_size, stat.st_ino)
         if key not in self._headers:
             with codec.reading(path, step) as arrays:

@@ -49,7 +49,8 @@ def test_a_failure_on_one_rank_is_heard_on_all(tmp_path: Path, background: bool)
     assert processes.distributed(processes.fail_on_one_rank, 2, tmp_path, background) == [0, 0]
     for rank in (0, 1):
         text = (tmp_path / f"error-{rank}").read_text()
-        assert "SSC failed on rank 1: ValueError: Layer 'model.4' puts out NaN" in text
+        assert text.startswith("SSC failed on rank ")  # that which owns the layer
+        assert "Layer 'model.4' puts out NaN or infinity for 15 of 30 samples, first for sample 15" in text
 
 
 def test_ranks_collect_together_at_the_end_of_an_epoch(tmp_path: Path) -> None:
@@ -64,6 +65,13 @@ def test_a_failure_in_the_worker_of_one_rank_is_heard_on_all(tmp_path: Path) -> 
         text = (tmp_path / f"error-{rank}").read_text()
         assert text.startswith("SSC failed on rank 1: ValueError: Layer 'model.")
         assert text.endswith("no solution")
+
+
+def test_ranks_go_by_the_clock_of_rank_zero(tmp_path: Path) -> None:
+    assert processes.distributed(processes.decide_by_the_clock, 2, tmp_path) == [0, 0]
+    steps = [torch.load(tmp_path / f"steps-{rank}.pt") for rank in (0, 1)]
+    assert steps[0] == steps[1]
+    assert len(set(steps[0]) - {2 * epoch for epoch in range(12)}) > 2  # by the clock, inside epochs of two steps
 
 
 def test_more_ranks_than_layers(tmp_path: Path) -> None:

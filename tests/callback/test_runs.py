@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar, RichProgressBar, TQDMProgressBar
 from torch.utils.data import DataLoader
 
 import lightning_ssc.callback.lightning as lightning_module
@@ -282,6 +282,19 @@ def test_a_bar_for_snapshots_that_take_long(tmp_path: Path, bar: Any, capsys: An
     quick.fit(Classifier())
     out = capsys.readouterr()
     assert "SSC epoch" not in out.out + out.err
+
+
+def test_a_bar_of_the_user_s_own_gets_none(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    """Lightning's base class does not say whether it is shown."""
+
+    class Own(ProgressBar):
+        def disable(self) -> None: ...
+
+    monkeypatch.setattr(lightning_module, "time", hasty())
+    watching = monitor(layers="**")
+    trainer(tmp_path, watching, Own(), max_epochs=1, enable_progress_bar=True).fit(Classifier())
+    assert epochs(watching) == [0, 1]
+    assert "SSC epoch" not in "".join(capsys.readouterr())
 
 
 def test_one_line_a_snapshot_on_request(tmp_path: Path, capsys: Any) -> None:

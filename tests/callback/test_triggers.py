@@ -338,6 +338,14 @@ def test_a_stream_gets_a_readable_curve(
         assert [event.step for event in found.Scalars(tag)] == [max(0, step - 1) for step in expected]
 
 
+def test_a_stream_under_a_schedule_of_epochs_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for schedule, said in ((1, 1), (every(steps=3), 0), ([at([0]), on_validation()], 0)):
+        caplog.clear()
+        taken = fit(monitor(schedule=schedule), tmp_path, Streamed(), max_steps=6, max_epochs=-1, limit_val_batches=0)
+        assert {0, 6} <= set(taken)
+        assert len([r for r in caplog.records if "No epoch is known to end" in r.getMessage()]) == said
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

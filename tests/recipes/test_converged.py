@@ -74,15 +74,14 @@ def test_tables_and_figures_of_a_converged_network(real_cifar, tmp_path, monkeyp
     assert pictures == {"heatmaps_ssc", "heatmaps_linear", "modularity", "embeddings", "confidently_wrong"}
 
 
-def test_a_snapshot_that_is_there_is_read_and_one_of_other_images_refused(tmp_path, monkeypatch):
+def test_a_snapshot_that_is_there_is_read_and_one_of_other_images_refused(tmp_path):
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
-    monkeypatch.setattr(converged, "watched", lambda depth: ["1"])
     one, other = (make_probe((images, torch.arange(6) % 2)) for images in torch.rand(2, 6, 3, 2, 2))
-    taken = converged.snapshot_of("made", network, 20, one, tmp_path, 10**9)
-    again = converged.snapshot_of("made", None, 20, one, tmp_path, 10**9)
+    taken = converged.snapshot_of(tmp_path / "made", network, ["1"], one, 10**9)
+    again = converged.snapshot_of(tmp_path / "made", None, ["1"], one, 10**9)
     assert torch.equal(again.layers["1"].coef.to_dense(), taken.layers["1"].coef.to_dense())
-    with pytest.raises(ValueError, match=r"made_6 holds a snapshot of other images: move it away, or name another --r"):
-        converged.snapshot_of("made", network, 20, other, tmp_path, 10**9)
+    with pytest.raises(ValueError, match=r"made holds a snapshot of other images: move it away, or name another --r"):
+        converged.snapshot_of(tmp_path / "made", network, ["1"], other, 10**9)
 
 
 def _number(cell):
