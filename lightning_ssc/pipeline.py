@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 
 
 NO_LABELS = "The probe has no class labels (one integer a sample), so modularity is left out."
+
+
+_ROUNDING = 5e-7  # of a unit of tau: what single precision does to the objective
 
 
 class Stopwatch:
@@ -78,8 +81,9 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
             values = measures.of_layer({"gram": gram.centred, "labels": labels})
         with collected() as advice:
             solved = self_expression(
-                gram=gram.raw_(),
+                gram=gram.raw_(precise=needs_double(settings)),
                 tau=settings.tau,
+                alpha=settings.alpha,
                 normalize=settings.normalize,
                 solver=settings.solver,
                 tol=settings.tol,
@@ -96,6 +100,16 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
         if settings.groups == "communities":
             graph = replace(graph, communities=communities(graph.affinity))
         return graph.with_values(measures.of_layer(graph.measurable(labels), values))
+
+
+def needs_double(settings: Settings) -> bool:
+    """Whether Grams in single precision would not bear out the gap that is asked for.
+
+    Rounding of inner products is weighed by tau: about 1e-6 of the objective of unit-length samples at tau = 10.
+    """
+    if settings.solver != "active_set" or settings.preset is not None:
+        return False
+    return not settings.normalize or settings.alpha is not None or settings.tau * _ROUNDING > settings.tol
 
 
 def compared(taken: Snapshot, previous: Snapshot | None = None, reference: Snapshot | None = None) -> Snapshot:
@@ -118,14 +132,24 @@ def compared(taken: Snapshot, previous: Snapshot | None = None, reference: Snaps
     return replace(taken, layers=layers, pairs=pairs, previous=None if previous is None else previous.step)
 
 
-def classified(outputs: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+def classified(outputs: list[Tensor], probe: Probe) -> tuple[Tensor | None, Tensor | None]:
     """Predicted class and softmax score of every sample, where the network returned ``(n, classes)`` logits.
 
+    Logits are as wide as the data set has classes or, where it does not tell, as the probe has, or up to twice as wide:
+    of many classes some may be missing. Anything else (an embedding, a reconstruction) predicts nothing.
+
     Example:
-        >>> classified([torch.tensor([[0.0, 100.0]]), torch.tensor([[100.0, 0.0]])])
+        >>> probe = make_probe((torch.rand(4, 1), torch.tensor([0, 1, 0, 1])))
+        >>> classified([torch.tensor([[0.0, 100.0], [100.0, 0.0]])], probe)
         (tensor([1, 0]), tensor([1., 1.]))
+        >>> classified([torch.rand(2, 64)], probe)
+        (None, None)
     """
-    if not outputs or not all(output.shape[1] > 1 and output.is_floating_point() for output in outputs):
+    if not outputs or probe.labels is None or len({output.shape[1] for output in outputs}) > 1:
+        return None, None
+    width, seen = outputs[0].shape[1], int(probe.labels.max()) + 1
+    fits = width == probe.classes if probe.classes is not None else seen <= width <= 2 * seen
+    if width < 2 or not fits or not all(output.is_floating_point() for output in outputs):
         return None, None
     confidence, predictions = torch.cat(outputs).float().softmax(1).max(1)
     return predictions, confidence
@@ -230,7 +254,16 @@ def begin_snapshot(
         ended.append(time.perf_counter())
         return graph
 
-    grams = capture(runner, watched, probe.batches, settings.pooling, processes=ranks, timed=timed, outputs=outputs)
+    grams = capture(
+        runner,
+        watched,
+        probe.batches,
+        settings.pooling,
+        processes=ranks,
+        timed=timed,
+        outputs=outputs,
+        precise=needs_double(settings),
+    )
     failed: Exception | None = None
     try:
         try:
@@ -259,7 +292,7 @@ def begin_snapshot(
         indices=probe.indices,
         predictions=predictions,
         confidence=confidence,
-        settings=asdict(settings),
+        settings=settings.stored(),
         probe=probe.fingerprint,
         seconds={},
         learning_rate=learning_rate,
@@ -269,8 +302,7 @@ def begin_snapshot(
 
 def _predicted(outputs: Mapping[int, Tensor], probe: Probe, ranks: Ranks) -> tuple[Tensor | None, Tensor | None]:
     """Class and score of every sample, on rank zero, from what each process has of the network's output."""
-    # Without labels nothing says that the network's output is about classes.
-    told = {start: classified([output]) for start, output in outputs.items()} if probe.labels is not None else {}
+    told = {start: classified([output], probe) for start, output in outputs.items()}
     everything: dict[int, tuple[Tensor | None, Tensor | None]] = {}
     for part in ranks.gather(told) or ():
         everything |= part
@@ -287,6 +319,7 @@ def snapshot(
     layers: str | type[nn.Module] | Sequence[LayerPattern] = "blocks",
     *,
     tau: float = 10.0,
+    alpha: float | None = None,
     normalize: bool = True,
     solver: Literal["active_set", "admm"] = "active_set",
     tol: float = 1e-5,
@@ -311,11 +344,14 @@ def snapshot(
         labels: ``(N,)`` integer classes.
         layers: Which layers, see :func:`lightning_ssc.capture.layers.select_layers`.
         tau: Weight of the fit.
+        alpha: The same in units of each layer's own threshold, at which its last input gets its first neighbour;
+            overrides ``tau``.
         normalize: Scale samples to unit length first.
         solver: ``"active_set"`` (exact) or ``"admm"`` (Algorithm 1 of the paper).
         tol: Relative duality gap asked for.
         preset: ``"paper"`` for the published setting.
-        pooling: How activations become features: ``"flatten"``, ``"mean"`` or ``"cls"``.
+        pooling: How activations become features: ``"flatten"``, ``"mean"``, ``"cls"``, ``"last"`` or a function, see
+            :class:`~lightning_ssc.Settings`.
         linear_cka: Keep what linear CKA needs.
         groups: What modularity is measured over: the classes, or ``"communities"`` that Louvain's method finds in each
             graph.
@@ -342,7 +378,7 @@ def snapshot(
         (['0', '2'], torch.Size([30, 30]), True)
     """
     inner, context = unwrapped(model)
-    settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups)
+    settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups, alpha)
     probe = make_probe((inputs,) if labels is None else (inputs, labels))
     if labels is not None and probe.labels is None and groups == "classes":
         log.warning(NO_LABELS)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-Pooling = Literal["flatten", "mean", "cls"]
+Pooling = Literal["flatten", "mean", "cls", "last"]
 
 
 @dataclass(frozen=True)
@@ -15,13 +15,16 @@ class Settings:
 
     Attributes:
         tau: Weight of the fit against the sparsity of the self-expression.
+        alpha: ``tau`` of each layer in units of the value at which its last input gets its first neighbour (Elhamifar
+            and Vidal's alpha); overrides ``tau``.
         normalize: Scale every sample to unit length first.
         solver: ``"active_set"``, exact, or ``"admm"``, Algorithm 1 of the paper.
         tol: Relative duality gap asked for.
         preset: ``"paper"`` runs the published setting whatever the other fields say: raw samples, ADMM,
             tau = mu = 10, adaptive mu, 100 iterations.
-        pooling: ``"flatten"`` keeps every activation, ``"mean"`` averages over space or tokens, ``"cls"`` takes the
-            class token.
+        pooling: ``"flatten"`` keeps every activation, ``"mean"`` averages over space or over the tokens that a mask or
+            lengths among the inputs say are real, ``"cls"`` takes the class token, ``"last"`` the last real one; or a
+            function of the activations ``(N, ...)`` that returns ``(N, d)``.
         linear_cka: Keep what linear CKA needs beside the graph.
         groups: What modularity is measured over: ``"classes"``, the probe's labels, or ``"communities"``, those that
             Louvain's method finds in each graph.
@@ -35,14 +38,23 @@ class Settings:
     pooling: Pooling = "flatten"
     linear_cka: bool = True
     groups: Literal["classes", "communities"] = "classes"
+    alpha: float | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError where a value is not one of those above: found out now, not after the first epoch."""
         for name, kind in get_type_hints(Settings).items():
             value = getattr(self, name)
             allowed = [v for part in (kind, *get_args(kind)) if get_origin(part) is Literal for v in get_args(part)]
-            if allowed and value is not None and value not in allowed:
+            if allowed and value is not None and not callable(value) and value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
-        for name in ("tau", "tol"):
-            if not 0 < getattr(self, name) < math.inf:
+        for name in ("tau", "tol", "alpha"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}.")
+
+    def stored(self) -> dict[str, Any]:
+        """The fields as they are kept with a snapshot: of a function its name."""
+        fields = asdict(self)
+        how: Any = self.pooling
+        if callable(how):
+            fields["pooling"] = getattr(how, "__qualname__", type(how).__name__)
+        return fields

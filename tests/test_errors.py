@@ -168,9 +168,9 @@ MESSAGES: list[tuple[str, Any, str]] = [
         "Part 'a' of layer 'm' is str. Name a part that is a tensor.",
     ),
     (
-        "an output that is not batch first",
-        lambda root: returning(lambda x: x.flatten(1).T, "m"),
-        "Layer 'm' puts out shape (192, 7) for 7 samples; its first dimension must be the sample. Watch a layer "
+        "an output without a row a sample",
+        lambda root: returning(lambda x: x.flatten(1)[:2], "m"),
+        "Layer 'm' puts out shape (2, 192) for 7 samples; its first dimension must be the sample. Watch a layer "
         "with batch-first output (an LSTM with batch_first=True, say), or another part of it.",
     ),
     (
@@ -228,7 +228,7 @@ MESSAGES: list[tuple[str, Any, str]] = [
     (
         "a pooling that does not exist",
         lambda root: snapshot(convnet(), X, Y, pooling="men"),  # type: ignore[arg-type]
-        "pooling must be one of 'flatten', 'mean', 'cls', got 'men'.",
+        "pooling must be one of 'flatten', 'mean', 'cls', 'last', got 'men'.",
     ),
     (
         "a negative tau",

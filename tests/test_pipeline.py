@@ -32,8 +32,8 @@ def seen_by_the_solver(net: nn.Module, inputs: Tensor, layers: list[str], normal
     """The Grams of a network's layers over some inputs, in single precision as they are captured."""
     runner, grams = Runner(net), {}
     watched = trace(runner, layers, inputs)
-    for layer, gram in capture(runner, watched, inputs):
-        raw = gram.raw_()
+    for layer, gram in capture(runner, watched, inputs, precise=not normalize):
+        raw = gram.raw_(precise=not normalize)
         length = raw.diagonal().double().sqrt()
         unit = (raw / length / length[:, None]).float().fill_diagonal_(1)
         grams[layer.label] = unit if normalize else raw

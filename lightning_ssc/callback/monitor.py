@@ -84,8 +84,9 @@ class SSCMonitor(Callback):
         solver: ``"active_set"``, exact, or ``"admm"``, Algorithm 1 of the paper.
         tol: Relative duality gap asked of every sample.
         preset: ``"paper"`` for the published setting (raw samples, ADMM, tau = mu = 10, 100 iterations).
-        pooling: ``"flatten"`` keeps every activation, ``"mean"`` averages over space or tokens, ``"cls"`` takes the
-            class token.
+        pooling: ``"flatten"`` keeps every activation, ``"mean"`` averages over space or over the real tokens (by the
+            mask or the lengths in the batch), ``"cls"`` takes the class token, ``"last"`` the last real one; or a
+            function of the activations ``(N, ...)`` that returns ``(N, d)``.
         linear_cka: Linear CKA beside SSC-CKA.
         heatmap: The images of SSC-CKA and linear CKA between all layers with every snapshot.
         embedding: An image of the spectral embedding with every snapshot, of every layer or, where there are more, of
@@ -127,6 +128,8 @@ class SSCMonitor(Callback):
             begins that is the training weights, or nothing. Of SWA, it is with the batch norm statistics of the
             training weights until the callback measures its own. The last snapshot is always of the network that fit
             leaves behind.
+        alpha: ``tau`` in units of each layer's own threshold, at which its last input gets its first neighbour
+            (Elhamifar and Vidal's alpha); overrides ``tau``.
 
     Raises:
         ValueError: An argument is out of range; at the start of fit, a layer is unknown or never runs.
@@ -168,6 +171,7 @@ class SSCMonitor(Callback):
         memory: int | None = None,
         verbose: bool = False,
         weights: Literal["training", "average", "both"] = "training",
+        alpha: float | None = None,
     ) -> None:
         super().__init__()
         if probe_size < 3:
@@ -181,7 +185,7 @@ class SSCMonitor(Callback):
         check_sizes(chunk, memory)
         self.layers = layers
         self.name = name
-        self.settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups)
+        self.settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups, alpha)
         self.images = Images(heatmap, embedding, neighbours, projector)
         self.schedule = as_triggers(schedule)
         self.background = background

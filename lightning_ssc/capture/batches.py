@@ -154,6 +154,8 @@ def count(batch: Any) -> int | None:
     """The number of samples in a batch, or ``None`` where its tensors do not agree on one."""
     if is_graphs(batch):
         return int(batch.num_graphs)
+    if isinstance(batch, SampleList):
+        return len(batch)
     if (n := listed(batch)) is not None:
         return n
     if not isinstance(batch, (Tensor, Mapping, tuple, list)) and not dataclasses.is_dataclass(batch):

@@ -25,14 +25,15 @@ from torch import Tensor, nn
 from lightning_ssc.capture.batches import batch_size, take
 from lightning_ssc.capture.isolation import seed_everything, without_trace
 from lightning_ssc.capture.names import Layer
-from lightning_ssc.capture.outputs import features
+from lightning_ssc.capture.outputs import OutputError, View, features, logits_of
 from lightning_ssc.capture.plan import FeatureSlice, plan_shared, room, share_layers
 from lightning_ssc.capture.processes import Alone, Processes
 from lightning_ssc.capture.runner import Runner
 from lightning_ssc.capture.samples import chunks
 from lightning_ssc.capture.sharding import is_sharded
 from lightning_ssc.capture.spread import Post, rows_a_turn, turns
-from lightning_ssc.capture.trace import WatchedLayer, hooked
+from lightning_ssc.capture.tokens import masks_mark_tokens, view_of
+from lightning_ssc.capture.trace import WatchedLayer, hooked, in_one_chunk
 from lightning_ssc.functional.grams import CentredGram, centred_gram
 from lightning_ssc.settings import Pooling
 
@@ -48,7 +49,7 @@ class _Wanted(NamedTuple):
 
     part: FeatureSlice
     place: Tensor | None
-    channels_last: bool
+    watched: WatchedLayer
 
 
 def capture(
@@ -60,6 +61,7 @@ def capture(
     processes: Processes | None = None,
     timed: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext(),
     outputs: dict[int, Tensor] | None = None,
+    precise: bool = False,
 ) -> Iterator[tuple[WatchedLayer, CentredGram]]:
     """The Gram matrices of the layers over the probe, one after the other, each when it is whole.
 
@@ -73,7 +75,8 @@ def capture(
             wait for it. By default a lone one.
         timed: ``timed("forward")`` and ``timed("gram")`` are opened around the two stages.
         outputs: Gains what the network returned, a chunk at a time, by its first sample and on the CPU, if that is one
-            row of numbers a sample. Several processes each gain what they have run.
+            row of numbers a sample, or has such ``logits``. Several processes each gain what they have run.
+        precise: Form Grams in double precision.
 
     Yields:
         Each layer of this process (:func:`lightning_ssc.capture.plan.share_layers`) with its Gram. Take what is needed
@@ -90,9 +93,11 @@ def capture(
     assert device is not None
     home = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # others lack float64
     sharded = is_sharded(model)
-    spread = ranks > 1 and not sharded
+    # What a layer that mixes samples puts out is of the chunk: every process runs the same ones.
+    spread = ranks > 1 and not sharded and not any(layer.mixes for layer in layers)
     memory = min(processes.everyones(runner.budget()))
     passes = plan_shared(layers, n, memory, ranks, staged=spread)
+    marks = masks_mark_tokens(inputs, model)
     owners = [next(r for r in range(ranks) if layer in share_layers(layers, r, ranks)) for layer in layers]
     cut = dict.fromkeys(layers[s.layer].label for group in passes for s in group if s.start > 0)
     log.debug(
@@ -107,7 +112,7 @@ def capture(
         mine = [s for s in group if owners[s.layer] == rank]
         buffers = {s.layer: torch.empty(n, s.stop - s.start, device=home, dtype=layers[s.layer].dtype) for s in mine}
         last = number == len(passes) - 1
-        chunk, post = runner.chunk, None
+        chunk, post = n if in_one_chunk(layers, n, memory) else runner.chunk, None
         if spread:
             chunk = min(chunk, -(-n // ranks), rows_a_turn(group, layers, owners, ranks, n, room(layers, n, memory)))
             post = Post(processes, group, layers, owners, buffers, home)
@@ -118,26 +123,24 @@ def capture(
                 if post is None:
                     places = {layer: buffer[rows] for layer, buffer in buffers.items()}
                 wanted = {
-                    (layers[s.layer].layer, layers[s.layer].call): _Wanted(
-                        s, places.get(s.layer), layers[s.layer].channels_last
-                    )
+                    (layers[s.layer].layer, layers[s.layer].call): _Wanted(s, places.get(s.layer), layers[s.layer])
                     for s in group
                 }
                 # A sharded network that is left halfway would keep the weights that it has gathered.
-                run = partial(_run, runner, wanted, inputs, rows, pooling, cut=not (last or sharded))
+                run = partial(_run, runner, wanted, inputs, rows, pooling, marks, cut=not (last or sharded))
                 before, failed = failed, None
                 output = processes.together(partial(_unless, before, run))
                 if post is not None:
                     post.deliver(turn, parcels)
-                if outputs is not None and last and isinstance(output, Tensor) and output.dim() == 2:
-                    outputs[rows.start] = output.detach().cpu()
+                if outputs is not None and last and output is not None:
+                    outputs[rows.start] = output
                 del output, wanted, places, parcels, run  # or they would be held while Grams are formed
         post = None
         for s in mine:
             layer = layers[s.layer]
             try:
                 with timed("gram"):
-                    gram = _gram(buffers.pop(s.layer), layer)
+                    gram = _gram(buffers.pop(s.layer), layer, precise)
                     if s.layer in parts:
                         gram.add_(parts.pop(s.layer))
             except ValueError as error:
@@ -165,25 +168,31 @@ def _run(
     inputs: Any,
     rows: slice,
     pooling: Pooling,
+    marks: bool | None,
     *,
     cut: bool,
-) -> Any:
-    """Run the network on some samples, up to the last layer that is wanted where the pass may be cut short."""
-    output = None
-    keep = partial(_keep, wanted, set(wanted) if cut else set(), rows, pooling)
+) -> Tensor | None:
+    """Run the network on some samples, up to the last layer that is wanted where the pass may be cut short.
+
+    Returns:
+        Its logits, where it has any.
+    """
+    output, samples = None, take(inputs, rows)
+    view = view_of(samples, runner.model, marks)
+    keep = partial(_keep, wanted, set(wanted) if cut else set(), rows, view, pooling)
     seed_everything(rows.start)  # a network that is random even now is so in the same way every time
     with (
         _cut_short(runner.model) if cut else nullcontext(),
         hooked(runner.model, [layer for layer, _ in wanted], keep) as seen,
         runner.context(),
     ):
-        output = runner(take(inputs, rows))
+        output = runner(samples)
     if missing := [layer.label for layer, call in wanted if seen[layer] <= call]:
         raise ValueError(
             f"Layer {missing[0]!r} ran for the first samples of the probe but not for samples {rows.start} to "
             f"{rows.stop - 1}. Watch only layers that run for every input."
         )
-    return output
+    return logits_of(output, view)
 
 
 @contextmanager
@@ -206,16 +215,24 @@ def _keep(
     wanted: dict[tuple[Layer, int], _Wanted],
     missing: set[tuple[Layer, int]],
     rows: slice,
+    view: View,
     pooling: Pooling,
     layer: Layer,
     call: int,
     output: Any,
+    given: Sequence[Tensor],
 ) -> None:
     """Copy what a layer has just put out to its place, and end the pass if it was the last one missing."""
     if (layer, call) in wanted:
-        part, place, channels_last = wanted[layer, call]
+        part, place, watched = wanted[layer, call]
         if place is not None:
-            found = features(output, layer, rows.stop - rows.start, pooling, channels_last)
+            found = features(output, watched.source, view, pooling, watched.channels_last, watched.axis)
+            if found.shape[1] != watched.features:
+                raise OutputError(
+                    f"Layer {watched.label!r} puts out {found.shape[1]} features a sample for samples {rows.start} to "
+                    f"{rows.stop - 1} and {watched.features} for the first ones, as of sequences of other lengths. Use "
+                    f"pooling='mean' or 'last', pad all of them to one length, or watch a layer behind that."
+                )
             place[:] = found[:, part.start : part.stop]
     if missing:
         missing.discard((layer, call))
@@ -223,9 +240,9 @@ def _keep(
             raise _EnoughError
 
 
-def _gram(x: Tensor, layer: WatchedLayer) -> CentredGram:
+def _gram(x: Tensor, layer: WatchedLayer, precise: bool) -> CentredGram:
     try:
-        return centred_gram(x)
+        return centred_gram(x, precise)
     except ValueError as error:
         raise ValueError(
             f"Layer {layer.label!r} puts out {error}. Its graph is not defined: look at the learning rate, the "

@@ -41,7 +41,7 @@ class Probe:
         indices: ``(N,)`` int64 place of every sample in its data set, or ``None`` for tensors that were handed over.
         samples: What is run: batches with their targets, as loaders give them; by default the inputs.
         names: What texts the classes stand for, where labels were texts.
-        classes: How many classes the data has, as far as they tell; ``None`` without labels.
+        classes: How many classes the data set has, where it tells.
     """
 
     inputs: Any
@@ -105,7 +105,7 @@ def make_probe(source: ProbeSource, size: int = 1000, seed: int = 0) -> Probe:
         seed_everything(seed)  # items that are random after all come out the same in every run and on every rank
         if isinstance(source, (Tensor, tuple, list, Mapping)) or is_graphs(source):
             samples, classes = _as_samples([source])
-            return _checked(samples, classes, samples.nodes, None if classes is None else _how_many(classes, ()))
+            return _checked(samples, classes, samples.nodes, None)
         dataset = source.dataset if isinstance(source, DataLoader) else source
         collate = source.collate_fn if isinstance(source, DataLoader) else _collate
         in_batches = isinstance(source, DataLoader) and source.batch_size is None and source.batch_sampler is None
@@ -157,7 +157,7 @@ def _from_dataset(dataset: Any, collate: Callable[..., Any], size: int, generato
         classes = as_classes(at(batch, path), names, known=targets is not None)
         classes = classes if classes is not None and len(classes.numbers) == len(items) else None
     if targets is not None and classes is not None:
-        return _checked(samples, classes, indices, _how_many(targets, names))
+        return _checked(samples, classes, indices, len(names) or None)
     return _probe(samples, classes, indices, size, names)
 
 
@@ -231,7 +231,7 @@ def _as_samples(
 
 def _probe(samples: Samples, classes: Classes | None, indices: Tensor, size: int, names: tuple[str, ...] = ()) -> Probe:
     """Balance a sample of candidates, in the order of the data set; of whole batches take as many as it needs."""
-    known = None if classes is None else _how_many(classes, names)
+    known = len(names) or None
     if samples.whole:
         ends = torch.tensor(samples.sizes).cumsum(0)
         used = min(int((ends < size).sum()) + 1, len(ends))
@@ -244,10 +244,6 @@ def _probe(samples: Samples, classes: Classes | None, indices: Tensor, size: int
     if classes is not None:
         classes = classes._replace(numbers=classes.numbers[keep])
     return _checked(samples, classes, indices[keep] if samples.nodes is None else samples.nodes, known)
-
-
-def _how_many(classes: Classes, names: tuple[str, ...]) -> int:
-    return len(names) or len(classes.names) or int(classes.numbers.max()) + 1
 
 
 def _checked(samples: Samples, classes: Classes | None, indices: Tensor | None, known: int | None) -> Probe:

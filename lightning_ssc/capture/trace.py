@@ -4,30 +4,46 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_ssc.capture.batches import batch_size
-from lightning_ssc.capture.calls import observe
+from lightning_ssc.capture.batches import batch_size, take
+from lightning_ssc.capture.calls import observe, tensors_in
 from lightning_ssc.capture.classifier import output_calls
 from lightning_ssc.capture.dependence import Dependence, rows_are_equal
-from lightning_ssc.capture.isolation import without_trace
+from lightning_ssc.capture.isolation import seed_everything, without_trace
 from lightning_ssc.capture.layers import LayerPattern, select_layers
 from lightning_ssc.capture.names import Layer, named_layers
-from lightning_ssc.capture.outputs import describe, features, is_channels_last, part_of
+from lightning_ssc.capture.outputs import (
+    CLEAR,
+    OutputError,
+    View,
+    activations,
+    candidates,
+    copied,
+    describe,
+    features,
+    is_channels_last,
+    part_of,
+    sample_axis,
+)
 from lightning_ssc.capture.processes import Processes
-from lightning_ssc.capture.runner import Runner
-from lightning_ssc.capture.samples import some
+from lightning_ssc.capture.runner import NotRunError, Runner
+from lightning_ssc.capture.samples import Chunk, chunks, some
 from lightning_ssc.capture.sharding import holds_parts, reshard, whole
+from lightning_ssc.capture.tokens import masks_mark_tokens, view_of
 from lightning_ssc.settings import Pooling
 
 log = logging.getLogger(__name__)
+
+_BESIDE = 4  # times the largest watched activation that a forward pass may take beside them
+_APART, _APART_HALF = 1e-3, 3e-2  # relative differences above what another number of samples rounds otherwise
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,10 @@ class WatchedLayer:
             float32.
         channels_last: Whether the layer puts out images in channels-last memory format. Their features are kept in
             that order: a Gram does not depend on it, and a copy that turns it takes longer than the layer.
+        part: Which part of what it puts out is watched; the layer's, or the one found where it names none.
+        axis: Which dimension of that is the sample.
+        shape: What one sample's activations are padded to, where they are.
+        mixes: Whether its features for a sample depend on which others run beside it.
         is_output: Whether it puts out what the network returns, as a classifier does.
     """
 
@@ -52,7 +72,16 @@ class WatchedLayer:
     features: int
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
+    part: str | None = None
+    axis: int = 0
+    shape: tuple[int, ...] | None = None
+    mixes: bool = False
     is_output: bool = False
+
+    @property
+    def source(self) -> Layer:
+        """The layer with the part that is watched."""
+        return replace(self.layer, part=self.part)
 
     @property
     def bytes_a_sample(self) -> int:
@@ -129,7 +158,17 @@ def trace(
         told = "; ".join(f"{reason}: {', '.join(labels)}" for reason, labels in reasons.items())
         log.info("%d of the %d layers that %r selects are not watched (%s).", len(left_out), len(calls), patterns, told)
     outputs = output_calls(root)
-    return [replace(call, is_output=(call.layer.name, call.call) in outputs) for call in watched]
+    watched = [replace(call, is_output=(call.layer.name, call.call) in outputs) for call in watched]
+    if mixing := [call.label for call in watched if call.mixes]:
+        n = batch_size(inputs)
+        alone = in_one_chunk(watched, n, runner.budget())
+        log.warning(
+            "What %s puts out for a sample depends on which others are in the chunk, as with batch norm without "
+            "running statistics%s. %s", mixing[0], f" (and {len(mixing) - 1} more layers)" if mixing[1:] else "",
+            f"All {n} samples are run in one chunk." if alone else f"One chunk of all {n} samples may not fit into "
+            f"memory, so graphs depend on chunk={runner.chunk}; raise chunk= as far as memory allows.",
+        )  # fmt: skip
+    return watched
 
 
 def try_layers(
@@ -148,25 +187,35 @@ def try_layers(
     """
     calls: list[tuple[Layer, int, WatchedLayer | ValueError, bool]] = []
     samples = some(inputs)
-    count = batch_size(samples)
+    marks = masks_mark_tokens(inputs, runner.model)
+    view = view_of(samples, runner.model, marks)
+    fewer = _tried(runner, layers, inputs, view.samples // 2, marks)
+    rows: dict[tuple[Layer, int], Tensor] = {}
 
-    def record(layer: Layer, call: int, output: Any) -> None:
+    def record(layer: Layer, call: int, output: Any, given: Sequence[Tensor]) -> None:
         try:
-            tensor = part_of(output, layer, count)
-            rows = features(output, layer, count, pooling)
-        except ValueError as error:
+            meant, several = _with_part(layer, output, view, given)
+            axis = _axis(meant, call, output, view, fewer)
+            tensor = part_of(output, meant, view)
+            found = activations(output, meant, view, pooling, axis)
+        except OutputError as error:
             calls.append((layer, call, error, False))
             return
-        dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
-        found = WatchedLayer(layer, call, layer.label, rows.shape[1], dtype, is_channels_last(tensor))
-        calls.append((layer, call, found, not dependence.of(output) and rows_are_equal(rows)))
-        if layer.part is None and not isinstance(output, Tensor):
-            log.info("Layer %s puts out %s; its first tensor is watched. Name a part as in '%s:0' for another one.",
-                     layer.label, describe(output), layer.name)  # fmt: skip
+        flat = found.reshape(len(found), -1)
+        rows[layer, call] = flat.clone()
+        dtype = torch.float64 if flat.dtype == torch.float64 else torch.float32
+        images = axis == 0 and is_channels_last(tensor)
+        made = WatchedLayer(layer, call, "", flat.shape[1], dtype, images, meant.part, axis, tuple(found.shape[1:]))
+        calls.append((layer, call, made, not dependence.of(output) and rows_are_equal(flat)))
+        if several:
+            log.warning("Layer %s puts out %s, of which part %s is watched. Name another one as in '%s:0'.",
+                        layer.name, describe(output), meant.part, layer.name)  # fmt: skip
 
     dependence = Dependence(samples)
     with without_trace(runner.model), hooked(runner.model, layers, record), runner.context(), dependence:
+        seed_everything(0)
         runner(samples)
+    mixing = _mixing(runner, layers, samples, view, pooling, calls, rows, fewer)
     times = Counter(layer for layer, *_ in calls)
     tried: list[WatchedLayer | LeftOut] = []
     for layer, call, found, same in calls:
@@ -179,8 +228,109 @@ def try_layers(
             )
             tried.append(LeftOut(layer, label, "the same for every input", error))
         else:
-            tried.append(replace(found, label=label))
+            tried.append(replace(found, label=label, mixes=(layer, call) in mixing))
     return tried
+
+
+def in_one_chunk(layers: Sequence[WatchedLayer], samples: int, memory: int) -> bool:
+    """Whether all samples run in one chunk: some layer mixes those of a chunk, and the memory suffices by far."""
+    largest = max((layer.bytes_a_sample for layer in layers), default=0)
+    return any(layer.mixes for layer in layers) and _BESIDE * samples * largest <= memory
+
+
+class _Fewer(NamedTuple):
+    """What layers put out for fewer samples than the trial run's: how their outputs follow the samples tells a lot."""
+
+    view: View
+    outputs: dict[tuple[str, int], Any]
+
+
+def _tried(runner: Runner, layers: Sequence[Layer], inputs: Any, count: int, marks: bool | None) -> _Fewer | None:
+    """A run of fewer samples; ``None`` where the network does not run on them, or they cannot be cut."""
+    if count < 1:
+        return None
+    samples = take(inputs, chunks(inputs, count)[0])
+    if batch_size(samples) != count or (isinstance(samples, Chunk) and samples.nodes is not None):
+        return None
+    outputs: dict[tuple[str, int], Any] = {}
+
+    def record(layer: Layer, call: int, output: Any, given: Sequence[Tensor]) -> None:
+        outputs[layer.name, call] = copied(output)
+
+    try:
+        with without_trace(runner.model), hooked(runner.model, layers, record), runner.context():
+            seed_everything(0)
+            runner(samples)
+    except NotRunError:  # a number of samples may be written into it
+        return None
+    return _Fewer(view_of(samples, runner.model, marks), outputs)
+
+
+def _with_part(layer: Layer, output: Any, view: View, given: Sequence[Tensor]) -> tuple[Layer, bool]:
+    """The layer with the part of its output that it stands for, and whether others might have been meant as well."""
+    if layer.part is not None:
+        return layer, False
+    found = candidates(output, view, given)
+    if not found or not found[0][0]:
+        return layer, False
+    clear = found[0][0].rpartition(".")[2] in CLEAR or len(found) == 1
+    return replace(layer, part=found[0][0]), not clear
+
+
+def _axis(layer: Layer, call: int, output: Any, view: View, fewer: _Fewer | None) -> int:
+    """Which dimension follows the number of samples; the first where nothing tells."""
+    if fewer is None or view.graph is not None or (layer.name, call) not in fewer.outputs:
+        return 0
+    one, other = part_of(output, layer, view), part_of(fewer.outputs[layer.name, call], layer, fewer.view)
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor) or one.is_nested:
+        return 0
+    return sample_axis(one.shape, view.samples, other.shape, fewer.view.samples) or 0
+
+
+def _mixing(
+    runner: Runner,
+    layers: Sequence[Layer],
+    samples: Any,
+    view: View,
+    pooling: Pooling,
+    calls: Sequence[tuple[Layer, int, WatchedLayer | ValueError, bool]],
+    rows: Mapping[tuple[Layer, int], Tensor],
+    fewer: _Fewer | None,
+) -> set[tuple[Layer, int]]:
+    """Calls whose features for a sample depend on which samples run beside it, and not just on chance."""
+    if fewer is None:
+        return set()
+    found: set[tuple[Layer, int]] = set()
+    for layer, call, made, _ in calls:
+        if isinstance(made, WatchedLayer):
+            output = fewer.outputs.get((layer.name, call))
+            try:
+                other = activations(output, made.source, fewer.view, pooling, made.axis)
+            except OutputError:
+                continue
+            if tuple(other.shape[1:]) == made.shape and _differ(rows[layer, call][: len(other)], other.flatten(1)):
+                found.add((layer, call))
+    if not found:
+        return found
+    asked = {layer.name: layer for layer in layers}
+
+    def record(layer: Layer, call: int, output: Any, given: Sequence[Tensor]) -> None:
+        for one in [key for key in found if (key[0].name, key[1]) == (layer.name, call)]:
+            made = next(m for la, c, m, _ in calls if (la, c) == one)
+            assert isinstance(made, WatchedLayer)
+            if _differ(rows[one], activations(output, made.source, view, pooling, made.axis).flatten(1)):
+                found.discard(one)  # random even now
+
+    with without_trace(runner.model), hooked(runner.model, list(asked.values()), record), runner.context():
+        seed_everything(1)
+        runner(samples)
+    return found
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    tolerance = _APART_HALF if one.is_floating_point() and one.dtype.itemsize < 4 else _APART
+    one, other = one.double(), other.double()
+    return bool((one - other).norm() > tolerance * other.norm())
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -191,9 +341,9 @@ def _listed(names: Sequence[str]) -> str:
 
 @contextmanager
 def hooked(
-    model: nn.Module, layers: Sequence[Layer], record: Callable[[Layer, int, Any], None]
+    model: nn.Module, layers: Sequence[Layer], record: Callable[[Layer, int, Any, Sequence[Tensor]], None]
 ) -> Iterator[dict[Layer, int]]:
-    """Call ``record(layer, call, output)`` whenever a layer has run, and count; the hooks are gone afterwards.
+    """Call ``record(layer, call, output, inputs)`` whenever a layer has run, and count; the hooks are gone afterwards.
 
     What a layer puts out is whole, also where processes share its weights: all of them have to be here.
     """
@@ -207,12 +357,13 @@ def hooked(
                 if holds_parts(output):  # a hook of tensor parallelism takes this process's part of it, next
                     parts[layer] = output
 
-            def last(module: nn.Module, args: Any, output: Any, layer: Layer = layer) -> None:
+            def last(module: nn.Module, args: Any, kwargs: Any, output: Any, layer: Layer = layer) -> None:
                 call, calls[layer] = calls[layer], calls[layer] + 1
-                record(layer, call, whole(parts.pop(layer, output)))
+                output = whole(parts.pop(layer, output))
+                record(layer, call, output, () if isinstance(output, Tensor) else tensors_in((args, kwargs)))
 
             stack.callback(modules[layer.name].register_forward_hook(first, prepend=True).remove)
-            stack.callback(modules[layer.name].register_forward_hook(last).remove)
+            stack.callback(modules[layer.name].register_forward_hook(last, with_kwargs=True).remove)
         yield calls
 
 
@@ -228,13 +379,16 @@ def in_parts(
         processes: Those that run it, on the same samples.
         pooling: How activations become features.
     """
-    samples = some(inputs)
-    count, seen = batch_size(samples), {}
+    samples, called = some(inputs), {(one.layer, one.call): one for one in watched}
+    view, seen = view_of(samples, runner.model, masks_mark_tokens(inputs, runner.model)), {}
 
-    def record(layer: Layer, call: int, output: Any) -> None:
-        seen[layer, call] = features(output, layer, count, pooling).double().norm(dim=1).tolist()
+    def record(layer: Layer, call: int, output: Any, given: Sequence[Tensor]) -> None:
+        if one := called.get((layer, call)):
+            found = features(output, one.source, view, pooling, axis=one.axis)
+            seen[layer, call] = found.double().norm(dim=1).tolist()
 
     with without_trace(runner.model), hooked(runner.model, [one.layer for one in watched], record), runner.context():
+        seed_everything(0)
         runner(samples)
     mine = [seen[one.layer, one.call] for one in watched]
     everyones = list(zip(*processes.everyones(mine), strict=True))

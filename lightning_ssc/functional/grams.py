@@ -12,6 +12,9 @@ from torch import Tensor
 
 _BLOCK = 256  # rows of a Gram that are formed or mirrored at once
 _HALVED = 1536  # samples above which a Gram is split into halves, whose product runs at full speed
+_TINY = 1e-15  # largest feature of a sample below which squares come near to the least that float32 can hold
+_STEEP = 10  # times that the mean's squared length may exceed the spread's before its rounding counts
+_AT_ONCE = 1 << 22  # entries that are turned into float64 at once
 _LOST = 64  # epsilons of the mean's squared length below which that of a sample is rounding
 
 
@@ -26,24 +29,29 @@ class CentredGram:
         centred: ``(N, N)`` float32 or float64, the Gram of the features less their mean over the samples (H X Xᵀ H).
         offset: ``(N,)`` float64, what row and column i have to gain in the raw Gram.
         gain: What every entry has to gain in the raw Gram.
+        steep: Whether the mean is so long beside the spread that the raw Gram in float32 would lose of it.
     """
 
     centred: Tensor
     offset: Tensor
     gain: float
+    steep: bool = False
 
     def add_(self, other: CentredGram) -> None:
         """Add the Gram of other features of the same samples."""
         self.centred += other.centred
         self.offset += other.offset
         self.gain += other.gain
+        self.steep |= other.steep
 
-    def raw_(self) -> Tensor:
-        """The raw Gram X Xᵀ, written over :attr:`centred`.
+    def raw_(self, precise: bool = False) -> Tensor:
+        """The raw Gram X Xᵀ, written over :attr:`centred`; in float64 if asked for, or where the mean is long.
 
         A sample so near to zero beside the mean that rounding is all that is left of it (less than 0.3 % of the mean's
         length in float32) is taken for zero.
         """
+        if precise or self.steep:
+            self.centred = self.centred.double()
         for rows, offset in zip(self.centred.split(_BLOCK), self.offset.split(_BLOCK), strict=True):
             rows += (offset[:, None] + self.offset + self.gain).to(rows.dtype)
         lost = self.centred.diagonal() <= _LOST * torch.finfo(self.centred.dtype).eps * self.gain
@@ -53,14 +61,17 @@ class CentredGram:
 
     def to(self, device: torch.device) -> CentredGram:
         """The same on another device."""
-        return CentredGram(self.centred.to(device), self.offset.to(device), self.gain)
+        return CentredGram(self.centred.to(device), self.offset.to(device), self.gain, self.steep)
 
 
-def centred_gram(x: Tensor) -> CentredGram:
+def centred_gram(x: Tensor, precise: bool = False) -> CentredGram:
     """The Gram of features at the full precision of their dtype; ``x`` (N, d) is overwritten.
+
+    It is accumulated in float64 where that is asked for, and where squares would be too small for float32.
 
     Args:
         x: ``(N, d)`` float32 or float64 features.
+        precise: Whether to accumulate in float64.
 
     Raises:
         ValueError: A feature is NaN or infinite; says of how many samples and names the first.
@@ -72,10 +83,15 @@ def centred_gram(x: Tensor) -> CentredGram:
     """
     n = len(x)
     mean = x.mean(0)  # rounded: what matters is that the same is taken off here and given back by raw_()
-    if not torch.isfinite(mean).all():
+    sizes = torch.linalg.vector_norm(x, float("inf"), dim=1)
+    tiny = ((sizes > 0) & (sizes < _TINY)).any()
+    finite, too_small = torch.stack([torch.isfinite(mean).all(), tiny]).tolist()  # a GPU is waited for once
+    if not finite:
         if len(bad := (~torch.isfinite(x)).any(1).nonzero().squeeze(1)):
             raise ValueError(f"NaN or infinity for {len(bad)} of {n} samples, first for sample {int(bad[0])}")
         mean = x.mean(0, dtype=torch.float64).to(x.dtype)  # finite values, whose sum was too large
+    if (precise or too_small) and x.dtype == torch.float32:
+        return _in_double(x)
     x -= mean
     gram = torch.empty(n, n, device=x.device, dtype=x.dtype)
     with _full_precision(x.device):
@@ -86,7 +102,24 @@ def centred_gram(x: Tensor) -> CentredGram:
         own = rows[:, start:stop].triu()
         rows[:, start:stop] = own + own.triu(1).T
         gram[stop:, start:stop] = rows[:, stop:].T
-    return CentredGram(gram, offset, float(mean.double().square().sum()))
+    gain, spread = torch.stack([mean.double().square().sum(), gram.diagonal().double().mean()]).tolist()
+    return CentredGram(gram, offset, gain, gain > _STEEP * spread)
+
+
+def _in_double(x: Tensor) -> CentredGram:
+    """The Gram of float32 features accumulated in float64, some features at a time."""
+    n = len(x)
+    gram = torch.zeros(n, n, device=x.device, dtype=torch.float64)
+    offset = torch.zeros(n, device=x.device, dtype=torch.float64)
+    gain = torch.zeros((), device=x.device, dtype=torch.float64)
+    for part in x.split(max(1, _AT_ONCE // n), dim=1):
+        features = part.double()
+        mean = features.mean(0)
+        features -= mean
+        gram.addmm_(features, features.T)
+        offset += features @ mean
+        gain += mean.square().sum()
+    return CentredGram(gram, offset, float(gain))
 
 
 def _upper_product(x: Tensor, out: Tensor) -> None:

@@ -15,6 +15,7 @@ from lightning_ssc.functional.advice import advise
 from lightning_ssc.functional.duality import CHUNK, duality_gap
 
 _ROUNDING = 8  # inner products within this many epsilons of the samples' lengths are taken for zero
+_ENOUGH = 2  # alpha at which every sample that can have neighbours has some
 _BLOCK = 1 << 19  # entries of simple passes over the Gram: what they make of it stays in the cache
 
 __all__ = ["SelfExpression", "duality_gap", "self_expression"]
@@ -195,19 +196,28 @@ def _tau(gram: Tensor, tau: float | None, alpha: float | None) -> float:
     # Rounding is no reach: orthogonal samples never get neighbours, and must not set the unit of alpha.
     length = gram.diagonal().double().sqrt()
     reach[reach <= _ROUNDING * torch.finfo(gram.dtype).eps * length.max() * length] = 0
-    most = float(reach.max())
+    least = torch.where(reach > 0, reach, math.inf).min()
+    most, least = torch.stack([reach.max(), least]).tolist()  # a GPU is waited for once
     if most == 0:
         if alpha is not None:
             raise ValueError("alpha counts from where samples get neighbours, and here none ever does: pass tau")
         advise("all samples are zero or orthogonal to one another: the graph is empty for every tau", stacklevel=4)
         return float(given)
-    last = 1 / float(reach[reach > 0].min())
+    last = 1 / least
     if alpha is not None:
         given = alpha * last
-    if given * most <= 1:
-        advise(
-            f"tau = {given:g} is too small for any edge: the graph is empty. The first edge appears above "
-            f"tau = {1 / most:.4g}, the last sample gets its first above {last:.4g}",
-            stacklevel=4,
-        )
+    if given < last:
+        isolated = int(((reach > 0) & (given * reach <= 1)).sum())
+        if given * most <= 1:
+            advise(
+                f"tau = {given:g} is too small for any edge: the graph is empty. The first edge appears above "
+                f"tau = {1 / most:.4g}, the last sample gets its first above {last:.4g}; alpha = {_ENOUGH} would do",
+                stacklevel=4,
+            )
+        elif 2 * isolated > n:
+            advise(
+                f"tau = {given:g} leaves {isolated} of {n} samples without neighbours, of which the last gets its "
+                f"first above tau = {last:.4g}; alpha = {_ENOUGH} would do",
+                stacklevel=4,
+            )
     return float(given)

@@ -92,7 +92,7 @@ def differences(header: SnapshotHeader, settings: Settings, layers: Sequence[str
         settings: The run's settings.
         layers: Labels of the layers that it watches.
     """
-    was, now = {**asdict(Settings()), **header.settings}, asdict(settings)
+    was, now = {**asdict(Settings()), **header.settings}, settings.stored()
     found = [f"{name} was {was[name]!r} and is {value!r}" for name, value in now.items() if was[name] != value]
     for what, names in (
         ("layers that are not watched any more", [name for name in header.layers if name not in layers]),

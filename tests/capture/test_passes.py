@@ -131,7 +131,7 @@ class Returns(nn.Module):
 @pytest.mark.parametrize(
     ("make", "part", "scale"),
     [
-        (lambda x: (x, 2 * x), None, 1),
+        (lambda x: (x, 2 * x), None, 2),  # not the input that is handed through
         (lambda x: (x, 2 * x), "1", 2),
         (lambda x: {"a": x, "b": {"c": 3 * x}}, "b.c", 3),
         (lambda x: Pair(x, 2 * x), "right", 2),
@@ -153,7 +153,7 @@ def test_outputs_in_parts(make: Any, part: str | None, scale: int) -> None:
         (lambda x: (x, 2 * x), "m:2", r"has no part '2'; it is tuple with parts 0, 1\. Name one"),
         (lambda x: {"a": "text"}, "m:a", r"Part 'a' of layer 'm' is str\. Name a part that is a tensor"),
         (lambda x: {"a": "text"}, "m", r"puts out dict without a tensor of 5 rows. Name the part .* 'm:logits'"),
-        (lambda x: x.T, "m", r"puts out shape \(3, 5\) for 5 samples.*batch_first"),
+        (lambda x: x[:3], "m", r"puts out shape \(3, 3\) for 5 samples.*batch_first"),
     ],
 )
 def test_outputs_that_cannot_be_used(make: Any, pattern: str, message: str) -> None:
@@ -205,7 +205,7 @@ def test_a_small_budget_gives_the_same_in_more_passes(x: Tensor) -> None:
     whole = grams(net, "**", x, memory=1 << 30)
     one = len(forwards)
     tight = grams(net, "**", x, memory=2 * 300 * 300 * 4 + 300 * 4 * 100)  # a hundred features at a time
-    assert one == 2 + 2  # the traced ones, then 300 samples in chunks of 256
+    assert one == 2 + 2  # two that are traced, then 300 samples in chunks of 256
     assert (
         len(forwards) - one == 2 + 2 * 19
     )  # four layers of 384 features in 4 slices each, then 72, 72, and 72 + 8 + 8 + 3
