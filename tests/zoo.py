@@ -151,9 +151,11 @@ def hooked_outputs(network: Network, net: nn.Module, inputs: Any, labels: list[s
 
 def _rows(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
-        fits = output.dim() > 0 and len(output) == N
+        axis = next((axis for axis, size in enumerate(output.shape[:2]) if size == N), None)  # speech has time first
+        if axis is None:
+            return None
         output = torch.view_as_real(output) if output.is_complex() else output
-        return output.detach().double().reshape(N, -1).clone() if fits else None
+        return output.detach().movedim(axis, 0).double().reshape(N, -1).clone()
     values = output.values() if hasattr(output, "values") else output if isinstance(output, (list, tuple)) else ()
     return next((found for value in values if (found := _rows(value)) is not None), None)
 

@@ -1003,10 +1003,10 @@ def _torchaudio() -> Iterator[Network]:
         msk_num_layers=2,
         msk_num_stacks=2,
     )
-    yield net("DeepSpeech", rows(1, 12, 8), n_feature=8, n_hidden=16, n_class=5)
+    yield net("DeepSpeech", rows(1, 14, 8), n_feature=8, n_hidden=16, n_class=5)
     yield net(
         "Conformer",
-        rows(12, 8),
+        rows(14, 8),
         with_lengths,
         input_dim=8,
         num_heads=2,
