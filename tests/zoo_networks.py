@@ -1168,6 +1168,7 @@ def _others() -> Iterator[Network]:
             dim_out=3,
             depth=3,
             heads=2,
+            mlp_act=nn.ReLU(),  # without one it does not run
         ),
         several(tokens(3, 5, 0), rows(4)),
     )

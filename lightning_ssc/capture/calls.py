@@ -67,7 +67,7 @@ class Call:
     def units(self) -> frozenset[nn.Module]:
         """The modules that stand for layers in it: those with weights of which no part with weights runs by itself."""
         inner = frozenset[nn.Module]().union(*(child.units for child in self.children))
-        if self.name and (self.is_layer or not inner) and _has_weights(self.module):
+        if self.name and (self.is_layer or not inner) and _has_weights(self):
             return frozenset({self.module})
         return inner
 
@@ -77,9 +77,19 @@ class Call:
         return [child for child in self.children if child.units]
 
 
-def _has_weights(module: nn.Module) -> bool:
-    """Whether it has weights of two or more dimensions, packed ones included."""
-    return hasattr(type(module), "weight") or any(p.dim() > 1 for p in module.parameters())
+def _has_weights(call: Call) -> bool:
+    """Whether its module has weights of two or more dimensions, packed ones included; scales are none, as in norms."""
+    parameters = call.module.parameters()
+    return hasattr(type(call.module), "weight") or any(p.dim() > 1 and not _is_scale(p, call) for p in parameters)
+
+
+def _is_scale(parameter: Tensor, call: Call) -> bool:
+    """Whether it holds a number a feature, along one dimension of what its module takes and gives: ``(1, 1, C)``."""
+    shape, given = tuple(parameter.shape), call.shapes[:1]
+    if given != call.shapes_taken[:1] or not 2 < len(shape) <= len((*given, ())[0]):
+        return False
+    along = [(size, whole) for size, whole in zip(shape[::-1], given[0][::-1], strict=False) if size > 1]
+    return len(along) == 1 and along[0][0] == along[0][1]
 
 
 def observe(runner: Runner, inputs: Any) -> Call:

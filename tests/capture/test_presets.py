@@ -555,3 +555,22 @@ def test_what_does_not_depend_on_the_sample_is_found_by_where_it_comes_from() ->
 
     assert labels(torch.full((9,), 3.0)) == ["words", "head"]
     assert labels(torch.arange(9.0)) == ["words", "time", "head"]
+
+
+def test_scales_are_no_layers_whatever_their_shape() -> None:
+    class Affine(nn.Module):
+        def __init__(self, shape: tuple[int, ...]) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(shape))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.scale
+
+    net = nn.Sequential(
+        conv(3, 4), Affine((4, 1, 1)), conv(4, 4), Affine((1, 4, 1, 1)), nn.Flatten(), nn.Linear(256, 2)
+    )
+    assert watched(net, "blocks", IMAGES) == ["0", "2", "5"]
+    positions = Affine((1, 1, 8, 8))  # more than a number a feature
+    assert watched(nn.Sequential(conv(3, 1), positions, nn.Flatten()), "blocks", IMAGES) == ["0", "1"]
+    one_channel = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 1, 3, padding=1), nn.Flatten(), nn.Linear(64, 1))
+    assert watched(one_channel, "blocks", IMAGES) == ["0", "1", "3"]
