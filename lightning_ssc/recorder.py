@@ -29,7 +29,7 @@ from lightning_ssc.capture import (
     trace,
     unwrapped,
 )
-from lightning_ssc.pipeline import Pending, Stopwatch, begin_snapshot, compared
+from lightning_ssc.pipeline import Past, Pending, Stopwatch, begin_snapshot, compared
 from lightning_ssc.ranks import Ranks
 from lightning_ssc.reference import read_reference
 from lightning_ssc.snapshots import (
@@ -148,11 +148,10 @@ class Recorder:
             )
         self.watched: list[WatchedLayer] = self._ranks.together(lambda: self._trace(layers))
         self._reference_source = reference if isinstance(reference, Snapshot) or reference is None else Path(reference)
-        self._reference: Snapshot | None = None
+        self._past = Past()  # on rank zero
         self._steps: list[int] = []
         self._begun: _Begun | None = None
         self._worker: Background | None = None
-        self._last: Snapshot | None = None  # on rank zero
         self._to_recall = False
         self._finished_at: list[int] = []
         self.store = self._open(store, resume, fallback)
@@ -198,11 +197,12 @@ class Recorder:
             self._ranks.on_zero(lambda: writers.log_layout(self.loggers, layout))
         source, self._reference_source = self._reference_source, None
         if source is not None:
-            self._reference = self._load_reference(source)
+            self._past = replace(self._past, reference=self._load_reference(source))
         recall, self._to_recall = self._to_recall, False  # on every rank, though only rank zero keeps the last one
         if recall:
-            self._last = self._ranks.on_zero(lambda: self.store.load(step=self._steps[-1]))
-            self._tell(self._last)
+            recalled = self._ranks.on_zero(lambda: Past.recalled(self.store, self._steps[-1]))
+            self._past = replace(recalled or Past(), reference=self._past.reference)
+            self._tell(self.last)
 
     def _load_reference(self, source: Snapshot | Path) -> Snapshot | None:
         """The reference on rank zero, which alone compares with it; every rank takes part where it is a checkpoint."""
@@ -309,7 +309,7 @@ class Recorder:
             taken = self._joined(self._begun)
             if taken is not None:
                 with timed("measure"):
-                    taken = compared(taken, self._last, self._reference)
+                    taken = compared(taken, self._past)
                 taken = replace(taken, seconds={**taken.seconds, **timed.seconds})
             self._tell(taken)
             with timed("store"):
@@ -319,7 +319,8 @@ class Recorder:
             raise
         self._steps = sorted({*self._steps, moment.step})
         self._begun = None  # not before it is stored: whoever is interrupted until then finds it again
-        self._last = taken
+        if taken is not None:
+            self._past = self._past.followed_by(taken)
         self._ranks.on_zero(lambda: self._log(timed))
         return self.scalars
 
@@ -379,11 +380,11 @@ class Recorder:
         self.scalars = self._ranks.broadcast({} if taken is None else writers.scalars_of(taken, self.name))
 
     def _log(self, timed: Stopwatch) -> None:
-        assert self._last is not None
+        assert self.last is not None
         with timed("log"):
-            writers.log_snapshot(self.loggers, self._last, self.scalars, self.images, self.card, self.name)
+            writers.log_snapshot(self.loggers, self.last, self.scalars, self.images, self.card, self.name)
         seconds = {f"{self.name}/seconds/{stage}": timed.seconds[stage] for stage in ("store", "log")}
-        writers.log_scalars(self.loggers, seconds, self._last.moment.logged)
+        writers.log_scalars(self.loggers, seconds, self.last.moment.logged)
         writers.flush(self.loggers)
 
     # -- The end
@@ -391,7 +392,7 @@ class Recorder:
     @property
     def last(self) -> Snapshot | None:
         """The last snapshot, on rank zero."""
-        return self._last
+        return self._past.previous
 
     def finish(self) -> None:
         """Wait for what is still being solved, and compare every snapshot with the last one.
@@ -430,8 +431,8 @@ class Recorder:
             raise SnapshotError("; ".join(map(str, damaged)))
 
     def _log_projector(self) -> None:
-        assert self._last is not None
-        writers.log_projector(self.loggers, self._last, self.card, self.name)
+        assert self.last is not None
+        writers.log_projector(self.loggers, self.last, self.card, self.name)
         writers.flush(self.loggers)
 
     def close(self) -> None:

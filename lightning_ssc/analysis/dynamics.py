@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,15 @@ class Dynamics:
         moments: The T moments of the snapshots, ascending.
         learning_rate: ``(T,)`` learning rate of the finished epoch; NaN where it is not known.
         curves: ``(T, L)`` values by the names of :data:`lightning_ssc.measures.CURVES`; NaN where there is none.
+        spreads: ``(T, L)`` standard errors of those that have one (:attr:`lightning_ssc.measures.Measure.spread`), by
+            the same names; NaN where they are not known.
     """
 
     layers: list[str]
     moments: Sequence[Moment]
     learning_rate: Table
     curves: Mapping[str, Table]
+    spreads: Mapping[str, Table] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Table:
         """A curve by its name."""
@@ -137,7 +140,15 @@ class Dynamics:
                 "step": np.repeat(self.steps, count),
                 "learning_rate": np.repeat(self.learning_rate, count),
                 "layer": np.tile(self.layers, len(self.epochs)),
-                **self.curves,
+                **{
+                    name: column
+                    for record in measures.CURVES
+                    for name, column in (
+                        (record.name, self.curves.get(record.name)),
+                        (record.spread_name, self.spreads.get(record.name)),
+                    )
+                    if column is not None
+                },
             },
         )
 
@@ -193,35 +204,48 @@ def dynamics(
         raise SnapshotError(f"The reference and the snapshots in {store} are of different probes.")
     last = dict(store.layers(final.step))
     labels = store.labels(final.step)
-    curves = {record.name: np.full((len(headers), len(final.layers)), np.nan) for record in measures.CURVES}
+    names = [name for record in measures.CURVES for name in _with_spread(record)]
+    tables = {name: np.full((len(headers), len(final.layers)), np.nan) for name in names}
     before: dict[str, LayerGraph] = {}
+    first: dict[str, LayerGraph] = {}
     with one_thread():
         for t, header in enumerate(progress(headers)):
-            valid = {"layer"}
+            valid = {"layer", "history"}
             if follows := header.previous == (headers[t - 1].step if t else None):  # else it was compared with another
                 valid.add("previous")
+            if from_start := header.start == headers[0].step:
+                valid.add("start")
             if reference is None:
                 valid.add("reference")
-            known = [record.name for record in measures.CURVES if record.over in valid]
+            known = [name for record in measures.CURVES if record.over in valid for name in _with_spread(record)]
             now = dict(store.layers(header.step, final.layers))
+            first = first or now
             for name, layer in now.items():
                 stored = header.values[name]
                 values = {key: stored[key] for key in known if key in stored}
                 values = measures.of_layer(layer.measurable(labels), values)  # with what was not measured then
                 values |= measures.between("final", layer, last[name])
+                if name in first and not from_start:
+                    values |= measures.between("start", layer, first[name])
                 if name in before and not (stored and follows):
                     values |= measures.between("previous", layer, before[name])
                 if reference is not None and name in reference.layers:
                     values |= measures.between("reference", layer, reference.layers[name])
                 for key, value in values.items():
-                    curves[key][t, final.layers.index(name)] = value
+                    tables[key][t, final.layers.index(name)] = value
             before = now
     return Dynamics(
         final.layers,
         [header.moment for header in headers],
         np.array([header.learning_rate for header in headers], dtype=float),
-        curves,
+        {record.name: tables[record.name] for record in measures.CURVES},
+        {record.name: tables[record.spread_name] for record in measures.CURVES if record.spread},
     )
+
+
+def _with_spread(record: measures.Measure) -> list[str]:
+    """The names of a measure's values: its own and, if it has one, that of its standard error."""
+    return [record.name, record.spread_name] if record.spread else [record.name]
 
 
 def _ranks(values: Table) -> Table:

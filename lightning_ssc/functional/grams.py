@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_ssc.functional.health import Idle, idle_features
+
 _BLOCK = 256  # rows of a Gram that are formed or mirrored at once
 _HALVED = 1536  # samples above which a Gram is split into halves, whose product runs at full speed
+_NONE_IDLE = Idle(0, 0)
 _LOST = 64  # epsilons of the mean's squared length below which that of a sample is rounding
 
 
@@ -26,17 +29,20 @@ class CentredGram:
         centred: ``(N, N)`` float32 or float64, the Gram of the features less their mean over the samples (H X Xᵀ H).
         offset: ``(N,)`` float64, what row and column i have to gain in the raw Gram.
         gain: What every entry has to gain in the raw Gram.
+        idle: How many features do not vary.
     """
 
     centred: Tensor
     offset: Tensor
     gain: float
+    idle: Idle = _NONE_IDLE
 
     def add_(self, other: CentredGram) -> None:
         """Add the Gram of other features of the same samples."""
         self.centred += other.centred
         self.offset += other.offset
         self.gain += other.gain
+        self.idle = Idle(*(sum(both) for both in zip(self.idle, other.idle, strict=True)))
 
     def raw_(self) -> Tensor:
         """The raw Gram X Xᵀ, written over :attr:`centred`.
@@ -53,7 +59,7 @@ class CentredGram:
 
     def to(self, device: torch.device) -> CentredGram:
         """The same on another device."""
-        return CentredGram(self.centred.to(device), self.offset.to(device), self.gain)
+        return CentredGram(self.centred.to(device), self.offset.to(device), self.gain, self.idle)
 
 
 def centred_gram(x: Tensor) -> CentredGram:
@@ -76,6 +82,7 @@ def centred_gram(x: Tensor) -> CentredGram:
         if len(bad := (~torch.isfinite(x)).any(1).nonzero().squeeze(1)):
             raise ValueError(f"NaN or infinity for {len(bad)} of {n} samples, first for sample {int(bad[0])}")
         mean = x.mean(0, dtype=torch.float64).to(x.dtype)  # finite values, whose sum was too large
+    idle = idle_features(x)
     x -= mean
     gram = torch.empty(n, n, device=x.device, dtype=x.dtype)
     with _full_precision(x.device):
@@ -86,7 +93,7 @@ def centred_gram(x: Tensor) -> CentredGram:
         own = rows[:, start:stop].triu()
         rows[:, start:stop] = own + own.triu(1).T
         gram[stop:, start:stop] = rows[:, stop:].T
-    return CentredGram(gram, offset, float(mean.double().square().sum()))
+    return CentredGram(gram, offset, float(mean.double().square().sum()), idle)
 
 
 def _upper_product(x: Tensor, out: Tensor) -> None:

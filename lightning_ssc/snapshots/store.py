@@ -359,6 +359,7 @@ class MemoryStore(Store):
             versions=codec.versions(),
             learning_rate=taken.learning_rate,
             previous=taken.previous,
+            start=taken.start,
         )
 
     def headers(self) -> Iterator[SnapshotHeader | SnapshotError]:
