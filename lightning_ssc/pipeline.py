@@ -35,7 +35,7 @@ from lightning_ssc.functional.advice import collected
 from lightning_ssc.functional.collapse import neural_collapse
 from lightning_ssc.functional.gram_sketch import gram_sketch
 from lightning_ssc.functional.grams import CentredGram
-from lightning_ssc.snapshots import LayerGraph, Moment, Settings, Snapshot, Store, epochs_as_steps
+from lightning_ssc.snapshots import LayerGraph, Moment, Settings, Snapshot, SnapshotHeader, Store, epochs_as_steps
 
 log = logging.getLogger(__name__)
 
@@ -117,12 +117,14 @@ class Past:
         start: The first one of the run, if there is one before.
         reference: The one that layers of the same name are compared with throughout.
         settled: Step and state of every layer when it became what it was at the previous snapshot.
+        best: Largest RankMe of every layer so far.
     """
 
     previous: Snapshot | None = None
     start: Snapshot | None = None
     reference: Snapshot | None = None
     settled: Mapping[str, tuple[int, LayerGraph]] = field(default_factory=dict)
+    best: Mapping[str, float] = field(default_factory=dict)
 
     @staticmethod
     def recalled(store: Store, step: int) -> Past:
@@ -136,7 +138,11 @@ class Past:
             since = layer.values.get("settled")
             if since is not None and (at := int(since)) in store.steps:
                 settled[name] = at, store.load_layer(layer=name, step=at)
-        return Past(previous, store.load(step=min(store.steps)), settled=settled)
+        best: Mapping[str, float] = {}
+        for header in store.headers():
+            if isinstance(header, SnapshotHeader) and header.step <= step:
+                best = _best(best, header.values)
+        return Past(previous, store.load(step=min(store.steps)), settled=settled, best=best)
 
     def followed_by(self, taken: Snapshot) -> Past:
         """The past of the next snapshot, given one that was compared with this one."""
@@ -144,7 +150,8 @@ class Past:
         for name, layer in taken.layers.items():
             since = int(layer.values["settled"])
             settled[name] = since, dict(self._earlier(name)).get(since, layer)
-        return replace(self, previous=taken, start=self.start or taken, settled=settled)
+        best = _best(self.best, {name: layer.values for name, layer in taken.layers.items()})
+        return replace(self, previous=taken, start=self.start or taken, settled=settled, best=best)
 
     def _earlier(self, name: str) -> list[tuple[int, LayerGraph]]:
         """Moments at which a layer may have become what it is, ascending."""
@@ -165,6 +172,12 @@ class Past:
             if state is not None and name in state.layers:
                 values |= measures.between(over, layer, state.layers[name])
         return values
+
+
+def _best(before: Mapping[str, float], values: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:
+    """The largest RankMe of every layer, given that of before; NaN counts as none."""
+    now = {name: of_layer.get("rankme", 0.0) for name, of_layer in values.items()}
+    return {**before, **{name: max(before.get(name, 0.0), rank) for name, rank in now.items()}}
 
 
 def compared(taken: Snapshot, past: Past) -> Snapshot:

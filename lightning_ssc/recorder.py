@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from lightning_ssc import writers
+from lightning_ssc.alarms import warn_of_collapse
 from lightning_ssc.analysis import dynamics
 from lightning_ssc.background import Background
 from lightning_ssc.capture import (
@@ -149,6 +150,7 @@ class Recorder:
         self.watched: list[WatchedLayer] = self._ranks.together(lambda: self._trace(layers))
         self._reference_source = reference if isinstance(reference, Snapshot) or reference is None else Path(reference)
         self._past = Past()  # on rank zero
+        self._collapsed: list[str] = []  # layers that a warning was given of
         self._steps: list[int] = []
         self._begun: _Begun | None = None
         self._worker: Background | None = None
@@ -320,6 +322,7 @@ class Recorder:
         self._steps = sorted({*self._steps, moment.step})
         self._begun = None  # not before it is stored: whoever is interrupted until then finds it again
         if taken is not None:
+            self._collapsed += warn_of_collapse(taken, self._past.best, self._collapsed)
             self._past = self._past.followed_by(taken)
         self._ranks.on_zero(lambda: self._log(timed))
         return self.scalars
