@@ -6,13 +6,33 @@ from lightning_ssc.version import __version__
 
 if TYPE_CHECKING:
     from lightning_ssc.callback import SSCMonitor
+    from lightning_ssc.callback.triggers import at, auto, every, log_spaced, on_lr_drop, on_validation
+    from lightning_ssc.capture import show_layers
     from lightning_ssc.pipeline import snapshot
     from lightning_ssc.recorder import Recorder
     from lightning_ssc.settings import Settings
     from lightning_ssc.snapshots import Snapshot, SnapshotStore
     from lightning_ssc.writers import Images
 
-__all__ = ["Images", "Recorder", "SSCMonitor", "Settings", "Snapshot", "SnapshotStore", "__version__", "snapshot"]
+__all__ = [
+    "Images",
+    "Recorder",
+    "SSCMonitor",
+    "Settings",
+    "Snapshot",
+    "SnapshotStore",
+    "__version__",
+    "at",
+    "auto",
+    "every",
+    "log_spaced",
+    "on_lr_drop",
+    "on_validation",
+    "show_layers",
+    "snapshot",
+]
+
+_TRIGGERS = ("at", "auto", "every", "log_spaced", "on_lr_drop", "on_validation")
 
 _WHERE = {
     "Images": "writers",
@@ -21,7 +41,9 @@ _WHERE = {
     "Settings": "settings",
     "Snapshot": "snapshots",
     "SnapshotStore": "snapshots",
+    "show_layers": "capture",
     "snapshot": "pipeline",
+    **dict.fromkeys(_TRIGGERS, "callback.triggers"),
 }
 
 

@@ -11,6 +11,7 @@ import torch
 
 from lightning_ssc.functional.grams import CentredGram
 from lightning_ssc.snapshots import LayerGraph
+from lightning_ssc.threads import at_most, worth
 
 Solve = Callable[[CentredGram], LayerGraph]
 
@@ -74,11 +75,12 @@ class Background:
         return future
 
     def _solve(self, solve: Solve, gram: CentredGram, device: torch.device) -> LayerGraph:
-        if device.type != "cuda":
-            return solve(gram)
-        self._stream = self._stream or torch.cuda.Stream(device)
-        with torch.cuda.stream(self._stream):
-            return solve(gram.to(device))
+        with at_most(worth(len(gram.centred))):
+            if device.type != "cuda":
+                return solve(gram)
+            self._stream = self._stream or torch.cuda.Stream(device)
+            with torch.cuda.stream(self._stream):
+                return solve(gram.to(device))
 
     def _release(self, size: int) -> None:
         with self._room:

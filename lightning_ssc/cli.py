@@ -42,6 +42,31 @@ class _UsageError(Exception):
 # -- Commands. What is slow to import is imported in them, so that --help is answered at once.
 
 
+def live(
+    path: str,
+    *,
+    port: int = 0,
+    host: str = "127.0.0.1",
+    browser: bool = True,
+) -> None:
+    """Show the runs below a folder in the browser, while they train and afterwards.
+
+    The same page is the tab Subspaces of TensorBoard (tensorboard --logdir PATH). Only this machine is answered unless
+    another --host is asked for.
+
+      lightning-ssc live lightning_logs
+
+    Args:
+        path: The folder that holds the runs.
+        port: The port; 0 takes a free one.
+        host: The address to listen at.
+        browser: Open the page where there is a screen.
+    """
+    from lightning_ssc.live.serve import serve
+
+    serve(path, host, port, browser)
+
+
 def report(
     run: str,
     *,
@@ -185,6 +210,7 @@ def analyze(
     out: Path,
     model_arg: dict[str, Any] | None = None,
     data_arg: dict[str, Any] | None = None,
+    network: str | None = None,
     layers: Sequence[str] = ("blocks",),
     probe_size: int = 1000,
     device: str = "cpu",
@@ -213,6 +239,8 @@ def analyze(
         out: Folder for the snapshots.
         model_arg: KEY=VALUE, an argument of --model, its value read as YAML; may be repeated.
         data_arg: KEY=VALUE, an argument of --data, its value read as YAML; may be repeated.
+        network: Which network of checkpoints that hold several (an average beside the trained one): what stands before
+            the names of its weights, such as ema.
         layers: conv, blocks, stages, or names, globs and types of modules.
         probe_size: Inputs in the probe.
         device: Where the networks run.
@@ -253,6 +281,7 @@ def analyze(
         probe_size=probe_size,
         settings=graphs,
         model_arguments=model_arguments,
+        network=network,
         device=on,
         chunk=chunk,
         memory=memory,
@@ -261,7 +290,52 @@ def analyze(
     print(f"Snapshots of epochs {', '.join(str(epoch) for epoch in store.epochs)}: {store.root}")
 
 
-COMMANDS = {command.__name__: command for command in (report, analyze, compare, labels, export)}
+def layers(
+    model: str,
+    *,
+    input: str,  # the name of the option
+    model_arg: dict[str, Any] | None = None,
+) -> None:
+    """Show a network's layers, and which of them each preset would watch.
+
+    Prints the tree of modules with their features a sample and, where one cannot be watched, the reason. The network
+    runs on random numbers; where these will not do as its inputs (tokens, several tensors), call
+    lightning_ssc.show_layers(model, inputs).
+
+      lightning-ssc layers torchvision.models:resnet18 --input 3x224x224 --model-arg num_classes=10
+
+    Args:
+        model: MODULE:NAME of a network, or of a function or class that makes one.
+        input: Shape of one input, such as 3x224x224.
+        model_arg: KEY=VALUE, an argument of the function or class, its value read as YAML; may be repeated.
+    """
+    import torch
+
+    from lightning_ssc import replay
+    from lightning_ssc.capture import show_layers
+
+    try:
+        shape = [int(size) for size in input.split("x")]
+    except ValueError:
+        raise _UsageError(f"--input {input} is no shape; write it as 3x224x224 or 128.") from None
+    sys.path.insert(0, os.getcwd())  # as python -m does
+    try:
+        found = replay.import_object(model)
+    except ValueError as error:
+        raise _UsageError(error) from None
+    if not isinstance(found, torch.nn.Module):
+        _check_arguments("model", model, found, model_arg or {})
+        found = replay.new_model(found, model_arg or {})
+    try:
+        show_layers(found, torch.rand(7, *shape))
+    except (RuntimeError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(
+            f"{model} does not run on inputs of shape {input} ({type(error).__name__}: {error}). Give --input the "
+            f"shape of one sample, or call lightning_ssc.show_layers(model, inputs) with inputs that it takes."
+        ) from error
+
+
+COMMANDS = {command.__name__: command for command in (live, report, analyze, compare, labels, export, layers)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

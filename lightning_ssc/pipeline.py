@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -26,7 +26,6 @@ from lightning_ssc.capture import (
     WatchedLayer,
     capture,
     make_probe,
-    select_layers,
     trace,
     unwrapped,
 )
@@ -35,7 +34,17 @@ from lightning_ssc.functional.advice import collected
 from lightning_ssc.functional.collapse import neural_collapse
 from lightning_ssc.functional.gram_sketch import gram_sketch
 from lightning_ssc.functional.grams import CentredGram
-from lightning_ssc.snapshots import LayerGraph, Moment, Settings, Snapshot, SnapshotHeader, Store, epochs_as_steps
+from lightning_ssc.snapshots import (
+    LayerGraph,
+    Moment,
+    Settings,
+    Snapshot,
+    SnapshotError,
+    SnapshotHeader,
+    Store,
+    epochs_as_steps,
+)
+from lightning_ssc.threads import at_most, worth
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +77,12 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
     Raises:
         ValueError: The Gram cannot be solved; the message names the layer.
     """
+    few = partial(at_most, worth(len(gram.centred)))
     try:
-        linear = gram_sketch(gram.centred).cpu() if settings.linear_cka else None
-        known = _of_gram(layer, gram, labels)
-        values, of_inputs = measures.of_layer(known), measures.of_inputs(known)
+        with few():
+            linear = gram_sketch(gram.centred).cpu() if settings.linear_cka else None
+            known = _of_gram(layer, gram, labels)
+            values, of_inputs = measures.of_layer(known), measures.of_inputs(known)
         with collected() as advice:
             solved = self_expression(
                 gram=gram.raw_(),
@@ -86,12 +97,13 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
         raise ValueError(f"Layer {layer.label!r}: {error}") from error
     for message in advice:  # said with the layer's name, without which nobody could act on it
         log.warning("Layer %r: %s", layer.label, message)
-    graph = LayerGraph(solved.coef.cpu(), solved.gap.cpu().float(), solved.converged, layer.features, linear)
-    if settings.groups == "communities":
-        graph = replace(graph, communities=communities(graph.affinity))
-    of_inputs = {name: column.cpu() for name, column in of_inputs.items()}
-    graph = replace(graph, of_inputs=of_inputs | measures.of_inputs(graph.measurable(labels)))
-    return graph.with_values(measures.of_layer(graph.measurable(labels), values))
+    with few():
+        graph = LayerGraph(solved.coef.cpu(), solved.gap.cpu().float(), solved.converged, layer.features, linear)
+        if settings.groups == "communities":
+            graph = replace(graph, communities=communities(graph.affinity))
+        of_inputs = {name: column.cpu() for name, column in of_inputs.items()}
+        graph = replace(graph, of_inputs=of_inputs | measures.of_inputs(graph.measurable(labels)))
+        return graph.with_values(measures.of_layer(graph.measurable(labels), values))
 
 
 def _of_gram(layer: WatchedLayer, gram: CentredGram, labels: Tensor | None) -> Mapping[str, Any]:
@@ -128,21 +140,24 @@ class Past:
 
     @staticmethod
     def recalled(store: Store, step: int) -> Past:
-        """The past of a run that goes on after one of its snapshots.
+        """The past of a run that goes on after one of its snapshots; of earlier ones what can be read.
 
         Raises:
-            SnapshotError: A snapshot cannot be read.
+            SnapshotError: That snapshot cannot be read.
         """
-        previous, settled = store.load(step=step), dict[str, tuple[int, LayerGraph]]()
+        previous, start, settled = store.load(step=step), None, dict[str, tuple[int, LayerGraph]]()
+        with suppress(SnapshotError):
+            start = store.load(step=min(store.steps))
         for name, layer in previous.layers.items():
             since = layer.values.get("settled")
             if since is not None and (at := int(since)) in store.steps:
-                settled[name] = at, store.load_layer(layer=name, step=at)
+                with suppress(SnapshotError):
+                    settled[name] = at, store.load_layer(layer=name, step=at)
         best: Mapping[str, float] = {}
         for header in store.headers():
             if isinstance(header, SnapshotHeader) and header.step <= step:
                 best = _best(best, header.values)
-        return Past(previous, store.load(step=min(store.steps)), settled=settled, best=best)
+        return Past(previous, start, settled=settled, best=best)
 
     def followed_by(self, taken: Snapshot) -> Past:
         """The past of the next snapshot, given one that was compared with this one."""
@@ -400,7 +415,7 @@ def snapshot(
     settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups)
     probe = make_probe((inputs,) if labels is None else (inputs, labels))
     runner = Runner(inner, forward, context, chunk=chunk, memory=memory)
-    watched = trace(runner, select_layers(inner, layers), probe.inputs, pooling)
+    watched = trace(runner, layers, probe.inputs, pooling)
     moment = Moment(epochs_as_steps(epoch) if step is None else step, epoch)
     taken = begin_snapshot(runner, probe, watched, settings, moment, learning_rate=learning_rate).result()
     return compared(taken, Past())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from lightning_ssc.capture import (
     make_probe,
     pictures,
     plan_passes,
-    select_layers,
     share_layers,
     trace,
     unwrapped,
@@ -34,9 +34,11 @@ from lightning_ssc.pipeline import Past, Pending, Stopwatch, begin_snapshot, com
 from lightning_ssc.ranks import Ranks
 from lightning_ssc.reference import read_reference
 from lightning_ssc.snapshots import (
+    Claim,
     MemoryStore,
     MismatchError,
     Moment,
+    OnMismatch,
     ProbeCard,
     Settings,
     Snapshot,
@@ -47,7 +49,8 @@ from lightning_ssc.snapshots import (
     epochs_as_steps,
     free_folder,
 )
-from lightning_ssc.weights import with_weights
+from lightning_ssc.threads import at_most, worth
+from lightning_ssc.weights import CheckpointError, fingerprint, with_weights
 from lightning_ssc.writers import Images
 
 log = logging.getLogger(__name__)
@@ -83,7 +86,7 @@ class Recorder:
         loggers: Anything with ``log_metrics(metrics, step)``, such as Lightning's or Fabric's loggers.
         images: Which images the loggers get.
         reference: What to compare with throughout: a snapshot, the file of one, a folder of them (its last is taken),
-            or a checkpoint of the same network.
+            or a checkpoint of the same network (``FILE:NAME`` of one that holds several, as in ``"last.ckpt:ema"``).
         background: Solve in a thread beside training. :meth:`record` then returns when the Grams are formed, and the
             results are stored and logged by the next :meth:`poll` after they are there, :meth:`record` or
             :meth:`finish`.
@@ -93,13 +96,16 @@ class Recorder:
         class_names: Names of the classes, for pages and pictures.
         ranks: How the processes talk.
         bar: ``bar(parts, description)`` shows progress, as a context that gives a function to call with 1 a part.
-        fallback: Whether a folder beside ``store`` is taken where that one holds another run's snapshots.
+        fallback: Whether a folder beside ``store`` is taken where that one is another run's.
+        on_mismatch: ``"raise"``, or ``"new"`` to begin a folder of its own, where probe, settings or layers are not
+            those of the run that is resumed.
         layout: Names of all recorders with these loggers, and whether they have a reference, for TensorBoard's custom
             scalars, of which it keeps the last layout it is given; empty where another one does it.
 
     Raises:
         ValueError: A layer is unknown or never runs, or the probe cannot be made.
-        MismatchError: The folder holds another run's snapshots, or the run that is resumed had another probe.
+        MismatchError: The folder is another run's, or the run that is resumed had another probe, other settings or
+            other layers.
 
     Example:
         >>> import torch
@@ -131,6 +137,7 @@ class Recorder:
         ranks: Ranks | None = None,
         bar: Bar = lambda parts, description: nullcontext(lambda done: None),
         fallback: bool = False,
+        on_mismatch: OnMismatch = "raise",
         layout: Mapping[str, bool] | None = None,
     ) -> None:
         self.settings, self.images, self.name = settings or Settings(), images or Images(), name
@@ -142,7 +149,7 @@ class Recorder:
         self.probe: Probe = self._ranks.together(
             lambda: probe if isinstance(probe, Probe) else make_probe(probe, probe_size)
         )
-        if len(set(self._ranks.everyones(self.probe.fingerprint))) > 1:
+        if len(set(self._ranks.everyones(self._ranks.together(lambda: self.probe.fingerprint)))) > 1:
             raise MismatchError(
                 "The processes draw different probes, as from a stream that shards itself by rank. Give probe= the "
                 "same tensors or a map-style data set on all of them."
@@ -152,35 +159,52 @@ class Recorder:
         self._past = Past()  # on rank zero
         self._collapsed: list[str] = []  # layers that a warning was given of
         self._steps: list[int] = []
+        self._weights: list[float] | None = None  # fingerprint of the last snapshot's, where this process took it
         self._begun: _Begun | None = None
         self._worker: Background | None = None
         self._to_recall = False
         self._finished_at: list[int] = []
-        self.store = self._open(store, resume, fallback)
-        self.card = ProbeCard(self.probe.fingerprint, pictures(self.probe.inputs), tuple(class_names))
+        self._claim: Claim | None = None  # on rank zero
+        self._run = ""
+        self.store = self._open(store, resume, fallback, on_mismatch)
+        self.card: ProbeCard = self._ranks.together(
+            lambda: ProbeCard(self.probe.fingerprint, pictures(self.probe.inputs), tuple(class_names))
+        )
         self._ranks.on_zero(lambda: self.store.save_card(self.card))
 
     # -- Before the first snapshot
 
     def _trace(self, layers: str | type[nn.Module] | Sequence[LayerPattern]) -> list[WatchedLayer]:
-        chosen = select_layers(self._runner.model, layers)
-        watched = trace(self._runner, chosen, self.probe.inputs, self.settings.pooling)
+        watched = trace(self._runner, layers, self.probe.inputs, self.settings.pooling)
         if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
             plan_passes(watched, len(self.probe), self._runner.memory)  # raises where it is too small
         return watched
 
-    def _open(self, folder: str | Path | None, resume: Mapping[str, Any] | None, fallback: bool) -> Store:
+    def _open(
+        self, folder: str | Path | None, resume: Mapping[str, Any] | None, fallback: bool, on_mismatch: OnMismatch
+    ) -> Store:
         """Rank zero decides for all: ranks must not go by what each of them sees on disk."""
         if folder is None:
             return MemoryStore()
         root = Path(folder)
 
-        def choose() -> tuple[Path, list[int]]:
+        def choose() -> tuple[Path, list[int], str]:
+            steps: list[int] = []
             if resume and "root" in resume:
-                return continued_folder(root, resume, self.probe.fingerprint, named=not fallback)
-            return free_folder(root, named=not fallback), []
+                self._claim, steps = continued_folder(
+                    root,
+                    resume,
+                    self.probe.fingerprint,
+                    self.settings,
+                    [layer.label for layer in self.watched],
+                    named=not fallback,
+                    on_mismatch=on_mismatch,
+                )
+            else:
+                self._claim = free_folder(root, named=not fallback)
+            return self._claim.root, steps, (steps and resume and resume.get("run")) or uuid.uuid4().hex
 
-        root, self._steps = self._ranks.from_zero(choose)
+        root, self._steps, self._run = self._ranks.from_zero(choose)
         self._to_recall = bool(self._steps)
         return SnapshotStore(root)
 
@@ -192,26 +216,38 @@ class Recorder:
         Raises:
             MismatchError: The reference was taken on another probe.
             CheckpointError: The reference cannot be used.
-            SnapshotError: A snapshot cannot be read.
+            SnapshotError: The reference cannot be read.
         """
         layout, self._layout = self._layout, {}
         if layout:
             self._ranks.on_zero(lambda: writers.log_layout(self.loggers, layout))
-        source, self._reference_source = self._reference_source, None
-        if source is not None:
-            self._past = replace(self._past, reference=self._load_reference(source))
+        if self._reference_source is not None:
+            self._past = replace(self._past, reference=self._load_reference(self._reference_source))
+            self._reference_source = None  # not before it is there: without it no snapshot is taken
         recall, self._to_recall = self._to_recall, False  # on every rank, though only rank zero keeps the last one
         if recall:
-            recalled = self._ranks.on_zero(lambda: Past.recalled(self.store, self._steps[-1]))
-            self._past = replace(recalled or Past(), reference=self._past.reference)
+            self._recall(self._steps[-1])
             self._tell(self.last)
+
+    def _recall(self, step: int | None) -> None:
+        """Take up the past after a snapshot, on rank zero; the run goes on without one that cannot be read."""
+
+        def recalled() -> Past:
+            try:
+                return Past() if step is None else Past.recalled(self.store, step)
+            except SnapshotError as error:
+                log.warning("%s The next snapshot is not compared with it.", error)
+                return Past()
+
+        self._past = replace(self._ranks.on_zero(recalled) or Past(), reference=self._past.reference)
 
     def _load_reference(self, source: Snapshot | Path) -> Snapshot | None:
         """The reference on rank zero, which alone compares with it; every rank takes part where it is a checkpoint."""
         found = self._ranks.on_zero(lambda: source if isinstance(source, Snapshot) else read_reference(source))
         weights = self._ranks.broadcast(None if isinstance(found, Snapshot) else found)
         if weights is not None:
-            with with_weights(self._runner.model, weights):
+            with ExitStack() as lent:
+                self._ranks.together(lambda: self._lend(lent, weights, source))
                 begun = self._begin(Moment(0, 0), None, background=False)
             found = self._joined(begun)
 
@@ -225,6 +261,13 @@ class Recorder:
 
         reference: Snapshot | None = self._ranks.on_zero(checked)
         return reference
+
+    def _lend(self, lent: ExitStack, weights: Mapping[str, Any], source: Snapshot | Path) -> None:
+        """Put a checkpoint's weights into the network, until the scope ends."""
+        try:
+            lent.enter_context(with_weights(self._runner.model, weights))
+        except CheckpointError as error:
+            raise CheckpointError(f"reference={source}: {error}") from error
 
     # -- One snapshot
 
@@ -261,7 +304,9 @@ class Recorder:
         Args:
             epoch: Epochs that are done; 0 is the untrained network.
             step: Training steps that are done, by which snapshots are told apart: one that is there is not taken
-                again. Where it is not given whole epochs count; give it always, or never.
+                again, unless it is the last and the weights have changed since (as by averaging, at the end of
+                training); then this one takes its place. Where it is not given whole epochs count; give it always, or
+                never.
             learning_rate: Learning rate of the finished epoch; from it the curves know where it dropped.
             trigger: What called for it.
             logged: Step under which loggers get it; ``step`` where it is not given.
@@ -281,13 +326,23 @@ class Recorder:
         moment = Moment(step, math.nan if epoch is None else epoch, trigger, step if logged is None else logged)
         self.prepare()
         self.collect()
+        weights = fingerprint(self._runner.model)
+        is_there = bool(self._steps) and moment.step == self._steps[-1] and self._weights is not None
+        if is_there and not self._ranks.all_true(weights == self._weights):
+            self.withdraw_last()
         if moment.step not in self._steps:
+            self._weights = weights
             begun = self._begin(moment, learning_rate, self.background)
             self._raise_if_failed(begun)
             self._begun = begun
             if not self.background:
                 self.collect()
         return self.scalars
+
+    def withdraw_last(self) -> None:
+        """Make way for another snapshot of the same step, which is compared with the one before; the store replaces."""
+        self._steps.pop()
+        self._recall(self._steps[-1] if self._steps else None)
 
     def poll(self) -> dict[str, float]:
         """Store and log the snapshot that was solved in the background, if it is done; returns what is known then."""
@@ -308,11 +363,8 @@ class Recorder:
             return self.scalars
         timed, moment = Stopwatch(), self._begun.moment
         try:
-            taken = self._joined(self._begun)
-            if taken is not None:
-                with timed("measure"):
-                    taken = compared(taken, self._past)
-                taken = replace(taken, seconds={**taken.seconds, **timed.seconds})
+            joined = self._joined(self._begun)
+            taken = self._ranks.on_zero(lambda: self._compared(joined, timed))
             self._tell(taken)
             with timed("store"):
                 self._ranks.on_zero(lambda: self.store.save(taken) if taken is not None else None)
@@ -326,6 +378,13 @@ class Recorder:
             self._past = self._past.followed_by(taken)
         self._ranks.on_zero(lambda: self._log(timed))
         return self.scalars
+
+    def _compared(self, taken: Snapshot | None, timed: Stopwatch) -> Snapshot:
+        """A snapshot with what it measures against others, on rank zero."""
+        assert taken is not None
+        with timed("measure"), at_most(worth(len(self.probe))):
+            taken = compared(taken, self._past)
+        return replace(taken, seconds={**taken.seconds, **timed.seconds}, run=self._run)
 
     def _begin(self, moment: Moment, learning_rate: float | None, background: bool) -> _Begun:
         """Every rank begins with its share of the layers. What goes wrong is said by :meth:`_joined`, on all ranks."""
@@ -380,11 +439,11 @@ class Recorder:
 
     def _tell(self, taken: Snapshot | None) -> None:
         """Every rank knows what a snapshot says in numbers: checkpoints and early stopping go by it."""
-        self.scalars = self._ranks.broadcast({} if taken is None else writers.scalars_of(taken, self.name))
+        self.scalars = self._ranks.from_zero(lambda: {} if taken is None else writers.scalars_of(taken, self.name))
 
     def _log(self, timed: Stopwatch) -> None:
         assert self.last is not None
-        with timed("log"):
+        with timed("log"), at_most(worth(len(self.probe))):
             writers.log_snapshot(self.loggers, self.last, self.scalars, self.images, self.card, self.name)
         seconds = {f"{self.name}/seconds/{stage}": timed.seconds[stage] for stage in ("store", "log")}
         writers.log_scalars(self.loggers, seconds, self.last.moment.logged)
@@ -435,12 +494,15 @@ class Recorder:
 
     def _log_projector(self) -> None:
         assert self.last is not None
-        writers.log_projector(self.loggers, self.last, self.card, self.name)
+        with at_most(worth(len(self.probe))):
+            writers.log_projector(self.loggers, self.last, self.card, self.name)
         writers.flush(self.loggers)
 
     def close(self) -> None:
-        """Let the thread of the background go; what is still being solved is given up."""
+        """Let the thread of the background and the folder go; what is still being solved is given up."""
         self._begun = None
+        if self._claim is not None:
+            self._claim.release()
         if self._worker is not None:
             self._worker.close()
             self._worker = None
@@ -450,7 +512,7 @@ class Recorder:
         steps = list(self._steps)
         if self._begun is not None:  # it is stored by the time that anybody resumes, unless the process is killed
             steps.append(self._begun.moment.step)
-        where = {"root": str(self.store.root.absolute())} if isinstance(self.store, SnapshotStore) else {}
+        where = {"root": str(self.store.root), "run": self._run} if isinstance(self.store, SnapshotStore) else {}
         pending = None if self._begun is None else self._begun.moment.step
         return {**where, "steps": steps, "pending": pending, "probe": self.probe.fingerprint}
 

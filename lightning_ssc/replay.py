@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,12 @@ from lightning_ssc.capture import (
     isolated_random_state,
     make_probe,
     pictures,
-    select_layers,
     trace,
 )
 from lightning_ssc.pipeline import Past, begin_snapshot, compared
 from lightning_ssc.progress import Progress
-from lightning_ssc.snapshots import Moment, ProbeCard, Settings, SnapshotStore
-from lightning_ssc.weights import CheckpointError, load_weights, read_checkpoint
+from lightning_ssc.snapshots import Moment, ProbeCard, Settings, SnapshotStore, differences
+from lightning_ssc.weights import CheckpointError, load_weights, network_of, read_checkpoint
 
 _SUFFIXES = (".ckpt", ".pt", ".pth")
 
@@ -155,8 +154,29 @@ def _progress_in_lightning(content: Mapping[str, Any], path: Path) -> Checkpoint
     return Checkpoint(path, Moment(steps, begun, "checkpoint", max(0, steps - 1)), rate, scheduled)
 
 
+def new_model(factory: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    """A network as it is made.
+
+    Raises:
+        CheckpointError: The factory lacks arguments, or makes no network.
+    """
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        raise CheckpointError(f"--model cannot be called: {error}. Give its arguments with --model-arg.") from None
+    model = factory(**arguments)
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(f"--model made {type(model).__name__}, not a network (torch.nn.Module).")
+    if callable(configure := getattr(model, "configure_model", None)):
+        configure()  # where Lightning lets a network make its layers
+    return model
+
+
 def build_model(
-    factory: Callable[..., nn.Module], content: Mapping[str, Any], arguments: Mapping[str, Any]
+    factory: Callable[..., nn.Module],
+    content: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    network: str | None = None,
 ) -> nn.Module:
     """The network of a checkpoint, with its weights.
 
@@ -165,25 +185,23 @@ def build_model(
             for, or any function or class that makes the network.
         content: The checkpoint.
         arguments: Arguments of the factory; they go before what the checkpoint holds.
+        network: Which network of a checkpoint that holds several: what stands before the names of its weights.
 
     Raises:
         CheckpointError: The network lacks arguments, or the weights do not fit it.
     """
-    signature = inspect.signature(factory)
-    accepted = signature.parameters
+    accepted = inspect.signature(factory).parameters
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     saved = content.get("hyper_parameters", {}) if isinstance(factory, type) else {}
     given = {k: v for k, v in saved.items() if anything or k in accepted} | dict(arguments)
+    model = new_model(factory, given)
+    weights = content.get("state_dict", content)
     try:
-        signature.bind(**given)
-    except TypeError as error:
-        raise CheckpointError(f"--model cannot be called: {error}. Give its arguments with --model-arg.") from None
-    model = factory(**given)
-    if not isinstance(model, nn.Module):
-        raise CheckpointError(f"--model made {type(model).__name__}, not a network (torch.nn.Module).")
-    if callable(configure := getattr(model, "configure_model", None)):
-        configure()  # where Lightning lets a network make its layers
-    load_weights(model, content.get("state_dict", content))
+        load_weights(model, weights if network is None else network_of(weights, network))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} --model is to be the class that was trained, with its arguments by --model-arg."
+        ) from error
     return model
 
 
@@ -214,6 +232,7 @@ def analyze(
     probe_size: int = 1000,
     settings: Settings | None = None,
     model_arguments: Mapping[str, Any] | None = None,
+    network: str | None = None,
     device: torch.device | None = None,
     forward: Forward | None = None,
     chunk: int = 256,
@@ -234,6 +253,7 @@ def analyze(
         probe_size: How many inputs to draw from a data set.
         settings: How activations become graphs.
         model_arguments: Arguments of the factory.
+        network: Which network of checkpoints that hold several, see :func:`build_model`.
         device: Where the networks run; the CPU by default.
         forward: How a network is run, see :func:`lightning_ssc.capture.Runner`.
         chunk: Samples a forward pass.
@@ -251,13 +271,13 @@ def analyze(
 
     def watch(checkpoint: Checkpoint) -> tuple[Runner, list[WatchedLayer]]:
         try:
-            model = build_model(factory, read_checkpoint(checkpoint.path), model_arguments or {}).to(device)
+            model = build_model(factory, read_checkpoint(checkpoint.path), model_arguments or {}, network)
+            model = model.to(device)
         except CheckpointError as error:
             raise CheckpointError(f"{checkpoint.path}: {error}") from error
-        chosen = select_layers(model, layers)
         runner = Runner(model, forward, device=device, chunk=chunk, memory=memory)
         try:
-            return runner, trace(runner, chosen, probe.inputs, settings.pooling)
+            return runner, trace(runner, layers, probe.inputs, settings.pooling)
         except (RuntimeError, TypeError, LookupError, AttributeError) as error:
             raise CheckpointError(
                 f"The network does not run on the inputs of --data ({type(error).__name__}: {error}). Give it data of "
@@ -288,10 +308,11 @@ def analyze(
 def _check_alike(store: SnapshotStore, probe: Probe, settings: Settings) -> None:
     for step in store.steps:
         header = store.header(step=step)
-        if header.probe != probe.fingerprint or header.settings != asdict(settings):
+        other = differences(header, settings, header.layers)
+        if header.probe != probe.fingerprint or other:
             raise CheckpointError(
-                f"{store.root} already holds snapshots of another probe or other settings ({header.moment}). Name a "
-                f"new folder with --out, or move them away."
+                f"{store.root} already holds snapshots of {'other settings' if other else 'another probe'} "
+                f"({'; '.join((str(header.moment), *other))}). Name a new folder with --out, or move them away."
             )
 
 

@@ -19,7 +19,6 @@ import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +33,7 @@ from lightning_ssc.analysis import neighbours as nearest_inputs
 from lightning_ssc.capture import balanced
 from lightning_ssc.functional import spectral_embedding
 from lightning_ssc.snapshots import ProbeCard, Snapshot
+from lightning_ssc.threads import at_most, worth
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -211,7 +211,12 @@ def _embeddings(taken: Snapshot, beside: ThreadPoolExecutor) -> Iterable[tuple[s
     graphs = {names[i]: taken.layers[names[i]].affinity for i in plots.evenly(len(names), _EMBEDDED)}
     # An empty graph has no eigenvectors to show.
     graphs = {name: graph for name, graph in graphs.items() if int((graph.crow_indices().diff() > 0).sum()) >= 2}
-    return zip(graphs, beside.map(partial(spectral_embedding, tol=_ENOUGH), graphs.values()), strict=True)
+    return zip(graphs, beside.map(_embedding, graphs.values()), strict=True)
+
+
+def _embedding(affinity: Tensor) -> Tensor:
+    with at_most(worth(len(affinity))):  # in the thread that computes it
+        return spectral_embedding(affinity, tol=_ENOUGH)
 
 
 def log_history(loggers: Iterable[Any], table: Dynamics, root: str = "ssc") -> None:

@@ -10,14 +10,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 from rich.table import Table
 
-from lightning_ssc import SnapshotStore, SSCMonitor
+from lightning_ssc import SSCMonitor
 from lightning_ssc.analysis import Dynamics, dynamics, similarity
 from lightning_ssc.live.report import file_name
 from lightning_ssc.plots import dynamics_figures, evenly, heatmap, short_names
+from lightning_ssc.snapshots import Store
 from recipes.data import ImageData
 from recipes.module import Classifier
 
@@ -34,6 +36,13 @@ class RecipeCLI(LightningCLI):
         """Add the ``ssc`` group."""
         parser.add_lightning_class_args(SSCMonitor, "ssc")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the precision where none is named, and say so."""
+        trainer = (self.config if self.subcommand is None else self.config[self.subcommand]).trainer
+        if trainer.precision is None:
+            trainer.precision = precision_on(trainer.accelerator)
+            print(f"Precision: {trainer.precision}, by the device (--trainer.precision names another)")
 
     def after_fit(self) -> None:
         """Print the table, write the figures, and say how to see more."""
@@ -54,6 +63,23 @@ class RecipeCLI(LightningCLI):
         console.print(f"Curves:  tensorboard --logdir {folder} --samples_per_plugin images=200", soft_wrap=True)
 
 
+def precision_on(accelerator: str) -> str:
+    """The precision to train in: ``bf16-mixed`` on a GPU that has it, float32 elsewhere.
+
+    On a CPU without instructions for it bfloat16 takes ten times the time of float32: 1848 s against 170 s an epoch of
+    ResNet-20 on an AMD EPYC.
+
+    Args:
+        accelerator: As in Lightning's Trainer.
+
+    Example:
+        >>> precision_on("cpu")
+        '32-true'
+    """
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
 def summary(table: Dynamics) -> Table:
     """One line a layer: its modularity before and after, and when it had settled."""
     first, last = table.epochs[0], table.epochs[-1]
@@ -66,7 +92,7 @@ def summary(table: Dynamics) -> Table:
     return lines
 
 
-def write_figures(store: SnapshotStore, table: Dynamics, folder: Path, heatmaps: int = 4) -> None:
+def write_figures(store: Store, table: Dynamics, folder: Path, heatmaps: int = 4) -> None:
     """Write a run's curves, and the heatmaps of some of its snapshots, as PNG files.
 
     Args:

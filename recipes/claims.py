@@ -10,19 +10,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_ssc import SnapshotStore
-from lightning_ssc.analysis import Dynamics, Inputs, dynamics, find_blocks, find_store, inputs, similarity
+from lightning_ssc.analysis import Dynamics, dynamics, find_blocks
 from lightning_ssc.analysis.dynamics import Table
-from lightning_ssc.plots import dynamics_curves, heatmap
+from recipes.drawing import curves, heatmaps
+from recipes.runs import Runs
 
 DYNAMICS = ("resnet20", "densenet")
 EPOCHS = "wide_resnet28_k1"
@@ -45,54 +42,21 @@ class Claim(NamedTuple):
     held: bool
 
 
-class Runs:
-    """The runs below a folder, by recipe."""
+def claims_table(claims: Sequence[Claim]) -> str:
+    """The claims as a Markdown table.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def folder(self, name: str) -> Path:
-        """The latest version of a run.
-
-        Raises:
-            FileNotFoundError: There is none, or it has not come to its end.
-        """
-        versions = sorted((self.root / name).glob("version_*"), key=lambda path: int(path.name.rsplit("_", 1)[1]))
-        if not versions:
-            raise FileNotFoundError(
-                f"no run in {self.root / name}: python -m recipes fit --config recipes/small/{name}.yaml"
-            )
-        planned = yaml.safe_load((versions[-1] / "config.yaml").read_text())["trainer"]["max_epochs"]
-        if find_store(versions[-1]).epochs[-1] != planned:
-            raise FileNotFoundError(
-                f"the run in {versions[-1]} has not come to its end, epoch {planned}: wait for it, or go on with it by "
-                f"--config recipes/small/{name}.yaml --ckpt_path <its last checkpoint>"
-            )
-        return versions[-1]
-
-    def store(self, name: str) -> SnapshotStore:
-        """Its snapshots."""
-        return find_store(self.folder(name))
-
-    def heatmap(self, name: str, epoch: int | None = None) -> tuple[Table, list[str]]:
-        """SSC-CKA between its layers, after an epoch or the last one, and the layers' names."""
-        store = self.store(name)
-        found = similarity(store.load(store.epochs[-1] if epoch is None else epoch), linear=False)
-        return found.ssc, found.rows
-
-    def accuracy(self, name: str) -> tuple[float, float]:
-        """Accuracy on all test images after the last epoch, and the seconds from the first event to that one."""
-        events = EventAccumulator(str(self.folder(name)), size_guidance={"scalars": 0}).Reload()
-        accuracy = events.Scalars("val/accuracy")
-        return accuracy[-1].value, accuracy[-1].wall_time - events.FirstEventTimestamp()
-
-    def last_convolution(self, name: str) -> Inputs:
-        """The probe as the graph of the last convolution sees it."""
-        taken = self.store(name).load(self.store(name).epochs[-1])
-        return inputs(taken, list(taken.layers)[-1])
+    Example:
+        >>> print(claims_table([Claim("modularity rises", "resnet20", "0.1 to 0.5", True)]))
+        | the paper says | run | measured | held |
+        |---|---|---|---|
+        | modularity rises | resnet20 | 0.1 to 0.5 | yes |
+    """
+    lines = ["| the paper says | run | measured | held |", "|---|---|---|---|"]
+    lines += [f"| {of.text} | {of.run} | {of.measured} | {'yes' if of.held else '**no**'} |" for of in claims]
+    return "\n".join(lines)
 
 
-def rank(values: Sequence[float] | Table) -> tuple[str, bool]:
+def rank(values: Sequence[float] | NDArray[Any]) -> tuple[str, bool]:
     """Spearman's correlation of values with depth, as text, and whether it is at least 0.8."""
     if len(np.unique(values)) < 2:
         return "the same in all layers", False
@@ -102,7 +66,8 @@ def rank(values: Sequence[float] | Table) -> tuple[str, bool]:
 
 def settled(table: Dynamics, near: NDArray[np.bool_]) -> NDArray[np.int64]:
     """``(L,)`` first epoch from which each layer stays near its final state, given ``(T, L)`` when it is."""
-    return table.epochs[np.logical_and.accumulate(near[::-1], axis=0)[::-1].argmax(0)]
+    first: NDArray[np.int64] = table.epochs[np.logical_and.accumulate(near[::-1], axis=0)[::-1].argmax(0)]
+    return first
 
 
 def jumps_at_drops(table: Dynamics) -> list[tuple[str, bool]]:
@@ -154,7 +119,7 @@ def in_order(values: Sequence[float], upwards: bool) -> bool:
     return bool((np.diff(values) > 0).all() if upwards else (np.diff(values) < 0).all())
 
 
-def listed(values: Sequence[float], form: str = ".2f") -> str:
+def listed(values: Sequence[float] | NDArray[Any], form: str = ".2f") -> str:
     """Values in the order of the runs."""
     return ", ".join(f"{value:{form}}" for value in values)
 
@@ -241,26 +206,12 @@ def draw(runs: Runs, folder: Path) -> None:
     """The figures (a) to (d) as PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in DYNAMICS:
-        table = dynamics(runs.store(name))
-        figure = Figure(figsize=(21, 4.2), layout="constrained")
-        for axes, family in zip(
-            figure.subplots(1, 3), ("modularity", "cka_to_final", "linear_cka_to_final"), strict=True
-        ):
-            dynamics_curves(table, family, ax=axes)
-        figure.savefig(folder / f"small_dynamics_{name}.png", dpi=70)
+        curves(folder / f"small_dynamics_{name}.png", dynamics(runs.store(name)))
     epochs = runs.store(EPOCHS).epochs
-    row(folder / "small_epochs.png", [(f"epoch {epoch}", *runs.heatmap(EPOCHS, epoch)) for epoch in epochs])
-    row(folder / "small_data.png", [(name, *runs.heatmap(name)) for name in DATA])
-    row(folder / "small_depth_vgg.png", [(name, *runs.heatmap(name)) for name in VGGS])
-    row(folder / "small_depth_resnet.png", [(name, *runs.heatmap(name)) for name in RESNETS])
-
-
-def row(path: Path, panels: Sequence[tuple[str, Table, list[str]]]) -> None:
-    """Heatmaps side by side, their blocks outlined."""
-    figure = Figure(figsize=(6.2 * len(panels), 5.4), layout="constrained")
-    for axes, (title, matrix, layers) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        heatmap(matrix, layers, title=title, blocks=find_blocks(matrix).starts, ax=axes)
-    figure.savefig(path, dpi=60)
+    heatmaps(folder / "small_epochs.png", [(f"epoch {epoch}", *runs.heatmap(EPOCHS, epoch)) for epoch in epochs])
+    heatmaps(folder / "small_data.png", [(name, *runs.heatmap(name)) for name in DATA])
+    heatmaps(folder / "small_depth_vgg.png", [(name, *runs.heatmap(name)) for name in VGGS])
+    heatmaps(folder / "small_depth_resnet.png", [(name, *runs.heatmap(name)) for name in RESNETS])
 
 
 def main() -> None:
@@ -269,12 +220,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/small"), help="folder of the runs")
     parser.add_argument("--figures", type=Path, default=Path("runs/small/figures"), help="where to draw")
     options = parser.parse_args()
-    runs = Runs(options.runs)
+    runs = Runs(options.runs, "recipes/small")
     found = [claim for name in DYNAMICS for claim in claims_of_dynamics(name, dynamics(runs.store(name)))]
     found += [*claims_of_architecture(runs), *claims_of_inputs(runs)]
-    print("| the paper says | run | measured | held |\n|---|---|---|---|")
-    for claim in found:
-        print(f"| {claim.text} | {claim.run} | {claim.measured} | {'yes' if claim.held else '**no**'} |")
+    print(claims_table(found))
     print("\n| run | accuracy, all test images | seconds |\n|---|---:|---:|")
     for name in dict.fromkeys((*DYNAMICS, EPOCHS, *DATA, *VGGS, *RESNETS)):
         accuracy, seconds = runs.accuracy(name)

@@ -1,8 +1,5 @@
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,26 +14,7 @@ from tests.browser import chromium
 from tests.pacing import Gate
 from tests.pretend import PretendGPU, pretend_gpu
 
-UNPACK = Path(__file__).parents[1] / "../shared/data/unpack.py"
 GPUS = ["pretend", *([pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else [])]
-
-
-@pytest.fixture(scope="session")
-def cifar_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with CIFAR-10 as torchvision keeps it and ``cifar100/{train,test}/CLASS/*.png``."""
-    if not UNPACK.exists():
-        pytest.skip("the packed CIFAR images (../shared/data) are not beside this checkout")
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # one for all workers
-    root = shared / "cifar"
-    if not root.exists():
-        mine = tmp_path_factory.mktemp("cifar")
-        subprocess.run([sys.executable, UNPACK, mine], check=True, capture_output=True)
-        try:
-            mine.rename(root)
-        except OSError:  # another worker was faster
-            return root
-    return root
 
 
 @pytest.fixture(scope="session")

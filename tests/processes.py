@@ -9,6 +9,7 @@ import socket
 import time
 import warnings
 from collections.abc import Callable
+from itertools import count
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_ssc import Images, Recorder, SnapshotStore, SSCMonitor, pipeline, snapshot
+from lightning_ssc import Images, Recorder, SnapshotStore, SSCMonitor, auto, every, pipeline, snapshot
 from lightning_ssc.metrics import AffinityModularity, LinearCKA
 from lightning_ssc.ranks import Ranks
 from tests.nets import Classifier, Logs, convnet, data, optimizer, train, trainer
@@ -42,14 +43,16 @@ def _quiet(target: Callable[..., None], args: tuple[Any, ...], env: dict[str, st
     target(*args)
 
 
-def train_with_checkpoints(root: Path, epochs: int, background: bool = False) -> None:
+def train_with_checkpoints(root: Path, epochs: int, background: bool = False, by_steps: bool = False) -> None:
     """Train under a monitor, from the last checkpoint if there is one."""
     pl.seed_everything(0, verbose=False)
-    kept = ModelCheckpoint(root / "kept", save_last=True)
+    kept = ModelCheckpoint(root / "kept", save_last=True, every_n_train_steps=1 if by_steps else None)
     last = root / "kept" / "last.ckpt"
     earlier = len(list(root.glob("ssc*")))
     store = root / f"ssc-{earlier - 1 if last.exists() else earlier}"
-    monitor = SSCMonitor(probe_size=30, heatmap=False, embedding=False, store=store, background=background)
+    schedule = every(steps=1) if by_steps else every(epochs=1)
+    options = {"probe_size": 30, "heatmap": False, "embedding": False, "store": store, "background": background}
+    monitor = SSCMonitor(schedule=schedule, **options)
     run = trainer(root, monitor, kept, max_epochs=epochs, enable_checkpointing=True)
     run.fit(Classifier(), ckpt_path=last if last.exists() else None, weights_only=True)
     (root / "done").touch()
@@ -71,7 +74,13 @@ def train_distributed(world: int, root: Path, layers: str | list[str] = "**", ba
     """Train over ranks and leave the final weights behind."""
     pl.seed_everything(0, verbose=False)
     monitor = SSCMonitor(
-        layers=layers, probe_size=30, heatmap=False, embedding=False, store=root / "ssc", background=background
+        layers=layers,
+        schedule=1,
+        probe_size=30,
+        heatmap=False,
+        embedding=False,
+        store=root / "ssc",
+        background=background,
     )
     model = Classifier()
     run = trainer(root, monitor, max_epochs=2, strategy="ddp", devices=world)
@@ -80,6 +89,23 @@ def train_distributed(world: int, root: Path, layers: str | list[str] = "**", ba
     torch.save({tag: run.callback_metrics[tag] for tag in tags}, root / f"metrics-{run.global_rank}.pt")
     if run.is_global_zero:
         torch.save(model.state_dict(), root / "weights.pt")
+
+
+def decide_by_the_clock(world: int, root: Path) -> None:
+    """The clock of rank zero hurries, that of rank one stands still."""
+    monitor = SSCMonitor(
+        schedule=[every(minutes=1), auto()],
+        probe_size=30,
+        heatmap=False,
+        embedding=False,
+        neighbours=0,
+        store=root / "ssc",
+    )
+    monitor._clock = count(step=25.0 if os.environ["LOCAL_RANK"] == "0" else 0.0).__next__
+    run = trainer(root, monitor, max_epochs=11, strategy="ddp", devices=world)
+    run.fit(Classifier())
+    assert monitor.recorder is not None
+    torch.save(monitor.recorder.steps, root / f"steps-{run.global_rank}.pt")
 
 
 class BreaksOnRankOne(pl.Callback):
@@ -126,13 +152,15 @@ def fail_in_the_worker_of_one_rank(world: int, root: Path) -> None:
         return original(layer, *args)
 
     pipeline.solve_layer = solve
-    monitor = SSCMonitor(probe_size=30, heatmap=False, embedding=False, store=root / "ssc", background=True)
+    monitor = SSCMonitor(schedule=1, probe_size=30, heatmap=False, embedding=False, store=root / "ssc", background=True)
     _told(trainer(root, monitor, max_epochs=2, strategy="ddp", devices=world), root)
 
 
 def fail_on_one_rank(world: int, root: Path, background: bool) -> None:
     """One rank's snapshot fails: both have to hear of it, and neither may wait for the other."""
-    monitor = SSCMonitor(probe_size=30, heatmap=False, embedding=False, store=root / "ssc", background=background)
+    monitor = SSCMonitor(
+        schedule=1, probe_size=30, heatmap=False, embedding=False, store=root / "ssc", background=background
+    )
     run = trainer(root, BreaksOnRankOne(), monitor, max_epochs=1, strategy="ddp", devices=world)
     _told(run, root)
 
@@ -147,7 +175,7 @@ def _told(run: pl.Trainer, root: Path) -> None:
 
 def probe_by_rank(world: int, root: Path) -> None:
     """A probe that is another one on every rank."""
-    monitor = SSCMonitor(probe=data(30, seed=int(os.environ["LOCAL_RANK"])), store=root / "ssc")
+    monitor = SSCMonitor(schedule=1, probe=data(30, seed=int(os.environ["LOCAL_RANK"])), store=root / "ssc")
     _told(trainer(root, monitor, max_epochs=1, strategy="ddp", devices=world), root)
 
 
@@ -155,7 +183,9 @@ def resume_damaged(world: int, root: Path) -> None:
     """Resume when the last snapshot of the run is damaged."""
     for epochs, checkpoint in ((1, None), (2, root / "kept" / "last.ckpt")):
         pl.seed_everything(0, verbose=False)
-        monitor = SSCMonitor(probe_size=30, heatmap=False, embedding=False, store=root / "ssc", on_error="warn")
+        monitor = SSCMonitor(
+            schedule=1, probe_size=30, heatmap=False, embedding=False, store=root / "ssc", on_error="warn"
+        )
         kept = ModelCheckpoint(root / "kept", save_last=True)
         run = trainer(root, monitor, kept, max_epochs=epochs, strategy="ddp", devices=world, enable_checkpointing=True)
         run.fit(Classifier(), ckpt_path=checkpoint, weights_only=True)

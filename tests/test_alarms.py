@@ -78,6 +78,7 @@ def test_a_rank_that_falls_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixt
     recorder.record(0)
     if resumed:
         state = recorder.state_dict()
+        recorder.close()
         recorder = Recorder(net, probe, layers=["0", "1"], images=NO_IMAGES, store=tmp_path / "ssc", resume=state)
     with torch.no_grad():
         net[0].weight.copy_(torch.outer(torch.randn(30), torch.randn(30)))  # one direction is left

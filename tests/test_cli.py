@@ -1,4 +1,5 @@
 import csv
+import io
 import os
 import pickle
 import re
@@ -20,7 +21,7 @@ from torch import nn
 
 from lightning_ssc import Settings, SnapshotStore, SSCMonitor, cli, plots, snapshot
 from lightning_ssc.analysis import dynamics, inputs
-from lightning_ssc.capture import select_layers
+from lightning_ssc.capture import make_probe
 from lightning_ssc.cli import main
 from lightning_ssc.replay import (
     CheckpointError,
@@ -31,6 +32,7 @@ from lightning_ssc.replay import (
     progress_of,
 )
 from lightning_ssc.snapshots.codec import FORMAT
+from lightning_ssc.weights import read_checkpoint
 from recipes.models import cifar_resnet, vgg11
 from tests.nets import Classifier, convnet, data, trainer
 from tests.pacing import hasty
@@ -100,7 +102,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run with the callback and a checkpoint of every epoch."""
     root = tmp_path_factory.mktemp("live")
     torch.manual_seed(0)
-    monitor = SSCMonitor(layers="Linear", probe_size=30)
+    monitor = SSCMonitor(layers="Linear", schedule=1, probe_size=30)
     checkpoints = ModelCheckpoint(root / "checkpoints", save_top_k=-1, every_n_epochs=1, save_last=True)
     fit = trainer(
         root,
@@ -179,7 +181,7 @@ def test_blocks_are_analyzed_where_nothing_is_said(live: Path, tmp_path: Path) -
     paths = ["--checkpoints", str(live), "--out", str(tmp_path)]
     assert main(["analyze", "--model", f"{MODULE}:Configured", "--data", f"{MODULE}:Data", *paths]) == 0
     store = SnapshotStore(tmp_path)
-    names = [layer.label for layer in select_layers(Configured(width=6), "blocks")]
+    names = ["model.1", "model.3"]
     assert (store.header(1).layers, len(store.load(1).layers[names[0]].gap)) == (names, 45)
 
 
@@ -319,6 +321,67 @@ def test_weights_are_found_inside_a_module_and_through_compile() -> None:
     wrapped = {f"model._orig_mod.{name}": value for name, value in convnet().state_dict().items()}
     load_weights(net, wrapped | {"metric.total": torch.zeros(1)})
     assert torch.equal(net[0].weight, wrapped["model._orig_mod.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("own", "given"),
+    [
+        ("", "model."),
+        ("", "module."),
+        ("", "model.module._orig_mod."),
+        ("", "model._checkpoint_wrapped_module."),
+        ("model.", ""),
+        ("model._orig_mod.", ""),
+        ("net.inner.", "model."),
+        ("net.inner.", "inner."),
+    ],
+)
+def test_weights_are_found_behind_any_prefix(own: str, given: str) -> None:
+    net, other = convnet(), convnet()
+    outer: nn.Module = net
+    for name in reversed(own.split(".")[:-1]):
+        outer = nn.ModuleDict({name: outer})
+    load_weights(outer, {f"{given}{name}": value for name, value in other.state_dict().items()} | {"loss.scale": 1})
+    assert torch.equal(net[0].weight, other[0].weight)
+    assert torch.equal(net[5].running_var, other[5].running_var)
+
+
+def test_which_of_several_networks_is_asked(tmp_path: Path, capsys: Any) -> None:
+    torch.manual_seed(0)
+    (tmp_path / "checkpoints").mkdir()
+    trained, average = bare_net().state_dict(), bare_net().state_dict()
+    weights = {f"model.{k}": v for k, v in trained.items()} | {f"ema.{k}": v for k, v in average.items()}
+    torch.save(weights, tmp_path / "checkpoints" / "net-1.pt")
+    assert analyze(tmp_path, tmp_path / "ssc", model="bare_net") == 1
+    assert "2 networks that fit: 'ema', 'model'. Say which is meant" in capsys.readouterr().err
+    probe = make_probe(Data().probe_dataloader(), 30)
+    for name, state in (("model", trained), ("ema", average)):
+        assert analyze(tmp_path, tmp_path / name, "--network", name, model="bare_net") == 0
+        net = bare_net()
+        net.load_state_dict(state)
+        layer = snapshot(net, probe.inputs, probe.labels, layers="Linear").layers["9"]
+        assert torch.equal(SnapshotStore(tmp_path / name).load(1).layers["9"].coef.to_dense(), layer.coef.to_dense())
+    small = nn.Linear(2, 2)
+    shapes = {f"a.{k}": v for k, v in nn.Linear(3, 2).state_dict().items()}
+    load_weights(small, shapes | {f"b.{k}": v for k, v in nn.Linear(2, 2).state_dict().items()})  # one of them fits
+
+
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(nn.Linear(2, 2).state_dict(), path := tmp_path / "x1.ckpt")
+    content = path.read_bytes()
+
+    class Failing(io.BytesIO):
+        def read(self, *args: Any) -> bytes:
+            if self.tell() > 0:
+                raise OSError(5, "Input/output error")
+            return super().read(*args)
+
+        def readinto(self, *args: Any) -> int:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", lambda *args: Failing(content))
+    with pytest.raises(CheckpointError, match=r"x1\.ckpt cannot be read \(Input/output error\)\.$"):
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize(
@@ -567,6 +630,33 @@ def test_a_function_is_a_command(monkeypatch: pytest.MonkeyPatch, capsys: Any) -
     page = capsys.readouterr().out
     assert "Shapes of a sample (required)" in page
     assert "A port (default: 0)" in page
+
+
+def test_layers_are_shown(capsys: Any) -> None:
+    assert main(["layers", "torchvision.models:resnet18", "--input", "3x32x32", "--model-arg", "num_classes=3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["layer", "features", "conv", "stages", "blocks"]
+    found = {" ".join(line.split()) for line in lines}
+    assert {"conv1 Conv2d 16,384 conv stages blocks", "layer1 Sequential 4,096 stages"} <= found
+    assert {"0 BasicBlock 4,096 blocks", "relu ReLU 4,096 runs 2 times", "fc Linear 3 stages blocks"} <= found
+
+
+_SIZES = ["--model-arg", "in_features=4", "--model-arg", "out_features=2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["torch.nn:Nothing", "--input", "3"], 2, "leads nowhere"),
+        (["torch.nn:ReLU", "--input", "3,4"], 2, "--input 3,4 is no shape; write it as 3x224x224 or 128"),
+        (["torch.nn:Linear", "--input", "3"], 1, "Give its arguments with --model-arg"),
+        (["torch.nn:Linear", "--input", "4", *_SIZES], 1, "single Linear with no layers inside"),
+        (["torchvision.models:squeezenet1_0", "--input", "4x64x64"], 1, "does not run on inputs of shape 4x64x64"),
+    ],
+)
+def test_layers_that_cannot_be_shown(arguments: list[str], status: int, message: str, capsys: Any) -> None:
+    assert main(["layers", *arguments]) == status
+    assert message in capsys.readouterr().err
 
 
 def test_help_does_not_wait_for_torch() -> None:

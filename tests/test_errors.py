@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from torch import nn
 
 from lightning_ssc import SnapshotStore, SSCMonitor, snapshot
-from lightning_ssc.callback.triggers import as_schedule, log_spaced
+from lightning_ssc.callback.triggers import as_triggers, log_spaced
 from lightning_ssc.capture import WatchedLayer, plan_passes
 from lightning_ssc.capture.layers import Layer
 from tests.nets import Classifier, convnet, data, trainer
@@ -41,7 +41,7 @@ def returning(make: Any, layers: str) -> None:
 
 
 def fit(root: Path, model: Any = None, **kwargs: Any) -> None:
-    options = {"probe_size": 20, "heatmap": False, "embedding": False, **kwargs}
+    options = {"schedule": 1, "probe_size": 20, "heatmap": False, "embedding": False, **kwargs}
     trainer(root, SSCMonitor(**options), max_epochs=1).fit(Classifier() if model is None else model)
 
 
@@ -94,7 +94,7 @@ MESSAGES: list[tuple[str, Any, str]] = [
     ),
     (
         "a preset that finds nothing",
-        lambda root: snapshot(nn.Sequential(nn.Linear(3, 2)), X, layers="conv"),
+        lambda root: snapshot(nn.Sequential(nn.Linear(8, 2)), X, layers="conv"),
         "The preset layers='conv' finds nothing to watch in this network, which is made of Linear. Name its "
         "layers instead, e.g. layers=['0'].",
     ),
@@ -138,8 +138,8 @@ MESSAGES: list[tuple[str, Any, str]] = [
     ),
     (
         "a schedule of no epochs",
-        lambda root: as_schedule([]),
-        "A schedule of epochs needs numbers from 0 (the untrained network) up, got [].",
+        lambda root: as_triggers([]),
+        "A schedule of epochs or steps needs numbers from 0 (the untrained network) up, got none.",
     ),
     (
         "a wrong on_error",
@@ -238,7 +238,7 @@ MESSAGES: list[tuple[str, Any, str]] = [
     (
         "a schedule without its argument",
         lambda root: SSCMonitor(schedule=log_spaced),  # type: ignore[arg-type]
-        "A schedule says yes or no to an epoch. Give every(n), at([...]) or log_spaced() with their arguments.",
+        "schedule=log_spaced is a kind of trigger: write log_spaced(...) for one.",
     ),
     (
         "arrays for tensors",

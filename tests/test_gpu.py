@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 from lightning_ssc import Snapshot, SSCMonitor, snapshot
 from lightning_ssc.background import Background
-from lightning_ssc.capture import Runner, WatchedLayer, capture, make_probe, select_layers, trace
+from lightning_ssc.capture import Runner, WatchedLayer, capture, make_probe, trace
 from lightning_ssc.functional import affinity, duality_gap, modularity, self_expression
 from lightning_ssc.functional.grams import CentredGram
 from lightning_ssc.measures import MEASURES
@@ -46,7 +46,7 @@ def network() -> nn.Sequential:
 
 def begun(net: nn.Module, x: Tensor, layers: str = "conv", **options: Any) -> tuple[Runner, list[WatchedLayer]]:
     runner = Runner(net, chunk=CHUNK, **options)
-    return runner, trace(runner, select_layers(net, layers), x)
+    return runner, trace(runner, layers, x)
 
 
 def grams(
@@ -167,7 +167,7 @@ def test_grams_wait_on_the_host_and_are_solved_in_a_stream_of_their_own(gpu: tor
 def test_fit(gpu: torch.device, tmp_path: Path, background: bool) -> None:
     pl.seed_everything(0, verbose=False)
     options: dict[str, Any] = {"heatmap": False, "embedding": False, "neighbours": 0}
-    watching = SSCMonitor(layers="conv", probe_size=30, background=background, **options)
+    watching = SSCMonitor(layers="conv", schedule=1, probe_size=30, background=background, **options)
     model, logger = Classifier(), TensorBoardLogger(tmp_path)
     run = trainer(tmp_path, watching, accelerator="gpu", devices=1, logger=logger, max_epochs=1)
     run.fit(model)

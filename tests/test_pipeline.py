@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ssc import Snapshot, SnapshotStore, SSCMonitor, snapshot
-from lightning_ssc.capture import Runner, capture, select_layers, trace
+from lightning_ssc.capture import Runner, capture, trace
 from lightning_ssc.pipeline import Past, compared
 from tests.definitions import certificates
 from tests.nets import Classifier, convnet, data, trainer
@@ -33,7 +33,7 @@ def test_a_snapshot_does_not_depend_on_the_one_before(tmp_path: Path, how: dict[
 def seen_by_the_solver(net: nn.Module, inputs: Tensor, layers: list[str], normalize: bool) -> dict[str, Tensor]:
     """The Grams of a network's layers over some inputs, in single precision as they are captured."""
     runner, grams = Runner(net), {}
-    watched = trace(runner, select_layers(net, layers), inputs)
+    watched = trace(runner, layers, inputs)
     for layer, gram in capture(runner, watched, inputs):
         raw = gram.raw_()
         length = raw.diagonal().double().sqrt()

@@ -18,6 +18,7 @@ from torch import nn
 from lightning_ssc import Images, Recorder, Settings, SnapshotStore, SSCMonitor, snapshot
 from lightning_ssc.analysis import dynamics
 from lightning_ssc.snapshots import MemoryStore, MismatchError, Moment, Snapshot, Store
+from lightning_ssc.weights import CheckpointError
 from tests import definitions, processes
 from tests.nets import Classifier, Logs, convnet, data, optimizer, train, trainer
 from tests.pacing import Gate, assert_no_thread_is_left, settle
@@ -182,7 +183,9 @@ class TestMonitor:
     def test_the_same_training_gives_the_same_numbers(self, tmp_path: Path, background: bool) -> None:
         """A Trainer under an SSCMonitor, and the same steps in a loop under a Recorder."""
         options = {"layers": ["model.0", "model.9"], "probe": PROBE, "tau": 20.0}
-        monitor = SSCMonitor(**options, store=tmp_path / "monitor", heatmap=False, embedding=False, neighbours=0)
+        monitor = SSCMonitor(
+            **options, schedule=1, store=tmp_path / "monitor", heatmap=False, embedding=False, neighbours=0
+        )
         pl.seed_everything(0, verbose=False)
         trained = Classifier()
         run = trainer(tmp_path, monitor, max_epochs=2, limit_val_batches=0)
@@ -289,6 +292,7 @@ class TestResume:
         first.record(0)
         train(net, steps, first.record, range(1, 2))
         state = json.loads(json.dumps(first.state_dict()))
+        first.close()
         second = recorder(net, store=tmp_path / "ssc", loggers=[logs], resume=state)
         assert second.steps == [0, 1]
         second.prepare()
@@ -313,6 +317,7 @@ class TestResume:
         first.record(0)
         state = first.state_dict()
         first.record(1)
+        first.close()
         second = recorder(network(seed=1), store=tmp_path / "ssc", resume=state)
         assert second.steps == second.store.steps == [0]
         assert [path.name for path in (tmp_path / "ssc" / "superseded").iterdir()] == ["step_000000001.npz"]
@@ -387,6 +392,37 @@ class TestReference:
         other = snapshot(network(), *data(30, seed=5).tensors, layers=LAYERS)
         with pytest.raises(MismatchError, match="was taken on another probe, so its graphs cannot be compared"):
             recorder(network(), reference=other).record(0)
+
+    def test_that_cannot_be_loaded_is_refused_every_time(self, tmp_path: Path) -> None:
+        """Or later records would go on without what the user asked for."""
+        watching = recorder(network(), reference=tmp_path / "other.ckpt")
+        for epoch in range(2):
+            with pytest.raises(CheckpointError, match=r"reference=.*other\.ckpt does not exist"):
+                watching.record(epoch)
+        assert watching.steps == []
+        torch.save(network(seed=1).state_dict(), tmp_path / "other.ckpt")  # what the message asks for
+        watching.record(2)
+        assert "cka_to_reference" in watching.store.load(2).layers["4"].values
+
+    def test_a_network_among_several(self, tmp_path: Path) -> None:
+        trained, average = network(seed=1), network(seed=2)
+        weights = {
+            **{f"model.{name}": value for name, value in trained.state_dict().items()},
+            **{f"ema._orig_mod.{name}": value for name, value in average.state_dict().items()},
+        }
+        torch.save({"state_dict": weights, "epoch": 3}, path := tmp_path / "last.ckpt")
+        message = (
+            r"reference=.*last\.ckpt: .* 2 networks that fit: 'ema', 'model'\. Say which .* reference='FILE:model'"
+        )
+        with pytest.raises(CheckpointError, match=message):
+            recorder(network(), reference=path).record(0)
+        with pytest.raises(CheckpointError, match="holds no network 'mean', only 'model', 'ema'"):
+            recorder(network(), reference=f"{path}:mean").record(0)
+        for name, other in (("model", trained), ("ema", average)):
+            watching = recorder(network(), reference=f"{path}:{name}")
+            watching.record(0)
+            now, then = watching.store.load(0), snapshot(other, *PROBE, layers=LAYERS)
+            assert now.layers["4"].values["cka_to_reference"] == pytest.approx(cka(now, then, "4"), abs=1e-7)
 
 
 class TestWhen:

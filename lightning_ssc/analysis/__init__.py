@@ -2,7 +2,7 @@
 
 from lightning_ssc.analysis.architecture import Blocks, Similarity, chessboard, find_blocks, similarity
 from lightning_ssc.analysis.comparison import Comparison, Parting, compare, parting
-from lightning_ssc.analysis.dynamics import Dynamics, dynamics
+from lightning_ssc.analysis.dynamics import Dynamics, dynamics, stored
 from lightning_ssc.analysis.inputs import Inputs, embeddings, inputs, last_hidden_layer, neighbours
 from lightning_ssc.analysis.labels import Doubts, doubts
 from lightning_ssc.analysis.runs import find_store
@@ -30,5 +30,6 @@ __all__ = [
     "neighbours",
     "parting",
     "similarity",
+    "stored",
     "summarise",
 ]

@@ -9,12 +9,12 @@ from statistics import NormalDist
 import numpy as np
 
 from lightning_ssc import measures
-from lightning_ssc.analysis._threads import one_thread
 from lightning_ssc.analysis.architecture import Similarity, similarity
 from lightning_ssc.analysis.dynamics import Dynamics, dynamics
 from lightning_ssc.functional.uncertainty import WIDTH, Estimate
 from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import Moment, SnapshotError, SnapshotStore
+from lightning_ssc.threads import at_most
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Comparison:
         ]
 
 
-@one_thread()
+@at_most(1)
 def compare(
     one: SnapshotStore,
     other: SnapshotStore,

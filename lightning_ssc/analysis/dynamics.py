@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from lightning_ssc import measures
 from lightning_ssc.analysis._csv import write_csv
-from lightning_ssc.analysis._threads import one_thread
 from lightning_ssc.progress import Progress
-from lightning_ssc.snapshots import LayerGraph, Moment, Snapshot, SnapshotError, Store
+from lightning_ssc.snapshots import LayerGraph, Moment, Snapshot, SnapshotError, SnapshotHeader, Store
+from lightning_ssc.threads import at_most
 
 Table = NDArray[np.float64]
 
@@ -60,8 +60,10 @@ class Dynamics:
 
     @property
     def unit(self) -> str:
-        """What :attr:`times` count: ``"epoch"``, or ``"step"`` where an epoch has no end or is not known."""
-        return "epoch" if all(math.isfinite(moment.epoch) for moment in self.moments) else "step"
+        """What :attr:`times` count: ``"epoch"``, or ``"step"`` inside a single epoch or where epochs are not known."""
+        moments = self.moments
+        inside = any(not moment.is_whole for moment in moments) and moments[-1].epoch <= 1
+        return "step" if inside or not all(math.isfinite(moment.epoch) for moment in moments) else "epoch"
 
     @property
     def times(self) -> NDArray[Any]:
@@ -110,7 +112,7 @@ class Dynamics:
             >>> Dynamics(["fc"], moments, rate, {}).drops().tolist()
             [[30, 31]]
         """
-        before = self._before_drops()
+        before = self.before_drops()
         return np.stack([self.times[before], self.times[before + 1]], 1)
 
     def jumps(self) -> Table:
@@ -122,11 +124,11 @@ class Dynamics:
             >>> Dynamics(["fc"], moments, rate, {"cka_to_final": curve}).jumps().tolist()
             [[0.5]]
         """
-        before = self._before_drops()
+        before = self.before_drops()
         return self.cka_to_final[before + 1] - self.cka_to_final[before]
 
-    def _before_drops(self) -> NDArray[np.int64]:
-        """Rows of the last snapshots before a drop; an unknown rate is neither above nor below another."""
+    def before_drops(self) -> NDArray[np.int64]:
+        """``(D,)`` rows of the last snapshots before a drop; an unknown rate is neither above nor below another."""
         rate = self.learning_rate
         return np.flatnonzero(rate[1:] <= 0.5 * (1 + 1e-6) * rate[:-1])
 
@@ -140,17 +142,57 @@ class Dynamics:
                 "step": np.repeat(self.steps, count),
                 "learning_rate": np.repeat(self.learning_rate, count),
                 "layer": np.tile(self.layers, len(self.epochs)),
-                **{
-                    name: column
-                    for record in measures.CURVES
-                    for name, column in (
-                        (record.name, self.curves.get(record.name)),
-                        (record.spread_name, self.spreads.get(record.name)),
-                    )
-                    if column is not None
-                },
+                **self.curves,
+                **{measures.measure(name).spread_name: spread for name, spread in self.spreads.items()},
             },
         )
+
+
+def stored(headers: Sequence[SnapshotHeader]) -> Dynamics:
+    """The curves of a run as far as its headers know them: all that was measured when the snapshots were taken.
+
+    Values to the previous snapshot are left out where that is not the one before.
+
+    Args:
+        headers: What the snapshots say of themselves, ascending; at least one.
+
+    Example:
+        >>> import torch
+        >>> from lightning_ssc import snapshot
+        >>> from lightning_ssc.snapshots import MemoryStore
+        >>> store = MemoryStore()
+        >>> store.save(snapshot(torch.nn.Sequential(torch.nn.Linear(4, 3)), torch.rand(20, 4), layers="Linear"))
+        >>> stored([store.header(0)]).nnz_per_input.shape
+        (1, 1)
+    """
+    layers = headers[-1].layers
+    empty = np.full((len(headers), len(layers)), np.nan)
+    curves = {record.name: empty.copy() for record in measures.CURVES}
+    spreads = {record.name: empty.copy() for record in measures.CURVES if record.spread}
+    for t, header in enumerate(headers):
+        valid = _valid(header, headers[t - 1] if t else None, headers[0])
+        for name, table in _by_name(curves, spreads, valid).items():
+            for i, layer in enumerate(layers):
+                table[t, i] = header.values.get(layer, {}).get(name, np.nan)
+    rates = np.array([header.learning_rate for header in headers], dtype=float)
+    return Dynamics(layers, [header.moment for header in headers], rates, curves, spreads)
+
+
+def _valid(header: SnapshotHeader, before: SnapshotHeader | None, first: SnapshotHeader) -> list[measures.Measure]:
+    """The curves that a header may have values of; those to another snapshot than the one before or first are none."""
+    wrong = {"previous"} if header.previous != (None if before is None else before.step) else set()
+    wrong |= {"start"} if header.start != first.step else set()
+    return [record for record in measures.CURVES if record.over not in wrong]
+
+
+def _by_name(
+    curves: Mapping[str, Table],
+    spreads: Mapping[str, Table],
+    of: Sequence[measures.Measure] = measures.CURVES,
+) -> dict[str, Table]:
+    """Tables by the names that their values have in headers."""
+    tables = {record.name: curves[record.name] for record in of}
+    return tables | {record.spread_name: spreads[record.name] for record in of if record.spread}
 
 
 def dynamics(
@@ -204,48 +246,35 @@ def dynamics(
         raise SnapshotError(f"The reference and the snapshots in {store} are of different probes.")
     last = dict(store.layers(final.step))
     labels = store.labels(final.step)
-    names = [name for record in measures.CURVES for name in _with_spread(record)]
-    tables = {name: np.full((len(headers), len(final.layers)), np.nan) for name in names}
+    table = stored(headers)
+    if reference is not None:  # one named now stands for the run's own in every layer
+        to_reference = [record for record in measures.CURVES if record.over == "reference"]
+        for curve in _by_name(table.curves, table.spreads, to_reference).values():
+            curve[:] = np.nan
+    tables = _by_name(table.curves, table.spreads)
     before: dict[str, LayerGraph] = {}
     first: dict[str, LayerGraph] = {}
-    with one_thread():
+    with at_most(1):
         for t, header in enumerate(progress(headers)):
-            valid = {"layer", "history"}
-            if follows := header.previous == (headers[t - 1].step if t else None):  # else it was compared with another
-                valid.add("previous")
-            if from_start := header.start == headers[0].step:
-                valid.add("start")
-            if reference is None:
-                valid.add("reference")
-            known = [name for record in measures.CURVES if record.over in valid for name in _with_spread(record)]
+            follows = header.previous == (headers[t - 1].step if t else None)
+            from_start = header.start == headers[0].step
             now = dict(store.layers(header.step, final.layers))
             first = first or now
             for name, layer in now.items():
-                stored = header.values[name]
-                values = {key: stored[key] for key in known if key in stored}
-                values = measures.of_layer(layer.measurable(labels), values)  # with what was not measured then
+                i, measured = final.layers.index(name), header.values[name]
+                values = measures.of_layer(layer.measurable(labels), measured)  # with what was not measured then
+                values = {key: value for key, value in values.items() if key not in measured}
                 values |= measures.between("final", layer, last[name])
                 if name in first and not from_start:
                     values |= measures.between("start", layer, first[name])
-                if name in before and not (stored and follows):
+                if name in before and not (measured and follows):
                     values |= measures.between("previous", layer, before[name])
                 if reference is not None and name in reference.layers:
                     values |= measures.between("reference", layer, reference.layers[name])
                 for key, value in values.items():
-                    tables[key][t, final.layers.index(name)] = value
+                    tables[key][t, i] = value
             before = now
-    return Dynamics(
-        final.layers,
-        [header.moment for header in headers],
-        np.array([header.learning_rate for header in headers], dtype=float),
-        {record.name: tables[record.name] for record in measures.CURVES},
-        {record.name: tables[record.spread_name] for record in measures.CURVES if record.spread},
-    )
-
-
-def _with_spread(record: measures.Measure) -> list[str]:
-    """The names of a measure's values: its own and, if it has one, that of its standard error."""
-    return [record.name, record.spread_name] if record.spread else [record.name]
+    return table
 
 
 def _ranks(values: Table) -> Table:

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_ssc.analysis._csv import write_csv
-from lightning_ssc.analysis._threads import one_thread
 from lightning_ssc.analysis.dynamics import Table
 from lightning_ssc.functional import class_affinity, spectral_embedding
 from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import LayerGraph, Snapshot, SnapshotError
+from lightning_ssc.threads import at_most
 
 Index = NDArray[np.int64]
 
@@ -129,8 +129,17 @@ def last_hidden_layer(snapshot: Snapshot) -> str:
     names = list(snapshot.layers)
     if not names:
         raise SnapshotError(f"The snapshot of {snapshot.moment} has no layers.")
-    is_classifier = snapshot.layers[names[-1]].features == _class_count(snapshot)
-    return names[-2] if is_classifier and len(names) > 1 else names[-1]
+    return hidden_layer(names, snapshot.layers[names[-1]].features, class_count(snapshot.labels, snapshot.predictions))
+
+
+def hidden_layer(names: Sequence[str], features: int, classes: int) -> str:
+    """:func:`last_hidden_layer`, from the names of the layers, the last one's features and the number of classes.
+
+    Example:
+        >>> hidden_layer(["conv", "fc"], 10, 10), hidden_layer(["conv", "fc"], 64, 10)
+        ('conv', 'fc')
+    """
+    return names[-2] if features == classes and len(names) > 1 else names[-1]
 
 
 def inputs(snapshot: Snapshot, layer: str | None = None) -> Inputs:
@@ -161,7 +170,9 @@ def inputs(snapshot: Snapshot, layer: str | None = None) -> Inputs:
             f"The snapshot of {snapshot.moment} has no class labels, so inputs have no class affinity. Give the "
             f"probe labels: (inputs, labels), or a data set whose items are such pairs."
         )
-    shares = class_affinity(snapshot.layers[name].affinity, snapshot.labels, _class_count(snapshot)).numpy()
+    shares = class_affinity(
+        snapshot.layers[name].affinity, snapshot.labels, class_count(snapshot.labels, snapshot.predictions)
+    ).numpy()
     isolated = np.isnan(shares).any(1)
     ssc_labels = np.where(isolated, -1, np.where(isolated[:, None], 0, shares).argmax(1))
     return Inputs(
@@ -240,17 +251,19 @@ def embeddings(
         (20, 2)
     """
     names = list(snapshot.layers) if layers is None else layers
-    with one_thread():
-        return {name: _embedding(snapshot.layers[name].affinity, normalized, tol) for name in progress(names)}
+    with at_most(1):
+        return {name: embedding(snapshot.layers[name], normalized, tol) for name in progress(names)}
 
 
-def _embedding(affinity: torch.Tensor, normalized: bool, tol: float) -> Table:
+def embedding(graph: LayerGraph, normalized: bool = False, tol: float = 1e-8) -> Table:
+    """One layer's inputs in the plane of two eigenvectors of its graph; see :func:`embeddings`."""
+    affinity = graph.affinity
     connected = int((affinity.crow_indices().diff() > 0).sum())
     if connected < 2 + normalized:
         return np.full((affinity.shape[0], 2), np.nan)
     return spectral_embedding(affinity, normalized=normalized, tol=tol).numpy()
 
 
-def _class_count(snapshot: Snapshot) -> int:
+def class_count(labels: torch.Tensor | None, predictions: torch.Tensor | None) -> int:
     """One more than the largest class among labels and predictions; 0 where there are neither."""
-    return max((int(t.max()) + 1 for t in (snapshot.labels, snapshot.predictions) if t is not None), default=0)
+    return max((int(t.max()) + 1 for t in (labels, predictions) if t is not None), default=0)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from lightning_ssc.analysis._csv import write_csv
-from lightning_ssc.analysis._threads import one_thread
 from lightning_ssc.analysis.dynamics import Table
 from lightning_ssc.analysis.inputs import Index, last_hidden_layer
 from lightning_ssc.functional.partition import partition
 from lightning_ssc.functional.probes import margin
 from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import LayerGraph, SnapshotError, SnapshotStore
+from lightning_ssc.threads import at_most
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Doubts:
         )
 
 
-@one_thread()
+@at_most(1)
 def doubts(
     store: SnapshotStore,
     layers: Sequence[str] | None = None,

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_ssc.analysis._csv import write_csv
-from lightning_ssc.analysis._threads import one_thread
 from lightning_ssc.analysis.architecture import Blocks, Similarity, find_blocks, similarity
 from lightning_ssc.analysis.dynamics import Dynamics, Table, dynamics
 from lightning_ssc.analysis.inputs import Index, Inputs, embeddings, inputs, last_hidden_layer, neighbours
 from lightning_ssc.functional import pairwise_cka
 from lightning_ssc.progress import Progress
 from lightning_ssc.snapshots import Snapshot, SnapshotHeader, SnapshotStore
+from lightning_ssc.threads import at_most
 
 NEIGHBOURS = 8  # as many as figure 9 of the paper shows
 _PICTURE = 1e-3  # residual of eigenvectors that are looked at, not computed with
@@ -156,7 +156,7 @@ class Summary:
         return [folder / f"{name}.csv" for name in written]
 
 
-@one_thread()
+@at_most(1)
 def summarise(
     store: SnapshotStore,
     *,

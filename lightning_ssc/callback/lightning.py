@@ -15,10 +15,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from lightning_ssc.callback.triggers import Now, Run, Steps
 from lightning_ssc.capture import Forward, Runner, first_loader
+from lightning_ssc.capture.names import named_layers
 from lightning_ssc.ranks import Ranks
 
 _PACKAGES = [name for name, top in (("lightning.pytorch", "lightning"), ("pytorch_lightning",) * 2) if find_spec(top)]
@@ -36,12 +39,18 @@ if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule
 
     SIGTERM: tuple[type[BaseException], ...]
+    _SWA: tuple[type, ...]
+    _AVERAGING: tuple[type, ...]
+    _CHECKPOINT: tuple[type, ...]
     Trainer = Any  # Lightning gives it attributes (datamodule, fast_dev_run) that its type does not show
 else:
     _ALL = [import_module(name) for name in _PACKAGES]
     Trainer = Any
     LightningModule = Any
     Callback = type("Callback", tuple(package.Callback for package in _ALL), {})
+    _SWA = tuple(package.callbacks.StochasticWeightAveraging for package in _ALL)
+    _CHECKPOINT = tuple(package.callbacks.ModelCheckpoint for package in _ALL)
+    _AVERAGING = (*_SWA, *(package.callbacks.WeightAveraging for package in _ALL))
     SIGTERM = tuple(import_module(f"{name}.utilities.exceptions").SIGTERMException for name in _PACKAGES)
     MisconfigurationError = type(
         "MisconfigurationError",
@@ -103,12 +112,16 @@ class Training:
         folder = self._trainer.log_dir or self._trainer.default_root_dir
         return None if self._trainer.fast_dev_run else Path(folder)
 
+    def found_again(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint says of a run, with where the checkpoint lies: its folder may have been moved with it."""
+        return {**state, "checkpoint": self._trainer.ckpt_path} if state and self._trainer.ckpt_path else state
+
     @property
     def loggers(self) -> list[Any]:
         """The run's loggers."""
         return list(self._trainer.loggers)
 
-    def callbacks(self, kind: type[Any]) -> list[Any]:
+    def callbacks(self, kind: type[Any] | tuple[type[Any], ...]) -> list[Any]:
         """The Trainer's callbacks of a kind."""
         return [callback for callback in self._trainer.callbacks if isinstance(callback, kind)]
 
@@ -153,8 +166,10 @@ class Training:
         for owner in (self._trainer.datamodule, self._module):
             if callable(hook := getattr(owner, "probe_dataloader", None)):
                 return first_loader(hook())
-        # The Trainer's own val_dataloaders come later than the start of fit, with a distributed sampler, and not at all
-        # with limit_val_batches=0.
+        # What the Trainer has asked for by now: one more call of val_dataloader() may draw from what training draws
+        # from. It has not with limit_val_batches=0, nor where the first epoch has no validation, nor a check before it.
+        if self._trainer.val_dataloaders is not None:
+            return first_loader(self._trainer.val_dataloaders)
         source = self._trainer.fit_loop.epoch_loop.val_loop._data_source
         return first_loader(source.dataloader()) if source.is_defined() else None
 
@@ -166,42 +181,79 @@ class Training:
     # -- When
 
     @property
-    def step(self) -> int:
-        """Training steps that are done: batches after which an optimizer stepped, as Lightning counts them in logs."""
-        return int(self._trainer.fit_loop.epoch_loop._batches_that_stepped)
+    def run(self) -> Run:
+        """What is known of the run's length."""
+        trainer = self._trainer
+
+        def limit(value: int | None) -> float:
+            return math.inf if value is None or value == -1 else value
+
+        batches = trainer.num_training_batches
+        return Run(
+            epochs=limit(trainer.max_epochs),
+            steps=limit(trainer.max_steps) / self._optimizers,
+            steps_an_epoch=math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else math.inf,
+        )
 
     @property
-    def logged(self) -> int:
-        """The step under which Lightning logs an epoch's metrics, so that all curves of an epoch line up."""
-        return max(0, self.step - 1)
+    def _optimizers(self) -> int:
+        """How many optimizers may step in a batch, each of which Lightning counts."""
+        return 1 if self._module.automatic_optimization else max(1, len(self._trainer.optimizers))
+
+    @property
+    def of_optimizers(self) -> int:
+        """Steps that were taken, of all optimizers."""
+        return int(self._trainer.global_step)
+
+    @property
+    def steps(self) -> Steps:
+        """Steps that were taken by a run that nobody has counted them for: with one optimizer one a batch."""
+        logged = int(self._trainer.fit_loop.epoch_loop._batches_that_stepped)
+        return Steps(self.of_optimizers if self._module.automatic_optimization else logged, self.of_optimizers)
+
+    @property
+    def is_fitting(self) -> bool:
+        """Whether this is fit and not the check before it, also in its validation."""
+        return self._trainer.state.fn == "fit" and not self._trainer.sanity_checking
+
+    def logged(self, in_batch: bool) -> int:
+        """The step under which Lightning logs now, so that all curves line up.
+
+        Args:
+            in_batch: Whether this is a batch's end or the validation after it, by when Lightning has not yet counted
+                the batch.
+        """
+        stepped = int(self._trainer.fit_loop.epoch_loop._batches_that_stepped)
+        return stepped if in_batch else max(0, stepped - 1)
 
     @property
     def epochs_begun(self) -> int:
         """Epochs that are done, with the one that is running or just ends."""
-        return int(self._trainer.current_epoch) + 1
+        return self.epochs_done + 1
 
     @property
     def epochs_done(self) -> int:
-        """Epochs that are done, once training is over or has not begun."""
+        """Epochs that are done; while one runs or just ends, without that one."""
         return int(self._trainer.current_epoch)
 
-    @property
-    def epoch(self) -> float:
-        """Epochs that are done at the end of one, a fraction where it was left early; NaN if its length is unknown."""
-        return self.epochs_begun - self._left_of_epoch
+    def epoch(self, running: bool) -> float:
+        """Epochs that are done, a fraction inside one; NaN there if its length is unknown.
 
-    @property
-    def final_epoch(self) -> float:
-        """The same once training is over, when Lightning has counted an epoch that was left early as done."""
-        return self.epochs_done - self._left_of_epoch if self.epochs_done else 0
+        Args:
+            running: Whether an epoch is running or just ends. Else training is over, and Lightning has counted an epoch
+                that was left early as done, or it has not begun.
+        """
+        epochs = self.epochs_begun if running else self.epochs_done
+        return epochs - self._left_of_epoch if epochs else 0
 
     @property
     def _left_of_epoch(self) -> float:
         """Share of the last epoch that was not run; 0 at its end, NaN where its length is unknown."""
         progress, batches = self._trainer.fit_loop.epoch_loop.batch_progress, self._trainer.num_training_batches
-        if progress.is_last_batch:
-            return 0
-        return 1 - progress.current.ready / batches if batches < float("inf") else math.nan
+        done = progress.current.processed
+        if done == 0 or (progress.is_last_batch and done == progress.current.ready):
+            return int(done == 0)
+        return 1 - done / batches if math.isfinite(batches) else math.nan
 
     @property
     def is_new(self) -> bool:
@@ -220,11 +272,155 @@ class Training:
         stopped = trainer.should_stop and trainer.fit_loop._can_stop_early  # not before min_epochs
         return stopped or any(limit not in (None, -1) and reached >= limit for reached, limit in limits)
 
-    @property
-    def learning_rate(self) -> float | None:
-        """The learning rate that the first optimizer's first group has now, or ``None`` where there is no optimizer."""
+    def parameters_of(self, layers: Iterable[str]) -> frozenset[int]:
+        """Identities of the parameters of some layers, by the layers' names."""
+        modules = named_layers(self._module)
+        return frozenset(id(parameter) for name in layers for parameter in modules[name].parameters())
+
+    def learning_rate(self, parameters: frozenset[int]) -> float | None:
+        """The rate now at which most of some parameters are trained, or ``None`` where nothing trains them.
+
+        Layers without parameters of their own go with a lone optimizer.
+        """
         optimizers = self._trainer.optimizers
-        return float(optimizers[0].param_groups[0]["lr"]) if optimizers else None
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        sizes = [sum(p.numel() for p in group["params"] if id(p) in parameters) for group in groups]
+        if not any(sizes):
+            return float(groups[0]["lr"]) if len(optimizers) == 1 and not parameters else None
+        return float(groups[sizes.index(max(sizes))]["lr"])
+
+    def checkpoints(self, metrics: Iterable[str]) -> Iterator[tuple[str, str, Iterator[tuple[Now, ...]]]]:
+        """Checkpoints that go by some metrics.
+
+        Yields:
+            The metric, the trigger that takes every state that the checkpoint saves (empty where none can), and those
+            states: of each, the moments at which a snapshot would be of it.
+        """
+        trainer, run = self._trainer, self.run
+        for checkpoint in self.callbacks(_CHECKPOINT):
+            if checkpoint.monitor not in metrics:
+                continue
+            every_steps, every_epochs = checkpoint._every_n_train_steps, checkpoint._every_n_epochs
+            if checkpoint._train_time_interval is not None:
+                yield checkpoint.monitor, "", iter([()])
+            elif every_steps:
+                each = every_steps // math.gcd(every_steps, self._optimizers)
+                states = ((Now("step", step, run.epochs_at(step), run),) for step in count(each, each))
+                yield checkpoint.monitor, f"every(steps={each})", states
+            elif every_epochs and checkpoint._should_save_on_train_epoch_end(trainer):
+                yield checkpoint.monitor, f"every(epochs={every_epochs})", self._ends_of_epochs(run, every_epochs)
+            elif every_epochs:
+                yield checkpoint.monitor, "on_validation()", self._validations(run, every_epochs)
+
+    @staticmethod
+    def _ends_of_epochs(run: Run, each: int) -> Iterator[tuple[Now, ...]]:
+        for epoch in count(each, each):
+            step = int(epoch * run.steps_an_epoch) if math.isfinite(run.steps_an_epoch) else 1
+            yield Now("step", step, epoch - 1, run), Now("epoch", step, epoch, run)
+
+    def _validations(self, run: Run, each: int) -> Iterator[tuple[Now, ...]]:
+        """Validations that a checkpoint follows, where they can be foretold; the first one else."""
+        trainer, batches = self._trainer, self._trainer.num_training_batches
+        between, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
+        if between is None or not math.isfinite(between):
+            yield (Now("validation", 1, 0, run),)
+            return
+        between, length = int(between), int(run.steps_an_epoch) if math.isfinite(batches) else 0
+        for number in range(1, 1000):
+            if not math.isfinite(batches):
+                epoch, batch = 0, number * between
+            elif epochs is None:  # every so many batches, across epochs
+                epoch, batch = divmod(number * between - 1, int(batches))
+                batch += 1
+            else:  # every so many batches of every so many epochs
+                epoch, batch = divmod(number - 1, int(batches // between))
+                epoch, batch = epochs * (epoch + 1) - 1, (batch + 1) * between
+            in_epoch = length if batch == batches else batch // trainer.accumulate_grad_batches
+            step = epoch * length + in_epoch
+            if (epoch + 1) % each == 0:
+                yield Now("step", step, epoch, run), Now("validation", step, epoch, run)
+
+    # -- Whose weights
+
+    @property
+    def _averaging(self) -> Any:
+        """Lightning's callback that averages weights, or ``None``."""
+        return next((callback for callback in self._trainer.callbacks if isinstance(callback, _AVERAGING)), None)
+
+    @property
+    def averages_before(self) -> list[Any]:
+        """Callbacks up to the one of Lightning's that averages weights; none where there is no such one."""
+        averaging, callbacks = self._averaging, self._trainer.callbacks
+        return [] if averaging is None else callbacks[: callbacks.index(averaging) + 1]
+
+    @property
+    def is_average(self) -> bool:
+        """Whether the module holds the averaged weights right now."""
+        average = self._average()
+        if average is None:
+            return False
+        pairs = zip(average.parameters(), self._module.parameters(), strict=True)
+        return all(torch.equal(averaged.to(own.device), own) for averaged, own in pairs)
+
+    def _average(self) -> nn.Module | None:
+        """The averaged weights, once there are any."""
+        averaging = self._averaging
+        model = getattr(averaging, "_average_model", None)
+        if model is None or isinstance(averaging, _SWA):
+            return model if model is not None and averaging._initialized else None
+        return model.module if int(model.n_averaged) > 0 else None
+
+    @contextmanager
+    def averaged(self) -> Iterator[bool]:
+        """The module with its averaged weights, and then with its own again; ``False`` where there are none yet."""
+        average = self._average()
+        if average is None or self.is_average:
+            yield average is not None
+            return
+        # As the callbacks themselves do it: EMA averages buffers, too, SWA leaves the module's.
+        pairs: list[tuple[torch.Tensor, torch.Tensor]]
+        pairs = list(zip(self._module.parameters(), average.parameters(), strict=True))
+        if not isinstance(self._averaging, _SWA):
+            pairs += zip(self._module.buffers(), average.buffers(), strict=True)
+        before = [own.detach().clone() for own, _ in pairs]
+        try:
+            for own, averaged in pairs:
+                own.data.copy_(averaged.data)
+            yield True
+        finally:
+            for (own, _), value in zip(pairs, before, strict=True):
+                own.data.copy_(value)
+
+    @property
+    def is_validating(self) -> bool:
+        """Whether a validation runs, in which averaging callbacks have put their weights into the module."""
+        return bool(self._trainer.validating)
+
+    def afterwards(self, action: Callable[[], object]) -> Callable[[], None]:
+        """Do something once training is over for all callbacks and the module, from a callback's ``on_train_end``.
+
+        Callbacks average weights, and modules load the best ones, in hooks of that name, and the strategy is taken down
+        right after those.
+
+        Returns:
+            What takes it back.
+        """
+        module, own = self._module, self._module.on_train_end
+        before = vars(module).get("on_train_end")
+
+        def take_back() -> None:
+            if before is None:
+                vars(module).pop("on_train_end", None)
+            else:
+                vars(module)["on_train_end"] = before
+
+        def both() -> None:
+            take_back()
+            own()
+            action()
+
+        vars(module)["on_train_end"] = both
+        return take_back
 
     def bar(self, total: int, description: str) -> AbstractContextManager[Callable[[int], None]]:
         """A bar beneath the Trainer's own, see :func:`_progress_bar`."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +23,18 @@ from lightning_ssc.callback.lightning import (
     Training,
     interruptible,
 )
-from lightning_ssc.callback.triggers import Schedule, as_schedule
+from lightning_ssc.callback.triggers import (
+    Now,
+    Occasion,
+    Pace,
+    Run,
+    Schedule,
+    Steps,
+    as_triggers,
+    has_dropped,
+    on_lr_drop,
+    uncovered,
+)
 from lightning_ssc.capture import (
     Forward,
     LayerPattern,
@@ -33,7 +48,7 @@ from lightning_ssc.capture import (
     make_probe,
 )
 from lightning_ssc.recorder import Recorder
-from lightning_ssc.snapshots import MismatchError, Settings, Snapshot, Store
+from lightning_ssc.snapshots import MismatchError, OnMismatch, Settings, Snapshot, Store
 from lightning_ssc.weights import CheckpointError
 from lightning_ssc.writers import Images, linear_root
 
@@ -43,7 +58,7 @@ log = logging.getLogger(__name__)
 class SSCMonitor(Callback):
     """Watch the subspaces of a network's layers form while it trains.
 
-    At chosen epochs a fixed probe set is run through the network; every watched layer's activations become a sparse
+    At chosen moments a fixed probe set is run through the network; every watched layer's activations become a sparse
     affinity graph over the probe inputs (Sparse Subspace Clustering), and how the graphs form, settle and relate goes
     to the Trainer's loggers (tags: see :mod:`lightning_ssc.writers`) and to a :class:`~lightning_ssc.SnapshotStore`.
     Training is the same, bit for bit, as without the callback.
@@ -56,9 +71,13 @@ class SSCMonitor(Callback):
         probe: A data set, a loader (its data set is used) or ``(inputs, labels)``. By default the data module's (or the
             module's) ``probe_dataloader()``, else the validation data as ``val_dataloader()`` gives them.
         probe_size: How many samples to draw, balanced over classes. Tensors handed over are taken whole.
-        schedule: Every n epochs, a list of finished epochs, or a function of the epoch
-            (:mod:`lightning_ssc.callback.triggers`). Epoch 0 is the untrained network. The final state is always taken:
-            it is what the others are compared with.
+        schedule: When snapshots are taken (:mod:`lightning_ssc.callback.triggers`). ``"auto"``: the untrained network,
+            every epoch's end and, in a run of few epochs, steps inside them; ten moments are taken whatever they take,
+            others where snapshots stay within 2 % of the run's time (``auto(budget=0.02)``). A number means every n
+            epochs, a list these epochs, of which 0 is the untrained network. Or one or several of ``every(epochs=5)``,
+            ``every(steps=500)``, ``every(minutes=10)``, ``at(steps=[...])``, ``log_spaced(steps=True)``,
+            ``on_validation()`` and ``on_lr_drop()``; or a function of the epoch. The final state is always taken: it
+            is what the others are compared with.
         tau: Weight of the fit in self-expression; the paper advises 10 to 100.
         normalize: Scale samples to unit length first.
         solver: ``"active_set"``, exact, or ``"admm"``, Algorithm 1 of the paper.
@@ -77,7 +96,7 @@ class SSCMonitor(Callback):
         groups: What modularity is measured over: ``"classes"``, the probe's labels, or ``"communities"``, those that
             Louvain's method finds in each graph, for data without classes.
         reference: What to compare with live: a stored snapshot (``.npz``), a folder of them (its last is taken), or a
-            checkpoint of the same network.
+            checkpoint of the same network (``FILE:NAME`` of one that holds several, as in ``"last.ckpt:ema"``).
         store: Whether snapshots are kept on disk, in ``<log_dir>/<name>``; or the folder.
         background: Solve in a thread beside training, which then waits only for the probe's forward pass, the Grams and
             the writing of results. Results are the same. They are logged, under the step they belong to, at the first
@@ -87,6 +106,9 @@ class SSCMonitor(Callback):
             layer that is being solved then still goes on to its end, and the process with it. On a GPU layers are
             solved there beside training, which has to leave memory for some N x N matrices. Finding
             ``groups="communities"`` is work of Python, which training waits for.
+        on_mismatch: What to do where a run is resumed with another probe, other settings or other layers, so that its
+            snapshots cannot be compared with those that there are: ``"raise"``, or ``"new"`` to begin a folder of its
+            own.
         name: First part of the tags; a second monitor in the same Trainer needs a name of its own.
         on_error: ``"raise"``, or ``"warn"`` to report a snapshot that failed and go on training. What is wrong at the
             start of fit (layers, probe, store) is always raised.
@@ -97,6 +119,12 @@ class SSCMonitor(Callback):
             the device has free. With ``background=True`` the Grams that wait may take as many again on the host (by
             default a quarter of what it has free).
         verbose: Print one line a snapshot.
+        weights: Which are watched where one of Lightning's callbacks averages weights (``WeightAveraging``,
+            ``EMAWeightAveraging``, ``StochasticWeightAveraging``): those that are ``"training"``, their ``"average"``,
+            or ``"both"``, each as a series of its own, the average's under ``<name>_average``; before the average
+            begins that is the training weights, or nothing. Of SWA, it is with the batch norm statistics of the
+            training weights until the callback measures its own. The last snapshot is always of the network that fit
+            leaves behind.
 
     Raises:
         ValueError: An argument is out of range; at the start of fit, a layer is unknown or never runs.
@@ -114,7 +142,7 @@ class SSCMonitor(Callback):
         layers: str | type[nn.Module] | Sequence[LayerPattern] = "blocks",
         probe: ProbeSource | None = None,
         probe_size: int = 1000,
-        schedule: int | list[int] | Schedule = 1,
+        schedule: Schedule = "auto",
         tau: float = 10.0,
         normalize: bool = True,
         solver: Literal["active_set", "admm"] = "active_set",
@@ -130,42 +158,73 @@ class SSCMonitor(Callback):
         reference: str | Path | None = None,
         store: bool | str | Path = True,
         background: bool = False,
+        on_mismatch: OnMismatch = "raise",
         name: str = "ssc",
         on_error: Literal["raise", "warn"] = "raise",
         forward: Forward | None = None,
         chunk: int = 256,
         memory: int | None = None,
         verbose: bool = False,
+        weights: Literal["training", "average", "both"] = "training",
     ) -> None:
         super().__init__()
         if probe_size < 3:
             raise ValueError(f"probe_size must be at least 3, got {probe_size}; 500 to 2000 make readable curves.")
         if on_error not in ("raise", "warn"):
             raise ValueError(f"on_error must be 'raise' or 'warn', got {on_error!r}.")
+        if on_mismatch not in ("raise", "new"):
+            raise ValueError(f"on_mismatch must be 'raise' or 'new', got {on_mismatch!r}.")
+        if weights not in ("training", "average", "both"):
+            raise ValueError(f"weights must be 'training', 'average' or 'both', got {weights!r}.")
         check_sizes(chunk, memory)
         self.layers = layers
         self.name = name
         self.settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups)
         self.images = Images(heatmap, embedding, neighbours, projector)
-        self.schedule = as_schedule(schedule)
+        self.schedule = as_triggers(schedule)
         self.background = background
         self.on_error = on_error
+        self.on_mismatch = on_mismatch
+        self.weights = weights
         self._probe_source, self._probe_size = probe, probe_size
         self._store, self._reference = store, reference
         self._forward, self._chunk, self._memory, self._verbose = forward, chunk, memory, verbose
+        self._clock: Callable[[], float] = time.monotonic
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget an earlier fit."""
         self._restored: dict[str, Any] = {}
-        self._recorder: Recorder | None = None
+        self._recorders: list[Recorder] = []  # one a series
+        self._take_back: Callable[[], None] | None = None
+        self._parameters: frozenset[int] = frozenset()
         self._learning_rate: float | None = None
+        self._dropped: int | None = None
+        self._taken_at: int | None = None
+        self._steps = Steps()
+        self._run = Run()
+        self._pace = Pace(self._clock)
+        self._is_steered = self._has_waited = self._has_ended = False
 
     @property
     def recorder(self) -> Recorder | None:
         """What takes the snapshots of the fit, from its start on."""
-        return self._recorder
+        return self._recorders[0] if self._recorders else None
 
     @property
     def store(self) -> Store | None:
         """The snapshots of the fit, from its start on."""
-        return None if self._recorder is None else self._recorder.store
+        return self._recorders[0].store if self._recorders else None
+
+    @property
+    def store_of_average(self) -> Store | None:
+        """With ``weights="both"``, those of the averaged weights."""
+        return self._recorders[1].store if len(self._recorders) > 1 else None
+
+    @property
+    def _series(self) -> list[str]:
+        """First parts of the tags, one a series."""
+        return [self.name, f"{self.name}_average"] if self.weights == "both" else [self.name]
 
     # -- Lightning's hooks, in the order in which they run
 
@@ -176,9 +235,12 @@ class SSCMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the snapshots lie and which they are; the graphs themselves stay on disk."""
-        if self._recorder is None:
+        if not self._recorders:
             return dict(self._restored)
-        return {**self._recorder.state_dict(), "learning_rate": self._learning_rate}
+        first, *others = (recorder.state_dict() for recorder in self._recorders)
+        when = {"learning_rate": self._learning_rate, "dropped": self._dropped, "counted": asdict(self._steps)}
+        when["ended"] = self._has_ended
+        return {**first, **when, "series": others}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember where a resumed run has left its snapshots; they are taken over at the start of fit."""
@@ -187,116 +249,179 @@ class SSCMonitor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit."""
         if stage == "fit":
-            self._restored, self._recorder, self._learning_rate = {}, None, None
+            self._forget()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose layers and probe, and fail now rather than after the first epoch if they cannot be watched."""
-        training = Training(trainer, pl_module)
-        self._refuse_what_does_not_go_together(training)
-        probe, names = self._make_probe(training)
-        monitors = training.callbacks(SSCMonitor)
-        try:
-            self._recorder = Recorder(
-                training.runner(self._forward, self._chunk, self._memory),
-                probe,
-                self.layers,
-                settings=self.settings,
-                store=self._folder(training),
-                fallback=self._store is True,
-                loggers=training.loggers,
-                images=self.images,
-                reference=self._reference,
-                background=self.background,
-                name=self.name,
-                resume=self._restored,
-                class_names=names,
-                ranks=training.ranks,
-                bar=training.bar,
-                layout={m.name: m._reference is not None for m in monitors} if monitors[0] is self else {},
-            )
-        except MismatchError as error:
-            raise MisconfigurationError(str(error)) from error
+        """Refuse what does not go together."""
+        self._refuse_what_does_not_go_together(Training(trainer, pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the untrained network."""
+        """Choose layers and probe, and take the untrained network; what cannot be watched fails now, not later."""
         training = Training(trainer, pl_module)
-        self._learning_rate = self._restored.get("learning_rate")
-        with self._guard(training) as recorder:
-            try:
-                recorder.prepare()
-            except (MismatchError, CheckpointError) as error:
-                raise MisconfigurationError(str(error)) from error
-        if training.is_new and self.schedule(0):
-            self._take(training, 0)
+        self._begin(training)
+        for recorder in self._recorders:
+            with self._guard(training, recorder):
+                try:
+                    recorder.prepare()
+                except (MismatchError, CheckpointError) as error:
+                    raise MisconfigurationError(str(error)) from error
+        if self._was_replaced(training):
+            self._recorders[0].withdraw_last()
+            self._take(training, "start")
+        elif training.is_new:
+            self._consider(training, "start")
         # A checkpoint saved with the last batch of an epoch resumes behind that epoch's end, whose hook is over.
-        elif training.is_behind_epoch and self._restored and self.schedule(done := training.epochs_done):
-            with self._guard(training) as recorder:
-                if not recorder.holds(done):
-                    self._take(training, done)
+        elif training.is_behind_epoch and self._restored:
+            recorder = self._recorders[0]
+            with self._guard(training, recorder):
+                if not recorder.holds(training.epochs_done):
+                    self._consider(training, "start")
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the learning rate: after an epoch's last batch schedulers move on to that of the next."""
-        self._learning_rate = Training(trainer, pl_module).learning_rate
+    def _was_replaced(self, training: Training) -> bool:
+        """Whether the final state, of other weights, took the place of the step's snapshot after the checkpoint."""
+        last = self._recorders[0].last  # on rank zero
+        ended = last is not None and (last.moment.trigger, last.step) == ("end", self._steps.done)
+        return bool(training.ranks.broadcast(ended)) and not self._restored.get("ended", True)
+
+    def _begin(self, training: Training) -> None:
+        self._learning_rate, self._dropped = (self._restored.get(key) for key in ("learning_rate", "dropped"))
+        self._steps = Steps(**counted) if (counted := self._restored.get("counted")) else training.steps
+        self._steps.advance(training.of_optimizers)  # a checkpoint may be saved before this callback counts a batch
+        self._run, self._pace = training.run, Pace(self._clock)
+        steered = self._steered(training)
+        self._is_steered = bool(steered)
+        if self._run.ends == 0 and all(trigger.at_ends_only for trigger in self.schedule) and training.is_zero:
+            log.warning(
+                "No epoch is known to end in this run, and schedule= takes only ends of epochs: there will be the "
+                "untrained network and the final state. schedule='auto' or every(steps=...) shows what is between."
+            )
+        for metric, trigger, saved in training.checkpoints(steered):
+            self._say_what_a_checkpoint_lacks(training, metric, trigger, saved)
+        probe, names = self._make_probe(training)
+        monitors, folder = training.callbacks(SSCMonitor), self._folder(training)
+        layout = {name: m._reference is not None for m in monitors for name in m._series}
+        states = [self._restored, *self._restored.get("series", ())]
+        for name, state in zip_longest(self._series, states[: len(self._series)]):
+            suffix = name.removeprefix(self.name)
+            try:
+                recorder = Recorder(
+                    training.runner(self._forward, self._chunk, self._memory),
+                    probe,
+                    self.layers,
+                    settings=self.settings,
+                    store=None if folder is None else folder.with_name(folder.name + suffix),
+                    fallback=self._store is True,
+                    loggers=training.loggers,
+                    images=self.images,
+                    reference=self._reference,
+                    background=self.background,
+                    name=name,
+                    resume=training.found_again(state or {}),
+                    on_mismatch=self.on_mismatch,
+                    class_names=names,
+                    ranks=training.ranks,
+                    bar=training.bar,
+                    layout=layout if monitors[0] is self and not suffix else {},
+                )
+            except MismatchError as error:
+                raise MisconfigurationError(str(error)) from error
+            self._recorders.append(recorder)
+        self._parameters = training.parameters_of(layer.layer.name for layer in recorder.watched)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note the learning rate of the step to come: after it, schedulers move on."""
+        training = Training(trainer, pl_module)
+        rate = training.learning_rate(self._parameters)
+        dropped = has_dropped(self._learning_rate, rate)
+        if any(isinstance(trigger, on_lr_drop) for trigger in self.schedule):
+            dropped = training.ranks.broadcast(dropped)  # plateaus of metrics differ between ranks
+        if dropped:
+            self._dropped = self._steps.done
+            self._consider(training, "drop")
+        self._learning_rate = rate
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log a snapshot that was solved in the background."""
-        if self._recorder is not None and self._recorder.pending is not None and not self._recorder.busy:
-            training = Training(trainer, pl_module)
-            if training.is_alone:  # several processes would have to agree every time
-                self._poll(training)
+        """Take a snapshot of the step, if one is due, or log one that was solved in the background."""
+        training = Training(trainer, pl_module)
+        if self._steps.advance(training.of_optimizers) and self._consider(training, "step"):
+            return
+        solved = any(recorder.pending is not None and not recorder.busy for recorder in self._recorders)
+        if solved and training.is_alone:  # several processes would have to agree every time
+            self._poll(training)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take a snapshot after a validation, if it is on the schedule."""
+        training = Training(trainer, pl_module)
+        if training.is_fitting:
+            self._consider(training, "validation")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the epoch that has just finished, if it is on the schedule."""
         training = Training(trainer, pl_module)
-        if self.schedule(training.epochs_begun):
-            self._take(training, training.epoch)
-            # The end of fit would wait anyway, and a checkpoint of the last epoch saved before that is one of a run
-            # that Lightning does not go on with: nobody could take the epoch again.
-            if training.stops_after(training.epochs_begun):
-                with self._guard(training) as recorder:
-                    self._collect(training, recorder)
-        else:
+        is_last = training.stops_after(training.epochs_begun)
+        if not self._consider(training, "epoch", is_last):
             self._poll(training)
+        # The end of fit would wait anyway, and a checkpoint of the last epoch saved before that is one of a run that
+        # Lightning does not go on with: nobody could take the epoch again.
+        if is_last:
+            self._collect(training)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the final state and compare every earlier snapshot with it."""
+        """Take the final state, once there is one, and compare every earlier snapshot with it."""
         training = Training(trainer, pl_module)
-        self._take(training, training.final_epoch)
-        with self._guard(training) as recorder:
-            self._collect(training, recorder)
-        with self._guard(training) as recorder:
-            recorder.finish()
+        self._take_back = training.afterwards(lambda: self._finish(training))
+
+    def _finish(self, training: Training) -> None:
+        self._take_back, self._has_ended = None, True
+        self._take(training, "end")
+        self._collect(training)
+        for recorder in self._recorders:
+            with self._guard(training, recorder):
+                recorder.finish()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Compare what there is with the last snapshot: an interrupted run keeps its curves."""
-        recorder, training = self._recorder, Training(trainer, pl_module)
-        if recorder is None:
-            return
+        """Take what an interrupted run has come to, and compare what there is with the last snapshot."""
+        training = Training(trainer, pl_module)
+        if self._take_back is not None:
+            self._take_back()
         try:
-            self._end_background(training, recorder, exception)
-            if training.is_zero:
-                recorder.log_history()
+            self._end_early(training, exception)
+            for recorder in self._recorders:
+                if training.is_zero:
+                    recorder.log_history()
         except Exception:  # the user has to see what went wrong first, not what went wrong after it
             log.warning("SSCMonitor could not compare the snapshots of the interrupted run.", exc_info=True)
         finally:
-            recorder.close()
+            for recorder in self._recorders:
+                recorder.close()
 
-    def _end_background(self, training: Training, recorder: Recorder, exception: BaseException) -> None:
-        """Finish what is still being solved where there is time for that and all processes are still there."""
-        if recorder.pending is None:
-            return
+    def _end_early(self, training: Training, exception: BaseException) -> None:
+        """Finish what is being solved, and after Ctrl-C take what there is, if there is time and no process is gone."""
+        pending = [recorder for recorder in self._recorders if recorder.pending is not None]
         if not training.is_alone or isinstance(exception, SIGTERM):
-            log.warning("The snapshot of %s was not finished and is left out.", recorder.pending)
+            for recorder in pending:
+                log.warning("The snapshot of %s was not finished and is left out.", recorder.pending)
             return
-        log.warning("SSCMonitor finishes the snapshot of %s; Ctrl-C leaves it out.", recorder.pending)
         try:
             with interruptible():
-                self._collect(training, recorder)
+                for recorder in pending:
+                    log.warning("SSCMonitor finishes the snapshot of %s; Ctrl-C leaves it out.", recorder.pending)
+                    with self._guard(training, recorder):
+                        recorder.collect()
+                if isinstance(exception, KeyboardInterrupt) and self._recorders:
+                    self._take_interrupted(training)
         except KeyboardInterrupt:
-            if recorder.pending is not None:
-                log.warning("It is left out.")
+            log.warning("It is left out.")
+
+    def _take_interrupted(self, training: Training) -> None:
+        self._steps.advance(training.of_optimizers)  # in the middle of a batch
+        if self._steps.done in self._recorders[0].steps or (training.is_validating and training.averages_before):
+            return  # there it is; or the averaged weights stand in the place of the trained ones
+        log.warning("SSCMonitor takes the final snapshot, of step %d; Ctrl-C leaves it out.", self._steps.done)
+        self._take(training, "interrupt")
+        self._collect(training)
 
     # -- Parts of them
 
@@ -306,13 +431,55 @@ class SSCMonitor(Callback):
                 f"SSCMonitor does not support {training.sharded_by}, which shards the model: no process holds whole "
                 f"layers. Use strategy='ddp', or take snapshots of checkpoints with lightning_ssc.snapshot()."
             )
-        own = (f"{self.name}/", f"{linear_root(self.name)}/")
-        steered = [key for key in training.steered_by if key.startswith(own)]
+        averages = training.averages_before
+        if self.weights != "training" and not averages:
+            raise MisconfigurationError(
+                f"weights={self.weights!r} needs one of Lightning's callbacks that average weights in the Trainer, "
+                f"such as EMAWeightAveraging, and there is none. Add one, or use weights='training'."
+            )
+        if self.weights != "training" and self in averages:
+            raise MisconfigurationError(
+                f"weights={self.weights!r} needs SSCMonitor behind {type(averages[-1]).__name__} in the Trainer's "
+                f"callbacks: before it, it would see the average that was before the step."
+            )
+        steered = self._steered(training)
         if self.background and steered:
             raise MisconfigurationError(
                 f"{steered[0]!r} steers the training, and background=True would bring it late, by a time that differs "
                 f"from run to run. Use background=False, or monitor another metric."
             )
+        if steered and any(trigger.timed for trigger in self.schedule):
+            raise MisconfigurationError(
+                f"{steered[0]!r} steers the training, and every(minutes=...) would bring it at steps that differ from "
+                f"run to run. Use every(steps=...), or monitor another metric."
+            )
+
+    def _say_what_a_checkpoint_lacks(
+        self, training: Training, metric: str, trigger: str, saved: Iterable[tuple[Now, ...]]
+    ) -> None:
+        """A checkpoint that is saved when no snapshot is taken carries a value of an earlier state."""
+        step = uncovered(self.schedule, saved, self._run)
+        if step is None or not training.is_zero:
+            return
+        if trigger:
+            log.warning(
+                "ModelCheckpoint(monitor=%r) saves at moments, first at step %d, at which no snapshot is taken: its "
+                "value is then that of an earlier state. Add %s to schedule=.",
+                metric,
+                step,
+                trigger,
+            )
+        else:
+            log.warning(
+                "ModelCheckpoint(monitor=%r, train_time_interval=...) saves by the clock, when no snapshot is taken: "
+                "its value is that of an earlier state. Use every_n_train_steps= there and every(steps=) in schedule=.",
+                metric,
+            )
+
+    def _steered(self, training: Training) -> list[str]:
+        """Metrics of this monitor that something in the training goes by."""
+        own = tuple(f"{root}/" for name in self._series for root in (name, linear_root(name)))
+        return [key for key in training.steered_by if key.startswith(own)]
 
     def _make_probe(self, training: Training) -> tuple[Probe, tuple[str, ...]]:
         """The probe and the names of its classes; what goes wrong on one rank is said on all."""
@@ -342,41 +509,93 @@ class SSCMonitor(Callback):
             return None
         return folder / self.name if self._store is True else Path(str(self._store))
 
-    def _take(self, training: Training, epoch: float) -> None:
+    def _consider(self, training: Training, occasion: Occasion, is_last: bool = False) -> bool:
+        """Take a snapshot if one is due; returns whether one was. All ranks decide alike, by rank zero's clock."""
+        minutes = 0.0
+        if occasion == "step" and any(trigger.timed for trigger in self.schedule):
+            minutes = training.ranks.broadcast(self._pace.minutes)
+        epoch = training.epochs_begun if occasion == "epoch" else training.epochs_done
+        now = Now(occasion, self._steps.done, epoch, self._run, minutes, self._dropped)
+        share = max(trigger.share(now) for trigger in self.schedule)
+        if is_last and self.weights == "both":  # fit may leave the average behind, so this is the last of the others
+            share = math.inf
+        if share == 0 or (share < math.inf and self._taken_at == now.step):
+            return False
+        # The final state is taken anyway, and what the training goes by must not differ from run to run.
+        is_bound = share < math.inf and not is_last and not self._is_steered
+        if is_bound and not training.ranks.broadcast(self._pace.allows(share)):
+            self._say_that_it_waits(training, now, share)
+            return False
+        self._take(training, occasion)
+        return True
+
+    def _say_that_it_waits(self, training: Training, now: Now, share: float) -> None:
+        if not self._has_waited and training.is_zero:
+            log.warning(
+                "No snapshot is taken after step %d (epoch %d), nor after others to come: snapshots would have taken "
+                "more than %.3g %% of the run's time so far. schedule=1 takes every epoch, and auto(budget=...) gives "
+                "them more time.",
+                now.step,
+                now.epoch,
+                100 * share,
+            )
+        self._has_waited = True
+
+    def _take(self, training: Training, occasion: Occasion | Literal["end", "interrupt"]) -> None:
         """Take a snapshot after the one before is done, and in the foreground end it, too."""
-        with self._guard(training) as recorder:  # what is wrong with that one is no reason to leave this one out
-            self._collect(training, recorder)
-        with self._guard(training) as recorder:
-            before = recorder.steps
-            recorder.record(epoch, training.step, self._learning_rate, trigger="epoch", logged=training.logged)
-            self._say(training, recorder, before)
+        self._taken_at = self._steps.done
+        with self._pace.taking():
+            for recorder, average in self._watched(training, is_end=occasion == "end"):
+                with self._guard(training, recorder):  # what is wrong with that one does not cost this one
+                    recorder.collect()
+                with (
+                    self._guard(training, recorder),
+                    training.averaged() if average else nullcontext(True) as is_there,
+                ):
+                    if is_there or self.weights == "average":
+                        self._record(training, recorder, occasion)
+
+    def _watched(self, training: Training, is_end: bool) -> list[tuple[Recorder, bool]]:
+        """The series that go on now, each with whether it takes the averaged weights; at the end, what there is."""
+        first, last = self._recorders[0], self._recorders[-1]
+        if self.weights == "both":
+            return [(last, True)] if is_end and training.is_average else [(first, False), (last, True)]
+        return [(first, self.weights == "average" and not is_end)]
+
+    def _record(self, training: Training, recorder: Recorder, occasion: str) -> None:
+        recorder.record(
+            training.epoch(running=occasion not in ("start", "end")),
+            self._steps.done,
+            self._learning_rate,
+            trigger=occasion,
+            logged=training.logged(in_batch=occasion in ("step", "validation")),
+        )
 
     def _poll(self, training: Training) -> None:
-        with self._guard(training) as recorder:
-            before = recorder.steps
-            recorder.poll()
-            self._say(training, recorder, before)
+        with self._pace.finishing():
+            for recorder in self._recorders:
+                with self._guard(training, recorder):
+                    recorder.poll()
 
-    def _collect(self, training: Training, recorder: Recorder) -> None:
-        before = recorder.steps
-        recorder.collect()
-        self._say(training, recorder, before)
-
-    def _say(self, training: Training, recorder: Recorder, before: list[int]) -> None:
-        if self._verbose and recorder.last is not None and recorder.steps != before:
-            training.print(summary(recorder.last))
+    def _collect(self, training: Training) -> None:
+        for recorder in self._recorders:
+            with self._guard(training, recorder):
+                recorder.collect()
 
     @contextmanager
-    def _guard(self, training: Training) -> Iterator[Recorder]:
-        assert self._recorder is not None
+    def _guard(self, training: Training, recorder: Recorder) -> Iterator[None]:
+        """Errors go where the user wants them, and what a recorder has to tell to other callbacks."""
+        before = recorder.steps
         try:
-            yield self._recorder
+            yield
         except Exception as error:
             if self.on_error == "raise":
                 raise
             log.warning("SSCMonitor goes on after an error: %s: %s", type(error).__name__, error)
         finally:
-            training.publish(self._recorder.scalars)
+            training.publish(recorder.scalars)
+            if self._verbose and recorder.last is not None and recorder.steps != before:
+                training.print(summary(recorder.last))
 
 
 def summary(taken: Snapshot) -> str:

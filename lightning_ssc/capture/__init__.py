@@ -3,6 +3,7 @@
 from lightning_ssc.capture.batches import batch_size, first_loader, split_batch
 from lightning_ssc.capture.isolation import isolated_random_state, without_trace
 from lightning_ssc.capture.layers import Layer, LayerPattern, select_layers
+from lightning_ssc.capture.overview import show_layers
 from lightning_ssc.capture.passes import capture
 from lightning_ssc.capture.pictures import class_names, pictures
 from lightning_ssc.capture.plan import plan_passes, share_layers
@@ -32,6 +33,7 @@ __all__ = [
     "plan_passes",
     "select_layers",
     "share_layers",
+    "show_layers",
     "split_batch",
     "trace",
     "unwrapped",

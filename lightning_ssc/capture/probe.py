@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import logging
@@ -88,7 +89,7 @@ def make_probe(source: ProbeSource, size: int = 1000, seed: int = 0) -> Probe:
         collate = source.collate_fn if isinstance(source, DataLoader) else default_collate
         in_batches = isinstance(source, DataLoader) and source.batch_size is None and source.batch_sampler is None
         if in_batches or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
-            probe = _from_stream(source, collate, size)
+            probe = _from_stream(_copied(source), collate, size)
         else:
             probe = _from_dataset(dataset, collate, size, torch.Generator().manual_seed(seed))
     if len(probe) < size:
@@ -111,6 +112,19 @@ def _from_dataset(dataset: Any, collate: Callable[..., Any], size: int, generato
     candidates = order[: min(len(order), _CANDIDATES * size)]
     inputs, labels = split_batch(collate([dataset[i] for i in candidates.tolist()]))
     return _thin_out(inputs, labels, candidates, size)
+
+
+def _copied(source: Any) -> Any:
+    """A copy of a stream: running through one moves on its place and the generators that it may share with training."""
+    try:
+        return copy.deepcopy(source)
+    except Exception as error:  # whatever users' streams hold: files, connections, locks
+        log.warning(
+            "The probe is read from a %s that cannot be copied (%s). If training draws from the same stream or random "
+            "generator, it goes another way than without the probe; probe= takes tensors.",
+            type(source).__name__, error,
+        )  # fmt: skip
+        return source
 
 
 def _from_stream(source: Any, collate: Callable[..., Any], size: int) -> Probe:

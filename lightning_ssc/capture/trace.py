@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_ssc.capture.batches import batch_size, take
+from lightning_ssc.capture.calls import TRIED, observe
+from lightning_ssc.capture.dependence import Dependence, rows_are_equal
 from lightning_ssc.capture.isolation import without_trace
-from lightning_ssc.capture.layers import Layer, named_layers
+from lightning_ssc.capture.layers import Layer, LayerPattern, select_layers
+from lightning_ssc.capture.names import named_layers
 from lightning_ssc.capture.outputs import describe, features, is_channels_last, part_of
 from lightning_ssc.capture.runner import Runner
 from lightning_ssc.settings import Pooling
 
 log = logging.getLogger(__name__)
-
-_TRACED = 7  # samples of a trial run: a number that no other dimension of an output is likely to have
 
 
 @dataclass(frozen=True)
@@ -51,34 +53,50 @@ class WatchedLayer:
         return self.features * self.dtype.itemsize
 
 
-def trace(runner: Runner, layers: Sequence[Layer], inputs: Any, pooling: Pooling = "flatten") -> list[WatchedLayer]:
-    """Run a few samples through the network to learn the order of its layers, their calls and numbers of features.
+@dataclass(frozen=True)
+class LeftOut:
+    """A call of a layer that cannot be watched.
+
+    Attributes:
+        layer: The module and the part of its output.
+        label: Its name, as that of a :class:`WatchedLayer`.
+        reason: In a few words, such as "no row a sample".
+        error: The same as an error that names the layer and the remedy.
+    """
+
+    layer: Layer
+    label: str
+    reason: str
+    error: ValueError
+
+
+def trace(
+    runner: Runner,
+    patterns: str | type[nn.Module] | Sequence[LayerPattern],
+    inputs: Any,
+    pooling: Pooling = "flatten",
+) -> list[WatchedLayer]:
+    """Run a few samples through the network to learn which layers are to be watched, in which order they run, and how.
+
+    What a preset, a glob or a type selects and what cannot be watched, because it has no row a sample (position
+    embeddings, detection heads) or puts out the same for every input, is left out, and counted in one line at INFO.
 
     Args:
         runner: The network.
-        layers: The layers asked for.
+        patterns: The layers asked for, see :func:`lightning_ssc.capture.layers.select_layers`.
         inputs: Inputs of the network.
         pooling: How activations become features, see :func:`lightning_ssc.capture.outputs.features`.
 
     Returns:
-        The calls of the layers in the order in which they finish. Layers that did not run are left out.
+        The calls of the layers in the order in which they finish.
 
     Raises:
-        ValueError: A layer that the user named does not run, no layer runs, or an output cannot be used.
+        ValueError: A pattern selects nothing, a layer that the user named does not run or cannot be watched, or no
+            layer can.
     """
-    calls: list[tuple[Layer, Tensor, bool]] = []
-    count = min(_TRACED, batch_size(inputs))
-
-    def record(layer: Layer, call: int, output: Any) -> None:
-        tensor = part_of(output, layer, count)
-        calls.append((layer, features(output, layer, count, pooling)[:1], is_channels_last(tensor)))
-        if layer.part is None and not isinstance(output, Tensor):
-            log.info("Layer %s puts out %s; its first tensor is watched. Name a part as in '%s:0' for another one.",
-                     layer.label, describe(output), layer.name)  # fmt: skip
-
-    with without_trace(runner.model), hooked(runner.model, layers, record), runner.context():
-        runner(take(inputs, slice(0, count)))
-    ran = {layer for layer, *_ in calls}
+    layers = select_layers(runner, patterns, inputs)
+    calls = try_layers(runner, layers, inputs, pooling)
+    ran = {call.layer for call in calls}
     never = [layer.label for layer in layers if layer not in ran]
     if missing := [layer.label for layer in layers if layer.named and layer not in ran]:
         raise ValueError(
@@ -86,17 +104,80 @@ def trace(runner: Runner, layers: Sequence[Layer], inputs: Any, pooling: Pooling
             f"run, or say with forward= how the network is to be run."
         )
     if not calls:
-        raise ValueError("None of the chosen layers runs in a forward pass over the probe.")
+        raise ValueError(
+            f"None of the chosen layers runs in a forward pass over the probe: {_listed(never)}. What runs is "
+            f"{_listed([call.name for call in observe(runner, inputs).below() if call.name])}. Name some of these, or "
+            f"say with forward= how the network is to be run."
+        )
     if never:
         log.warning("Not watched, because they never run in a forward pass over the probe: %s.", ", ".join(never))
-    watched, seen = [], dict.fromkeys(ran, 0)
-    times = {layer: sum(other == layer for other, *_ in calls) for layer in ran}
-    for layer, first, channels_last in calls:
-        label = layer.label if times[layer] == 1 else f"{layer.label}.call{seen[layer] + 1}"
-        dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-        watched.append(WatchedLayer(layer, seen[layer], label, first.shape[1], dtype, channels_last))
-        seen[layer] += 1
+    left_out = [call for call in calls if isinstance(call, LeftOut)]
+    watched = [call for call in calls if isinstance(call, WatchedLayer)]
+    for call in left_out:
+        if call.layer.named or not watched:
+            raise call.error
+    if left_out:
+        reasons = {reason: [c.label for c in left_out if c.reason == reason] for reason in (c.reason for c in left_out)}
+        told = "; ".join(f"{reason}: {', '.join(labels)}" for reason, labels in reasons.items())
+        log.info("%d of the %d layers that %r selects are not watched (%s).", len(left_out), len(calls), patterns, told)
     return watched
+
+
+def try_layers(
+    runner: Runner, layers: Sequence[Layer], inputs: Any, pooling: Pooling = "flatten"
+) -> list[WatchedLayer | LeftOut]:
+    """Run a few samples through the network and see what layers put out.
+
+    Args:
+        runner: The network.
+        layers: The layers.
+        inputs: Inputs of the network.
+        pooling: How activations become features.
+
+    Returns:
+        The calls of the layers in the order in which they finish, each watchable or with the reason why not.
+    """
+    calls: list[tuple[Layer, int, WatchedLayer | ValueError, bool]] = []
+    count = min(TRIED, batch_size(inputs))
+
+    def record(layer: Layer, call: int, output: Any) -> None:
+        try:
+            tensor = part_of(output, layer, count)
+            rows = features(output, layer, count, pooling)
+        except ValueError as error:
+            calls.append((layer, call, error, False))
+            return
+        dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+        found = WatchedLayer(layer, call, layer.label, rows.shape[1], dtype, is_channels_last(tensor))
+        calls.append((layer, call, found, not dependence.of(output) and rows_are_equal(rows)))
+        if layer.part is None and not isinstance(output, Tensor):
+            log.info("Layer %s puts out %s; its first tensor is watched. Name a part as in '%s:0' for another one.",
+                     layer.label, describe(output), layer.name)  # fmt: skip
+
+    samples = take(inputs, slice(0, count))
+    dependence = Dependence(samples)
+    with without_trace(runner.model), hooked(runner.model, layers, record), runner.context(), dependence:
+        runner(samples)
+    times = Counter(layer for layer, *_ in calls)
+    tried: list[WatchedLayer | LeftOut] = []
+    for layer, call, found, same in calls:
+        label = layer.label if times[layer] == 1 else f"{layer.label}.call{call + 1}"
+        if isinstance(found, ValueError):
+            tried.append(LeftOut(layer, label, "no row a sample", found))
+        elif same and dependence.has_inputs:
+            error = ValueError(
+                f"Layer {label!r} puts out the same for every input, so its graph says nothing. Leave it out."
+            )
+            tried.append(LeftOut(layer, label, "the same for every input", error))
+        else:
+            tried.append(replace(found, label=label))
+    return tried
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names for a message, not too many of them."""
+    several = list(dict.fromkeys(names))
+    return ", ".join(several[:8]) + (f" and {len(several) - 8} more" if len(several) > 8 else "") or "nothing"
 
 
 @contextmanager

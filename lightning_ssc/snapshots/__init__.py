@@ -1,7 +1,8 @@
 """Snapshots, the state of every watched layer at one moment, and where they are kept."""
 
 from lightning_ssc.settings import Settings
-from lightning_ssc.snapshots.resume import MismatchError, continued_folder, free_folder
+from lightning_ssc.snapshots.claim import Claim
+from lightning_ssc.snapshots.resume import MismatchError, OnMismatch, continued_folder, differences, free_folder
 from lightning_ssc.snapshots.snapshot import (
     LayerGraph,
     Moment,
@@ -15,10 +16,12 @@ from lightning_ssc.snapshots.store import SUPERSEDED, MemoryStore, SnapshotStore
 
 __all__ = [
     "SUPERSEDED",
+    "Claim",
     "LayerGraph",
     "MemoryStore",
     "MismatchError",
     "Moment",
+    "OnMismatch",
     "ProbeCard",
     "Settings",
     "Snapshot",
@@ -27,6 +30,7 @@ __all__ = [
     "SnapshotStore",
     "Store",
     "continued_folder",
+    "differences",
     "epochs_as_steps",
     "free_folder",
 ]

@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_ssc.files import obstacle
 from lightning_ssc.functional.gram_sketch import GramSketch
 from lightning_ssc.snapshots.snapshot import LayerGraph, Moment, ProbeCard, Snapshot, SnapshotError, SnapshotHeader
 from lightning_ssc.version import __version__
@@ -35,7 +36,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 FORMAT = 2
 _CLASSES = 1 << 20  # more classes than this are no classes, and would fill the memory of whoever counts them
-_OF_SAMPLES = ("labels", "indices", "predictions", "confidence")
+OF_SAMPLES = ("labels", "indices", "predictions", "confidence")
 
 
 @cache
@@ -125,15 +126,15 @@ def reading(path: Path, step: int | None = None) -> Iterator[Arrays]:
     try:
         file = path.open("rb")
     except OSError as error:  # the file may be sound: what is wrong is the disk, the network or the permissions
-        raise SnapshotError(f"{path} cannot be opened ({error.strerror or error}).", step) from error
+        raise SnapshotError(f"{path} cannot be opened ({obstacle(error)}).", step) from error
     with file:
         try:
             yield _Archive(file)
         except SnapshotError:
             raise
-        except (OSError, MemoryError) as error:
-            raise SnapshotError(f"{path} cannot be read ({error or type(error).__name__}).", step) from error
         except Exception as error:  # whatever reading meets, the file is not what it should be
+            if why := obstacle(error):
+                raise SnapshotError(f"{path} cannot be read ({why}).", step) from error
             raise SnapshotError(
                 f"{path} is not a readable snapshot ({error}). Delete the file; the run's other snapshots are not "
                 f"affected.",
@@ -168,7 +169,7 @@ def encode(snapshot: Snapshot) -> Arrays:
                 **({} if layer.linear is None else {"linear_norm": layer.linear.norm}),
             }
         )
-    for key in _OF_SAMPLES:
+    for key in OF_SAMPLES:
         if (tensor := getattr(snapshot, key)) is not None:
             arrays[key] = tensor.numpy()
     for name, table in snapshot.pairs.items():
@@ -186,6 +187,7 @@ def encode(snapshot: Snapshot) -> Arrays:
         "learning_rate": _number(snapshot.learning_rate),
         "previous": snapshot.previous,
         "start": snapshot.start,
+        "run": snapshot.run,
         "names": _digest(arrays),
     }
     arrays["header"] = _as_bytes(header)
@@ -219,7 +221,8 @@ def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> Snapsh
         _check(sound and _are_numbers(of_layer), f"layer {layer['name']!r} is damaged")
         values[layer["name"]] = {key: _float(value) for key, value in of_layer.items()}
     rate, previous, start, size = (header.get(key) for key in ("learning_rate", "previous", "start", "size"))
-    _check(isinstance(header["probe"], str), "its probe is damaged")
+    run = header.get("run", "")
+    _check(isinstance(header["probe"], str) and isinstance(run, str), "its probe or run is damaged")
     _check(rate is None or type(rate) in (int, float), f"its learning rate is {rate!r}")
     _check(
         all(number is None or type(number) is int for number in (previous, start, size)), "its size or order is damaged"
@@ -238,6 +241,7 @@ def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> Snapsh
         learning_rate=rate,
         previous=previous,
         start=start,
+        run=run,
         **{key: header[key] for key in ("probe", "seconds")},
     )
 
@@ -265,6 +269,7 @@ def decode(arrays: Arrays, path: Path, step: int | None = None) -> Snapshot:
         pairs=decode_pairs(arrays, len(layers)),
         previous=header.previous,
         start=header.start,
+        run=header.run,
     )
 
 
@@ -300,7 +305,7 @@ def decode_of_samples(arrays: Arrays, size: int | None) -> dict[str, Tensor]:
     Raises:
         ValueError: They are damaged.
     """
-    found = {key: arrays[key] for key in _OF_SAMPLES if key in arrays}
+    found = {key: arrays[key] for key in OF_SAMPLES if key in arrays}
     for key, values in found.items():
         _check(values.ndim == 1 and size in (None, len(values)), f"its {key} are not one a sample")
         _check(values.dtype.kind == ("f" if key == "confidence" else "i"), f"its {key} are {values.dtype}")

@@ -214,6 +214,7 @@ class Snapshot(_OfAMoment):
         pairs: Tables ``(L, L)`` float32 between the layers, by the names of the measures.
         previous: Step of the snapshot that values "to previous" are to, or ``None`` for a first one.
         start: Step of the snapshot that values "to start" are to, or ``None`` where there are none.
+        run: What tells the run that took it from any other; may be empty.
     """
 
     moment: Moment
@@ -229,6 +230,7 @@ class Snapshot(_OfAMoment):
     pairs: Mapping[str, Tensor] = field(default_factory=dict)
     previous: int | None = None
     start: int | None = None
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,8 @@ class SnapshotHeader(_OfAMoment):
         layers: Labels of the layers, in order of execution.
         values: What was measured of every layer, by label and by the name of the measure.
         size: Number of samples, N; ``None`` where it is not said (format 1).
-        settings: See :class:`Snapshot`, as for ``probe``, ``seconds``, ``learning_rate``, ``previous`` and ``start``.
+        settings: See :class:`Snapshot`, as for ``probe``, ``seconds``, ``learning_rate``, ``previous``, ``start`` and
+            ``run``.
         versions: Versions of what the numbers come from.
     """
 
@@ -254,7 +257,8 @@ class SnapshotHeader(_OfAMoment):
     versions: Mapping[str, str]
     learning_rate: float | None
     previous: int | None
-    start: int | None
+    start: int | None = None
+    run: str = ""
 
 
 @dataclass(frozen=True)

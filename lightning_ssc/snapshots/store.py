@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from lightning_ssc.files import obstacle
 from lightning_ssc.snapshots import codec
 from lightning_ssc.snapshots.snapshot import LayerGraph, ProbeCard, Snapshot, SnapshotError, SnapshotHeader
 
@@ -41,8 +42,12 @@ class Store(ABC):
         """Layers of one snapshot, one at a time; all or those of the names that it holds."""
 
     @abstractmethod
+    def of_samples(self, step: int) -> Mapping[str, Tensor]:
+        """``(N,)`` labels, indices, predictions and confidence of one snapshot, by name; those that it has."""
+
     def labels(self, step: int) -> Tensor | None:
         """``(N,)`` labels of one snapshot, or ``None`` where it has none."""
+        return self.of_samples(step).get("labels")
 
     @abstractmethod
     def pairs(self, step: int) -> Mapping[str, Tensor]:
@@ -143,12 +148,16 @@ class SnapshotStore(Store):
     @property
     def steps(self) -> list[int]:
         """Steps of the stored snapshots, ascending; known from the names of files, but for format 1."""
-        return sorted(self._files())
+        return sorted(self.files())
 
-    def _files(self) -> dict[int, Path]:
-        if not self.root.is_dir():
+    def files(self) -> dict[int, Path]:
+        """Files of the snapshots by their steps."""
+        try:
+            paths = list(self.root.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
             return {}
-        paths = list(self.root.iterdir())
+        except OSError as error:
+            raise SnapshotError(f"The snapshots in {self} cannot be listed ({obstacle(error)}).") from error
         files = {int(name[1]): path for path in paths if (name := _NAME.fullmatch(path.name))}
         # A file of format 1 has its epoch for a name. Its step is in its header, but need not tell it from others.
         last = -1
@@ -162,7 +171,7 @@ class SnapshotStore(Store):
 
     def path(self, step: int) -> Path:
         """File of a step's snapshot: the one that is there, or the one that :meth:`save` would write."""
-        return self._files().get(step, self.root / f"step_{step:09d}.npz")
+        return self.files().get(step, self.root / f"step_{step:09d}.npz")
 
     def save(self, snapshot: Snapshot) -> None:
         """Write a snapshot, replacing an earlier one of the same step.
@@ -183,7 +192,7 @@ class SnapshotStore(Store):
         self.root.mkdir(parents=True, exist_ok=True)
         for leftover in self.root.glob("*.partial"):  # of a process that was killed while it wrote
             leftover.unlink()
-        mine, theirs = self._files(), other._files()
+        mine, theirs = self.files(), other.files()
         for step in steps:
             if step in theirs and step not in mine:
                 target = self.root / theirs[step].name
@@ -196,7 +205,7 @@ class SnapshotStore(Store):
 
     def set_aside(self, steps: Sequence[int]) -> None:
         """Move snapshots into the subfolder ``superseded``, where no reader looks."""
-        files = self._files()
+        files = self.files()
         for step in steps:
             aside = self.root / SUPERSEDED / files[step].name
             aside.parent.mkdir(exist_ok=True)
@@ -223,15 +232,15 @@ class SnapshotStore(Store):
         with codec.reading(path, step) as arrays:
             yield from codec.decode_layers(arrays, path, names)
 
-    def labels(self, step: int) -> Tensor | None:
-        """Read the labels of one snapshot.
+    def of_samples(self, step: int) -> Mapping[str, Tensor]:
+        """Read what one snapshot has of every sample, and no graph.
 
         Raises:
             SnapshotError: The snapshot cannot be read.
         """
         path = self.path(self._step_of(None, step))
         with codec.reading(path, step) as arrays:
-            return codec.decode_of_samples(arrays, None).get("labels")
+            return codec.decode_of_samples(arrays, None)
 
     def pairs(self, step: int) -> Mapping[str, Tensor]:
         """Read the tables between the layers of one snapshot, and no graph.
@@ -254,7 +263,7 @@ class SnapshotStore(Store):
 
     def headers(self) -> Iterator[SnapshotHeader | SnapshotError]:
         """Read what all snapshots say of themselves, ascending; of one that cannot be read, why."""
-        for step, path in sorted(self._files().items()):
+        for step, path in sorted(self.files().items()):
             try:
                 yield self._read_header(path, step)
             except SnapshotError as error:
@@ -264,7 +273,7 @@ class SnapshotStore(Store):
         try:
             stat = path.stat()
         except OSError as error:
-            raise SnapshotError(f"{path} cannot be opened ({error.strerror or error}).", step) from error
+            raise SnapshotError(f"{path} cannot be opened ({obstacle(error)}).", step) from error
         key = (path.name, stat.st_mtime_ns, stat.st_size, stat.st_ino)
         if key not in self._headers:
             with codec.reading(path, step) as arrays:
@@ -337,9 +346,10 @@ class MemoryStore(Store):
             if wanted is None or name in wanted:
                 yield name, layer
 
-    def labels(self, step: int) -> Tensor | None:
-        """Labels of a kept snapshot."""
-        return self.load(step=step).labels
+    def of_samples(self, step: int) -> Mapping[str, Tensor]:
+        """What a kept snapshot has of every sample."""
+        taken = self.load(step=step)
+        return {name: found for name in codec.OF_SAMPLES if (found := getattr(taken, name)) is not None}
 
     def pairs(self, step: int) -> Mapping[str, Tensor]:
         """Tables between the layers of a kept snapshot."""
@@ -360,6 +370,7 @@ class MemoryStore(Store):
             learning_rate=taken.learning_rate,
             previous=taken.previous,
             start=taken.start,
+            run=taken.run,
         )
 
     def headers(self) -> Iterator[SnapshotHeader | SnapshotError]:

@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # recipes are not installed, but run from a checkout
 
 from lightning_ssc import Snapshot, SnapshotStore, writers
-from lightning_ssc.capture import Layer, Runner, make_probe, pictures, select_layers, trace
+from lightning_ssc.capture import Runner, make_probe, pictures, trace
 from lightning_ssc.pipeline import Past, Stopwatch, begin_snapshot, compared
 from lightning_ssc.snapshots import Moment, ProbeCard, Settings
 
@@ -62,16 +62,16 @@ class PeakMemory(AbstractContextManager["PeakMemory"]):
         self._thread.join()
 
 
-def convolutions(model: nn.Module, count: int | None = None) -> list[Layer]:
+def convolutions(model: nn.Module, count: int | None = None) -> list[str]:
     """All convolutions of a network, or some spread evenly over its depth."""
-    layers = select_layers(model, "conv")
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     if count is None or count >= len(layers):
         return layers
     return [layers[round(i * (len(layers) - 1) / (count - 1))] for i in range(count)]
 
 
 def take(
-    model: nn.Module, layers: Sequence[Layer], x: Tensor, y: Tensor, memory: int | None = None, chunk: int = 256
+    model: nn.Module, layers: Sequence[str], x: Tensor, y: Tensor, memory: int | None = None, chunk: int = 256
 ) -> Snapshot:
     """One snapshot, as the callback takes it."""
     runner = Runner(model, memory=memory, chunk=chunk)

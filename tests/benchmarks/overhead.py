@@ -163,7 +163,7 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         if mode != "none":
             chosen = [layer.name for layer in convolutions(model, layers)]
-            callbacks = [SSCMonitor(layers=chosen, probe=probe, background=mode == "background")]
+            callbacks = [SSCMonitor(layers=chosen, probe=probe, schedule=1, background=mode == "background")]
         trainer = pl.Trainer(
             max_epochs=epochs,
             accelerator="gpu" if device == "cuda" else "cpu",

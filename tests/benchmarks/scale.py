@@ -137,7 +137,7 @@ def part_rank(args: argparse.Namespace) -> dict[str, Any]:
     x, y = images(args.data, train=False)
     x = x.contiguous(memory_format=torch.channels_last)
     chosen = [
-        layer.layer for layer in share_layers(trace(Runner(model), convolutions(model), x[:8]), args.rank, args.world)
+        layer.label for layer in share_layers(trace(Runner(model), convolutions(model), x[:8]), args.rank, args.world)
     ]
     take(model, chosen[:1], x[:64], y[:64])
     dist.barrier()

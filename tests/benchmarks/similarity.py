@@ -26,7 +26,7 @@ from activations import images, train
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_ssc.capture import Runner, capture, select_layers, trace
+from lightning_ssc.capture import Runner, capture, trace
 from lightning_ssc.functional import affinity, cka, linear_cka, modularity, pairwise_cka, self_expression
 from lightning_ssc.functional.gram_sketch import gram_sketch, pairwise_sketch_cka, sketch_cka_error
 
@@ -123,7 +123,7 @@ def layers_by_layers(model: nn.Module, x: Tensor) -> None:
     truth, truth_biased = reference(kernels, unbiased=True), reference(kernels, unbiased=False)
 
     def grams() -> list[Tensor]:
-        layers = trace(Runner(model), select_layers(model, NAMES), x)
+        layers = trace(Runner(model), NAMES, x)
         return [gram.centred for _, gram in capture(Runner(model), layers, x)]
 
     ours, result = timed(lambda: pairwise_cka(grams(), unbiased=True))

@@ -37,7 +37,8 @@ from tests.pacing import Gate, assert_no_thread_is_left, hasty, settle
 
 
 def monitor(**kwargs: Any) -> SSCMonitor:
-    options = {"probe_size": 30, "heatmap": False, "embedding": False, "neighbours": 0, "background": True}
+    images = {"heatmap": False, "embedding": False, "neighbours": 0}
+    options = {"schedule": 1, "probe_size": 30, "background": True, **images}
     return SSCMonitor(**{**options, **kwargs})
 
 

@@ -25,7 +25,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_ssc import Images, SnapshotStore, SSCMonitor, snapshot, writers
+from lightning_ssc import Images, SnapshotStore, SSCMonitor, every, snapshot, writers
 from lightning_ssc.analysis import dynamics, neighbours
 from lightning_ssc.functional import modularity
 from lightning_ssc.measures import CURVES
@@ -38,7 +38,9 @@ LAYERS = ["model.0", "model.4", "model.9"]
 
 def monitor(**kwargs: Any) -> SSCMonitor:
     """A small monitor without images, which take most of the time."""
-    return SSCMonitor(**{"probe_size": 30, "heatmap": False, "embedding": False, "neighbours": 0, **kwargs})
+    return SSCMonitor(
+        **{"schedule": 1, "probe_size": 30, "heatmap": False, "embedding": False, "neighbours": 0, **kwargs}
+    )
 
 
 def fit(
@@ -530,7 +532,7 @@ def test_a_resumed_run_does_not_mix_with_another(tmp_path: Path) -> None:
 
 
 def test_a_monitor_can_be_sent_to_another_process() -> None:
-    assert pickle.loads(pickle.dumps(monitor(schedule=3))).schedule(6)
+    assert pickle.loads(pickle.dumps(monitor(schedule=3))).schedule == (every(epochs=3),)
 
 
 def test_of_very_many_layers_some_embeddings_are_drawn() -> None:

@@ -66,6 +66,13 @@ def test_a_failure_in_the_worker_of_one_rank_is_heard_on_all(tmp_path: Path) -> 
         assert text.endswith("no solution")
 
 
+def test_ranks_go_by_the_clock_of_rank_zero(tmp_path: Path) -> None:
+    assert processes.distributed(processes.decide_by_the_clock, 2, tmp_path) == [0, 0]
+    steps = [torch.load(tmp_path / f"steps-{rank}.pt") for rank in (0, 1)]
+    assert steps[0] == steps[1]
+    assert len(set(steps[0]) - {2 * epoch for epoch in range(12)}) > 2  # by the clock, inside epochs of two steps
+
+
 def test_more_ranks_than_layers(tmp_path: Path) -> None:
     assert processes.distributed(processes.train_distributed, 3, tmp_path, ["model.9"]) == [0] * 3
     assert list(SnapshotStore(tmp_path / "ssc").load(2).layers) == ["model.9"]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar, RichProgressBar, TQDMProgressBar
 from torch.utils.data import DataLoader
 
 import lightning_ssc.callback.lightning as lightning_module
@@ -29,7 +29,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def monitor(**kwargs: Any) -> SSCMonitor:
-    return SSCMonitor(**{"layers": "stages", "probe_size": 20, "heatmap": False, "embedding": False, **kwargs})
+    options = {"layers": "stages", "schedule": 1, "probe_size": 20, "heatmap": False, "embedding": False}
+    return SSCMonitor(**{**options, **kwargs})
 
 
 def fit(root: Path, *callbacks: Any, resume: Path | None = None, **kwargs: Any) -> pl.Trainer:
@@ -283,6 +284,19 @@ def test_a_bar_for_snapshots_that_take_long(tmp_path: Path, bar: Any, capsys: An
     assert "SSC epoch" not in out.out + out.err
 
 
+def test_a_bar_of_the_user_s_own_gets_none(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    """Lightning's base class does not say whether it is shown."""
+
+    class Own(ProgressBar):
+        def disable(self) -> None: ...
+
+    monkeypatch.setattr(lightning_module, "time", hasty())
+    watching = monitor(layers="**")
+    trainer(tmp_path, watching, Own(), max_epochs=1, enable_progress_bar=True).fit(Classifier())
+    assert epochs(watching) == [0, 1]
+    assert "SSC epoch" not in "".join(capsys.readouterr())
+
+
 def test_one_line_a_snapshot_on_request(tmp_path: Path, capsys: Any) -> None:
     fit(tmp_path, monitor(verbose=True), max_epochs=1)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("SSC epoch")]
@@ -341,7 +355,7 @@ def test_either_import_name_alone(missing: str, tmp_path: Path) -> None:
                 return torch.optim.SGD(self.parameters(), 0.1)
 
         data = TensorDataset(torch.rand(20, 4), torch.arange(20) % 2)
-        watching = SSCMonitor(probe=data, layers="Linear", store=False)
+        watching = SSCMonitor(probe=data, layers="Linear", schedule=1, store=False)
         pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=watching, logger=False, enable_checkpointing=False,
                    enable_progress_bar=False, enable_model_summary=False).fit(Net(), DataLoader(data, 10))
         print("epochs", watching.store.epochs)

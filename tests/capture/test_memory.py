@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lightning_ssc.functional.grams as grams_module
-from lightning_ssc.capture import Runner, capture, select_layers, trace
+from lightning_ssc.capture import Runner, capture, trace
 from lightning_ssc.capture import memory as memory_module
 from lightning_ssc.capture.memory import free_memory, left_in_groups
 
@@ -97,7 +97,7 @@ def test_activations_and_grams_stay_within_the_budget(room: float, monkeypatch: 
     n, chunk, d = 600, 16, 1000
     net = nn.Sequential(*(nn.Linear(d, d, bias=False) for _ in range(5)), Wide())
     x = torch.randn(n, d)
-    watched = trace(Runner(net), select_layers(net, "Linear"), x)
+    watched = trace(Runner(net), "Linear", x)
     budget = 2 * 4 * n * n + int(room * 4 * n * d)
     most: dict[str, int] = {}
 

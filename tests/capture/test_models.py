@@ -25,7 +25,7 @@ def watch(
 ) -> SSCMonitor:
     """One step of training with a snapshot before and after."""
     options = {k: kwargs.pop(k) for k in list(kwargs) if k in ("precision", "accumulate_grad_batches")}
-    monitor = SSCMonitor(layers, probe_size=16, heatmap=False, embedding=False, store=False, **kwargs)
+    monitor = SSCMonitor(layers, schedule=1, probe_size=16, heatmap=False, embedding=False, store=False, **kwargs)
     run = trainer(root, monitor, max_epochs=1, limit_train_batches=1, limit_val_batches=1, **options)
     run.fit(model, small_loader(size), small_loader(size))
     assert monitor.store is not None
@@ -70,7 +70,7 @@ class Autoencoder(pl.LightningModule):
 
 def test_an_autoencoder_without_labels(tmp_path: Path) -> None:
     images = TensorDataset(data(40).tensors[0])
-    options: dict[str, Any] = {"heatmap": False, "embedding": False, "store": False, "probe_size": 20}
+    options: dict[str, Any] = {"heatmap": False, "embedding": False, "store": False, "schedule": 1, "probe_size": 20}
     monitor = SSCMonitor(
         "stages", images, forward=lambda m, x: m.decoder(m.encoder(x)), groups="communities", **options
     )
@@ -143,7 +143,7 @@ def test_a_forward_of_several_tensors(tmp_path: Path) -> None:
     x, y = data(30).tensors
     loader = DataLoader(TensorDataset(x, torch.rand(30), y), 10)
     for forward in (None, lambda m, inputs: m.model(inputs[0])):
-        monitor = SSCMonitor(probe_size=20, heatmap=False, embedding=False, store=False, forward=forward)
+        monitor = SSCMonitor(schedule=1, probe_size=20, heatmap=False, embedding=False, store=False, forward=forward)
         trainer(tmp_path, monitor, max_epochs=1).fit(Two(), loader, loader)
         assert monitor.store.load(1).labels is not None  # type: ignore[union-attr]
 
@@ -166,7 +166,7 @@ def test_several_labels_at_once_are_no_classes(tmp_path: Path, caplog: pytest.Lo
             self.training_step(batch, batch_idx)
 
     loader = DataLoader(TensorDataset(data(30).tensors[0], torch.rand(30, CLASSES).round()), 10)
-    monitor = SSCMonitor(probe_size=20, heatmap=False, embedding=False, store=False)
+    monitor = SSCMonitor(schedule=1, probe_size=20, heatmap=False, embedding=False, store=False)
     run = trainer(tmp_path, monitor, max_epochs=2)
     run.fit(MultiLabel(), loader, loader)
     assert sum("no class labels" in record.message for record in caplog.records) == 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ssc import snapshot
-from lightning_ssc.capture import Layer, Pooling, Runner, WatchedLayer, capture, plan_passes, select_layers, trace
+from lightning_ssc.capture import Layer, Pooling, Runner, WatchedLayer, capture, plan_passes, trace
 from lightning_ssc.capture.plan import FeatureSlice
 from lightning_ssc.functional.grams import centred_gram
 from tests.nets import convnet
@@ -17,7 +17,7 @@ from tests.nets import convnet
 
 def grams(model: nn.Module, layers: Any, x: Any, pooling: Pooling = "flatten", **kwargs: Any) -> dict[str, Tensor]:
     runner = Runner(model, **kwargs)
-    watched = trace(runner, select_layers(model, layers), x, pooling)
+    watched = trace(runner, layers, x, pooling)
     return {layer.label: gram.raw_() for layer, gram in capture(runner, watched, x, pooling)}
 
 
@@ -48,7 +48,7 @@ def test_a_large_offset_costs_no_precision() -> None:
     spread = torch.randn(50, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     x = (spread + 1e3).float()
     net = nn.Sequential(nn.Identity())
-    _, gram = next(capture(Runner(net), trace(Runner(net), select_layers(net, "0"), x), x))
+    _, gram = next(capture(Runner(net), trace(Runner(net), "0", x), x))
     centred = x.double() - x.double().mean(0)
     torch.testing.assert_close(gram.centred.double(), centred @ centred.T, rtol=1e-4, atol=1e-3)
     uncentred = x @ x.T
@@ -76,19 +76,19 @@ def test_layers_come_in_order_of_execution() -> None:
             return self.last(self.first(x))
 
     net = Crossed()
-    assert [w.label for w in trace(Runner(net), select_layers(net, "Linear"), torch.rand(3, 4))] == ["first", "last"]
+    assert [w.label for w in trace(Runner(net), "Linear", torch.rand(3, 4))] == ["first", "last"]
     with pytest.raises(ValueError, match="never run in a forward pass over the probe: unused"):
-        trace(Runner(net), select_layers(net, ["first", "unused"]), torch.rand(3, 4))
+        trace(Runner(net), ["first", "unused"], torch.rand(3, 4))
 
 
 def test_unused_layers_of_a_pattern_are_reported_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
     net = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
     with caplog.at_level(logging.WARNING, "lightning_ssc"):
-        watched = trace(Runner(net, lambda m, x: m["b"](x)), select_layers(net, "Linear"), torch.rand(3, 4))
+        watched = trace(Runner(net, lambda m, x: m["b"](x)), "Linear", torch.rand(3, 4))
     assert [w.label for w in watched] == ["b"]
     assert "Not watched, because they never run in a forward pass over the probe: a." in caplog.text
     with pytest.raises(ValueError, match="None of the chosen layers runs"):
-        trace(Runner(net, lambda m, x: x), select_layers(net, "Linear"), torch.rand(3, 4))
+        trace(Runner(net, lambda m, x: x), "Linear", torch.rand(3, 4))
 
 
 def test_every_call_of_a_module_is_a_layer_of_its_own() -> None:
@@ -159,7 +159,7 @@ def test_outputs_in_parts(make: Any, part: str | None, scale: int) -> None:
 def test_outputs_that_cannot_be_used(make: Any, pattern: str, message: str) -> None:
     net = nn.Sequential(OrderedDict(m=Returns(make)))
     with pytest.raises(ValueError, match=message):
-        trace(Runner(net), select_layers(net, pattern), torch.rand(5, 3))
+        trace(Runner(net), pattern, torch.rand(5, 3))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_outputs_and_buffers_are_as_from_one_pass(x: Tensor) -> None:
     net = convnet().train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     outputs: list[Tensor] = []
-    watched = trace(Runner(net), select_layers(net, "**"), x)
+    watched = trace(Runner(net), "**", x)
     runner = Runner(net, memory=2 * 300 * 300 * 4 + 300 * 4 * 100)
     tight = [gram for _, gram in capture(runner, watched, x, outputs=outputs)]
     assert len(tight) == len(watched)
@@ -331,7 +331,7 @@ def test_hooks_and_settings_are_gone_also_after_an_error(x: Tensor) -> None:
 
 def test_an_abandoned_capture_leaves_nothing(x: Tensor) -> None:
     net = convnet()
-    running = capture(Runner(net), trace(Runner(net), select_layers(net, "conv"), x), x)
+    running = capture(Runner(net), trace(Runner(net), "conv", x), x)
     next(running)
     assert net.training  # a Gram is handed over outside the forward pass
     assert torch.is_grad_enabled()
@@ -376,7 +376,7 @@ def test_features_keep_their_places_where_the_memory_format_changes_between_chun
 
     x = torch.rand(8 + 8 + 4, 3, 5, 5)
     net = nn.Sequential(Changes())
-    (layer,) = trace(Runner(net), select_layers(net, ["0"]), x)
+    (layer,) = trace(Runner(net), ["0"], x)
     assert layer.channels_last
     (whole,) = (gram.raw_() for _, gram in capture(Runner(net, chunk=8), [layer], x))
     torch.testing.assert_close(whole.double(), reference(x), rtol=1e-5, atol=1e-5)
@@ -392,7 +392,7 @@ def test_samples_lost_beside_a_large_mean_are_zero_and_the_others_solved() -> No
     x[[3, 17]] = 0
     x[25] *= 1e-5
     net = nn.Sequential(nn.Identity())
-    ((_, gram),) = capture(Runner(net), trace(Runner(net), select_layers(net, ["0"]), x), x)
+    ((_, gram),) = capture(Runner(net), trace(Runner(net), ["0"], x), x)
     raw = gram.raw_()
     assert raw.diagonal().argsort()[:3].sort().values.tolist() == [3, 17, 25]
     assert not raw[[3, 17, 25]].any()
@@ -409,7 +409,7 @@ def test_large_finite_activations_are_not_taken_for_infinite() -> None:
     x[:5] *= -1
     x[:, 1:] = 1e38  # its sum is infinite in float32, its mean is not
     net = nn.Sequential(nn.Identity())
-    watched = trace(Runner(net), select_layers(net, ["0"]), x * 1e-38)
+    watched = trace(Runner(net), ["0"], x * 1e-38)
     ((_, gram),) = capture(Runner(net), watched, x)
     assert gram.centred.shape == (10, 10)
     with pytest.raises(ValueError, match=r"Layer '0': gram holds NaN or infinity"):  # their squares are infinite
@@ -419,7 +419,7 @@ def test_large_finite_activations_are_not_taken_for_infinite() -> None:
 def test_float64_networks_keep_their_precision() -> None:
     x = 1e9 + torch.randn(20, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     net = nn.Sequential(nn.Identity())
-    _, gram = next(capture(Runner(net), trace(Runner(net), select_layers(net, "0"), x), x))
+    _, gram = next(capture(Runner(net), trace(Runner(net), "0", x), x))
     centred = x - x.mean(0)
     torch.testing.assert_close(gram.centred, centred @ centred.T, rtol=1e-6, atol=1e-6)
 

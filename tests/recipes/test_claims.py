@@ -152,26 +152,23 @@ def test_verdicts_on_architecture(reverse):
     assert found["a chess-board in ResNets", claims.EPOCHS] != reverse
 
 
-@pytest.fixture
-def runs(tmp_path):
-    names = {*claims.DYNAMICS, claims.EPOCHS, *claims.DATA, *claims.VGGS, *claims.RESNETS}
-    for name in names:
-        epochs = range(5) if name in claims.DYNAMICS else (1, 4)
-        for version in (2, 10):
-            folder = tmp_path / name / f"version_{version}"
-            layers = [f"net.conv{i}" for i in range(8)]
-            made_run(folder / "ssc", epochs=tuple(epochs), layers=layers, seed=version)
-            (folder / "config.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": 4}}))
-            with SummaryWriter(str(folder)) as writer:
-                writer.add_scalar("val/accuracy", version / 100, 0)
-    return tmp_path
+def finished(folder, epochs, accuracy, planned=4):
+    """A made run of eight layers, as the recipes' trainer leaves it."""
+    made_run(folder / "ssc", n=12, epochs=epochs, layers=[f"net.conv{i}" for i in range(8)], images=False)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": planned}}))
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_scalar("val/accuracy", accuracy, 0)
 
 
-def test_the_tables_and_figures_come_from_the_latest_runs(runs, capsys, monkeypatch):
+def test_the_tables_and_figures_come_from_the_latest_runs(tmp_path, capsys, monkeypatch):
+    runs = tmp_path
+    for name in {*claims.DYNAMICS, claims.EPOCHS, *claims.DATA, *claims.VGGS, *claims.RESNETS}:
+        (runs / name / "version_2").mkdir(parents=True)  # an older one, that nobody reads
+        finished(runs / name / "version_10", range(5) if name in claims.DYNAMICS else (1, 4), accuracy=0.1)
     monkeypatch.setattr("sys.argv", ["claims", "--runs", str(runs), "--figures", str(runs / "figures")])
     claims.main()
     printed = capsys.readouterr().out
-    assert "| `small/vgg11.yaml` | 10.0% |" in printed  # of version 10, not 2
+    assert "| `small/vgg11.yaml` | 10.0% |" in printed
     assert printed.count("| modularity rises with depth |") == len(claims.DYNAMICS)
     drawn = {path.name for path in (runs / "figures").iterdir()}
     assert drawn == {
@@ -180,17 +177,17 @@ def test_the_tables_and_figures_come_from_the_latest_runs(runs, capsys, monkeypa
     }
 
 
-def test_a_missing_run_is_named_with_its_command(runs):
+def test_a_missing_run_is_named_with_its_command(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"no run in .*vgg99: python -m recipes fit --config recipes/small/vgg99"
     ):
-        claims.Runs(runs).store("vgg99")
+        claims.Runs(tmp_path, "recipes/small").store("vgg99")
 
 
-def test_an_unfinished_run_is_named(runs):
-    (runs / "vgg11" / "version_10" / "config.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": 9}}))
+def test_an_unfinished_run_is_named(tmp_path):
+    finished(tmp_path / "vgg11" / "version_10", epochs=(1, 4), accuracy=0.1, planned=9)
     with pytest.raises(FileNotFoundError, match=r"version_10 has not come to its end, epoch 9: wait for it, or go on"):
-        claims.Runs(runs).store("vgg11")
+        claims.Runs(tmp_path, "recipes/small").store("vgg11")
 
 
 def test_every_run_of_the_claims_is_a_recipe():

@@ -1,6 +1,7 @@
 """Every recipe through the command line."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -8,16 +9,15 @@ import yaml
 
 import recipes
 from lightning_ssc import SSCMonitor
-from lightning_ssc.capture.layers import select_layers
+from lightning_ssc.capture.presets import Preset
 from lightning_ssc.measures import CURVES
-from recipes.__main__ import main
+from recipes.__main__ import RecipeCLI, main
 
 FOLDER = Path(recipes.__file__).parent
 README = (FOLDER / "README.md").read_text()
 RECIPES = sorted(p for p in FOLDER.rglob("*.yaml") if p.parent.name != "overlays")
 OVERLAYS = sorted((FOLDER / "overlays").glob("*.yaml"))
-SMALL = ["cifar10/vgg11.yaml", "cifar10/resnet18.yaml", "cifar10/wide_resnet28_k2.yaml", "cifar10/densenet121.yaml"]
-SMALL += ["small/densenet.yaml", "small/wide_resnet28_k1.yaml", "small/vgg24.yaml"]
+STEPS = ["small/densenet.yaml", "small/vgg11.yaml", "small/wide_resnet28_k1.yaml"]  # a family each; ResNets: quickstart
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,8 @@ def test_recipe_builds_and_is_in_the_table(path):
     with torch.device("meta"):
         cli = main([*configs(path), "--trainer.accelerator", "cpu"], run=False)
     assert cli.model.num_classes == cli.datamodule.num_classes
-    assert select_layers(cli.model, monitor_of(cli).layers)
+    layers = monitor_of(cli).layers
+    assert layers in get_args(Preset) or set(layers) <= {name for name, _ in cli.model.named_modules()}
     assert cli.model.hparams["milestones"][-1] < cli.trainer.max_epochs
     convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in cli.model.modules())
     parameters = sum(p.numel() for p in cli.model.parameters())
@@ -55,6 +56,25 @@ def test_recipe_builds_and_is_in_the_table(path):
     assert f"| {convolutions} | {parameters:,} |" in row
     logger = cli.trainer.logger
     assert f"{logger.save_dir}/{logger.name}" == f"runs/{name(path.with_suffix(''))}"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "bf16", "named", "expected"),
+    [
+        (False, False, [], "32-true"),
+        (True, True, [], "bf16-mixed"),
+        (True, False, [], "32-true"),
+        (True, True, ["--trainer.accelerator", "cpu"], "32-true"),
+        (True, True, ["--trainer.precision", "64-true"], "64-true"),
+    ],
+)
+def test_precision_is_by_device_where_none_is_named(gpu, bf16, named, expected, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(RecipeCLI, "instantiate_classes", lambda cli: None)  # there is no such device here
+    cli = main([*configs(FOLDER / "cifar10/vgg11.yaml"), *named], run=False)
+    assert cli.config.trainer.precision == expected
+    assert ("Precision: " in capsys.readouterr().out) == ("--trainer.precision" not in named)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=name)
@@ -78,31 +98,28 @@ def test_quickstart_takes_a_step():
     assert not list(Path.cwd().iterdir()), "a fast_dev_run writes no files"
 
 
-@pytest.mark.parametrize("path", SMALL)
-def test_small_recipe_takes_a_step(path, cifar_root):
+@pytest.mark.parametrize("path", STEPS)
+def test_recipe_takes_a_step_at_the_scale_of_a_cpu(path, cifar_root):
     small = ["--data.batch_size", "8", "--data.root", str(cifar_root), "--ssc.probe_size", "20"]
     cli = main(["fit", *configs(FOLDER / path, FOLDER / "overlays/cpu.yaml"), *small, "--trainer.fast_dev_run", "1"])
     assert cli.trainer.global_step == 1
 
 
-SHORT = [
-    *(
-        "fit",
-        "--config",
-        str(FOLDER / "quickstart.yaml"),
-        "--model.network_args.depth",
-        "8",
-        "--model.milestones",
-        "[1]",
-    ),
-    *("--data.fraction", "0.05", "--data.copies", "1", "--ssc.probe_size", "50", "--trainer.max_epochs", "2"),
-    *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
-]
-
-
-def test_short_run_ends_with_table_figures_and_command(capsys):
-    cli = main(SHORT)
-    run = Path("runs/quickstart/version_0")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a resumed run has a folder of its own
+def test_run_that_is_taken_up_ends_with_table_figures_and_command(capsys, monkeypatch):
+    short = [
+        *("fit", *configs(FOLDER / "quickstart.yaml"), "--model.network_args.depth", "8", "--model.milestones", "[1]"),
+        *("--data.fraction", "0.05", "--data.copies", "1", "--ssc.probe_size", "50"),
+        *("--ssc.heatmap", "false", "--ssc.embedding", "false", "--ssc.neighbours", "0"),  # images for TensorBoard
+        *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr("recipes.__main__.write_figures", lambda *args: None)  # those of the first part are not looked at
+        main([*short, "--trainer.max_epochs", "1"])
+    [checkpoint] = Path("runs/quickstart/version_0/checkpoints").glob("*.ckpt")
+    capsys.readouterr()
+    cli = main([*short, "--trainer.max_epochs", "2", "--ckpt_path", str(checkpoint)])
+    run = Path("runs/quickstart/version_1")
     assert monitor_of(cli).store.epochs == [0, 1, 2]
     figures = {path.stem for path in (run / "figures").iterdir()}
     curves = {record.name for record in CURVES if record.over != "reference"}
@@ -115,19 +132,15 @@ def test_short_run_ends_with_table_figures_and_command(capsys):
     assert (run / "config.yaml").exists()
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a resumed run has a folder of its own
-def test_run_resumes_from_its_checkpoint():
-    main([*SHORT, "--trainer.max_epochs", "1"])
-    [checkpoint] = Path("runs/quickstart/version_0/checkpoints").glob("*.ckpt")
-    cli = main([*SHORT, "--ckpt_path", str(checkpoint)])
-    assert monitor_of(cli).store.epochs == [0, 1, 2]
-
-
-def test_number_of_classes_comes_from_the_data(cifar_root, capsys):
-    folders = ["--data", "ImageFolder", "--data.root", str(cifar_root / "cifar100")]
-    cli = main([*configs(FOLDER / "cifar10/vgg11.yaml"), *folders], run=False)
-    assert cli.model.num_classes == 100
-    assert cli.model.network.classifier.out_features == 100
+def test_number_of_classes_comes_from_the_data(tmp_path):
+    for part in ("train", "test"):
+        for name in ("ant", "bee", "cow"):
+            (tmp_path / part / name).mkdir(parents=True)
+    cli = main(
+        [*configs(FOLDER / "cifar10/vgg11.yaml"), "--data", "ImageFolder", "--data.root", str(tmp_path)], run=False
+    )
+    assert cli.model.num_classes == 3
+    assert cli.model.network.classifier.out_features == 3
 
 
 def test_every_overlay_is_in_the_table():

@@ -12,10 +12,18 @@ import pytest
 from lightning_ssc import SnapshotStore
 from lightning_ssc.analysis.dynamics import dynamics
 from lightning_ssc.cli import main
-from lightning_ssc.snapshots import SnapshotError, continued_folder
+from lightning_ssc.snapshots import Settings, SnapshotError, continued_folder
 
 FOLDER = Path(__file__).parent / "format_1"
 THEN: dict[str, Any] = json.loads((FOLDER / "dynamics.json").read_text())  # logging steps, one less than steps done
+
+
+def gone_on_with(root: Path, state: dict[str, Any]) -> tuple[Path, list[int]]:
+    """The folder and the steps that a run with the same probe, settings and layers finds."""
+    header = SnapshotStore(root).header(0)
+    settings = Settings(**header.settings)
+    claim, steps = continued_folder(root, state, THEN["probe"], settings, header.layers, named=False)
+    return claim.root, steps
 
 
 @pytest.fixture
@@ -66,7 +74,7 @@ def test_a_damaged_file_is_named_and_leaves_the_others(root: Path) -> None:
 def test_a_run_goes_on_with_it(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     state = {"root": str(root), "epochs": [0, 1], "steps": [0, 9], "pending": None, "probe": THEN["probe"]}
-    assert continued_folder(root, state, THEN["probe"], named=False) == (root, [0, 10])
+    assert gone_on_with(root, state) == (root, [0, 10])
     assert (root / "superseded" / "epoch_000002.npz").is_file()  # taken after the checkpoint
     assert SnapshotStore(root).epochs == [0, 1]
     store = SnapshotStore(root)
@@ -78,6 +86,6 @@ def test_a_run_goes_on_with_it(root: Path, caplog: pytest.LogCaptureFixture) -> 
 def test_a_snapshot_that_was_pending_is_said_to_be_missing(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     (root / "epoch_000002.npz").unlink()
     state = {"root": str(root), "epochs": [0, 1, 2], "steps": [0, 9, 19], "pending": 2, "probe": THEN["probe"]}
-    assert continued_folder(root, state, THEN["probe"], named=False) == (root, [0, 10])
+    assert gone_on_with(root, state) == (root, [0, 10])
     assert "The snapshot of step 20 was still being solved" in caplog.text
     assert "are gone" not in caplog.text

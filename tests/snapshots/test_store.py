@@ -1,3 +1,4 @@
+import io
 import json
 import pickle
 import zipfile
@@ -21,6 +22,7 @@ PAIRS = 1 << 18  # Gram entries that a sketch for linear CKA keeps, two bytes ea
 @pytest.fixture(scope="module")
 def taken() -> Snapshot:
     x, y = data(40).tensors
+    torch.manual_seed(0)
     return snapshot(convnet(), x, y, layers="conv", epoch=3, step=17, learning_rate=0.1)
 
 
@@ -191,6 +193,50 @@ def test_what_cannot_be_opened_is_not_called_damaged(
         store.load(step=17)
     assert "Delete" not in str(caught.value)
     assert caught.value.step == 17
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (OSError(116, "Stale file handle"), "Stale file handle"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "out of memory"),
+    ],
+    ids=["EIO", "ESTALE", "MemoryError", "torch"],
+)
+@pytest.mark.parametrize("after", [0, 1, 2, 5, 9, 20])
+def test_what_fails_while_it_is_read_is_not_called_damaged(
+    store: SnapshotStore, taken: Snapshot, error: Exception, said: str, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever library meets the failure, at whichever read, and whatever it makes of it; the others can be read."""
+
+    class Failing(io.BytesIO):
+        reads = 0
+
+        def read(self, *args: Any) -> bytes:
+            self.reads += 1
+            if self.reads > after:
+                raise error
+            return super().read(*args)
+
+    store.save(replace(taken, moment=Moment(20, 4)))
+    opened, content = Path.open, store.path(17).read_bytes()
+    fails = lambda path, *args: Failing(content) if path.name == "step_000000017.npz" else opened(path, *args)  # noqa: E731
+    monkeypatch.setattr(Path, "open", fails)
+    with pytest.raises(SnapshotError, match=rf"step_000000017\.npz cannot be read \({said}\)\.$") as caught:
+        store.load(step=17)
+    assert caught.value.step == 17
+    assert store.load(step=20).epoch == 4
+
+
+def test_a_folder_that_cannot_be_listed(store: SnapshotStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(path: Path) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    with pytest.raises(SnapshotError, match=r"The snapshots in .*ssc cannot be listed \(Permission denied\)\.$"):
+        len(store)
 
 
 def test_a_folder_by_the_name_of_a_snapshot(store: SnapshotStore) -> None:

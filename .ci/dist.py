@@ -1,0 +1,127 @@
+"""Build sdist and wheel into a folder and check what strangers would get: python .ci/dist.py FOLDER.
+
+Checks the metadata (twine), the contents, and that the wheel with what it requires, and nothing else, runs the README's
+callback example. Needs build, twine and the package's own requirements installed.
+"""
+
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from importlib.metadata import distribution
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+NAME = "lightning-ssc"
+
+# What the README's example leaves to its reader.
+MODEL = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+import pytorch_lightning as pl
+
+class Model(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.blocks, self.fc = nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, 3)
+
+    def training_step(self, batch, _):
+        return nn.functional.cross_entropy(self.fc(self.blocks(batch[0])), batch[1])
+
+    def forward(self, x):
+        return self.fc(self.blocks(x))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+loader = DataLoader(TensorDataset(torch.randn(60, 8), torch.arange(60) % 3), batch_size=30)
+model, datamodule = Model(), pl.LightningDataModule.from_datasets(loader.dataset, loader.dataset, batch_size=30)
+"""
+
+
+def run(*command: str | Path, **options: object) -> None:
+    """Run a command, and show what it said only if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+
+
+def check_contents(wheel: Path, sdist: Path) -> None:
+    """Every tracked file of the package is in the wheel and nothing else is; the sdist has all to test it with."""
+    listed = subprocess.run(("git", "ls-files"), cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tracked = set(listed.splitlines())
+    package = {file for file in tracked if file.startswith("lightning_ssc/")}
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    with tarfile.open(sdist) as archive:
+        shipped = {name.partition("/")[2] for name in archive.getnames()} - {"PKG-INFO"}
+    needed = package | {file for file in tracked if file.startswith(("tests/", "recipes/")) or "/" not in file}
+    needed = {file for file in needed if not file.startswith(".")}
+    for what, wrong in {
+        "missing from the wheel": package - packed,
+        "in the wheel for no reason": packed - package,
+        "missing from the sdist": needed - shipped,
+        "in the sdist but not in git": shipped - tracked,
+    }.items():
+        if wrong:
+            sys.exit(f"{what}: {', '.join(sorted(wrong))}")
+
+
+def required(name: str, known: dict[str, frozenset[str]], extras: frozenset[str] = frozenset()) -> None:
+    """Gather what an installed distribution requires, itself included, in ``known``: name to extras."""
+    name = canonicalize_name(name)
+    if name in known and extras <= known[name]:
+        return
+    known[name] = extras | known.get(name, frozenset())
+    for text in distribution(name).requires or ():
+        needs = Requirement(text)
+        if needs.marker is None or any(needs.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+            required(needs.name, known, frozenset(needs.extras))
+
+
+def environment(folder: Path, wheel: Path) -> Path:
+    """A virtual environment of the wheel and what it requires, by links to what is installed here."""
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
+    python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
+    known: dict[str, frozenset[str]] = {}
+    required(NAME, known)
+    for name in known.keys() - {NAME}:
+        installed = distribution(name)
+        for part in {file.parts[0] for file in installed.files or ()} - {"..", "__pycache__"}:
+            if not (site / part).exists():  # a folder that several share is linked once
+                (site / part).symlink_to(str(installed.locate_file(part)))
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", wheel)
+    run(sys.executable, "-m", "pip", "--python", python, "check")
+    print(f"{wheel.name} requires {len(known) - 1} distributions: {', '.join(sorted(known.keys() - {NAME}))}")
+    return python
+
+
+def check_example(wheel: Path) -> None:
+    """Run the README's callback example where there is nothing but the wheel and what it requires."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "callbacks=[monitor]" in b)
+    with TemporaryDirectory() as scratch:
+        python = environment(Path(scratch) / "alone", wheel)
+        example = Path(scratch) / "example.py"
+        example.write_text(MODEL + code, encoding="utf-8")
+        run(python, example, cwd=scratch)
+        if not list(Path(scratch).glob("lightning_logs/version_0/ssc/*.npz")):
+            sys.exit("The README's example left no snapshots.")
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    (built,), (source,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    run(sys.executable, "-m", "twine", "check", "--strict", built, source)
+    check_contents(built, source)
+    check_example(built)
+    print(f"{built.name} and {source.name}: metadata, contents and the README's example are in order")

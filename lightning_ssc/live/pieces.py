@@ -1,0 +1,212 @@
+"""What a page shows of a run, as pieces that can be JSON: pure functions of stored snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_ssc import measures, plots
+from lightning_ssc.analysis import Blocks, find_blocks, similarity, stored
+from lightning_ssc.analysis.dynamics import Table
+from lightning_ssc.analysis.inputs import Index, class_count, embedding, hidden_layer, neighbours
+from lightning_ssc.functional import class_affinity
+from lightning_ssc.live.packing import pack, pack_coarsely, pack_integers, sprite
+from lightning_ssc.measures import Measure
+from lightning_ssc.snapshots import LayerGraph, ProbeCard, Snapshot, SnapshotError, SnapshotHeader, SnapshotStore
+
+NEIGHBOURS = 8  # as many as figure 9 of the paper shows
+_PICTURE = 1e-3  # residual of eigenvectors that are looked at, not computed with
+
+Piece = dict[str, Any]
+
+
+def readable(store: SnapshotStore) -> tuple[list[SnapshotHeader], list[str]]:
+    """The headers of a run's snapshots, ascending, and why files are left out: damaged, newer, of another probe."""
+    found = list(store.headers())
+    headers = [header for header in found if isinstance(header, SnapshotHeader)]
+    troubles = [str(error) for error in found if isinstance(error, SnapshotError)]
+    if headers:
+        probe = headers[-1].probe
+        troubles += [
+            f"The snapshot of {h.moment} is of another probe than the last one." for h in headers if h.probe != probe
+        ]
+        headers = [header for header in headers if header.probe == probe]
+    return headers, troubles
+
+
+def run(store: SnapshotStore) -> Piece:
+    """A run as its headers tell it: moments, layers, curves, settings; no graph is read."""
+    headers, troubles = readable(store)
+    if not headers:
+        return {"layers": [], "moments": [], "measures": [], "troubles": troubles}
+    table, last, files = stored(headers), headers[-1], store.files()
+    samples: Mapping[str, Any] = {}
+    classes = features = 0
+    try:
+        samples = store.of_samples(last.step)
+        classes = class_count(samples.get("labels"), samples.get("predictions"))
+        features = store.load_layer(layer=last.layers[-1], step=last.step).features
+    except (SnapshotError, IndexError) as error:
+        troubles.append(str(error))
+    card = None
+    try:
+        card = _card(store, last.probe)
+    except SnapshotError as error:
+        troubles.append(str(error))
+    return {
+        "layers": table.layers,
+        "short": plots.short_names(table.layers),
+        "hidden": hidden_layer(table.layers, features, classes) if table.layers else None,
+        "moments": [
+            {
+                "step": header.step,
+                "epoch": float(header.epoch) if np.isfinite(header.epoch) else None,
+                "time": files[header.step].stat().st_mtime,
+                "text": str(header.moment),
+                "rate": header.learning_rate,
+                "seconds": {key: value for key, value in header.seconds.items() if value is not None},
+            }
+            for header in headers
+        ],
+        "drops": [[t, t + 1] for t in table.before_drops().tolist()],
+        "unit": table.unit,
+        "measures": [
+            _curve(record, table.curves[record.name])
+            for record in plots.present(table)
+            if record.over != "final"  # which is not known yet
+        ],
+        "size": last.size,
+        "probe": last.probe,
+        "settings": {key: str(value) for key, value in last.settings.items()},
+        "versions": {key: str(value) for key, value in last.versions.items()},
+        "classes": [plots.class_name(c, card.class_names if card else ()) for c in range(classes)],
+        "labels": "labels" in samples,
+        "pictures": card is not None and card.images is not None and len(card.images) == last.size,
+        "troubles": troubles,
+    }
+
+
+def _curve(record: Measure, values: Table) -> Piece:
+    return {
+        "name": record.name,
+        "title": record.title,
+        "axis": record.axis,
+        "meaning": record.meaning,
+        "range": list(record.range),
+        "log": plots.is_logarithmic(record, values),
+        "over": record.over,
+        "values": pack(values),
+    }
+
+
+def computed(
+    layer: LayerGraph, measured: Mapping[str, float], latest: LayerGraph, labels: Tensor | None
+) -> dict[str, float]:
+    """What a layer measures against its latest state, and what was not measured of it when it was taken."""
+    values = measures.of_layer(layer.measurable(labels), measured)
+    values = {name: value for name, value in values.items() if name not in measured}
+    return values | measures.between("final", layer, latest)
+
+
+def computed_curves(
+    headers: Sequence[SnapshotHeader], values: Sequence[Mapping[str, Mapping[str, float]]]
+) -> list[Piece]:
+    """Curves from what was computed of every snapshot, by layer and measure; those that no header has values of."""
+    layers = headers[-1].layers
+    known = {record.name for record in plots.present(stored(headers))}
+    found = []
+    for record in measures.CURVES:
+        rows = [[of.get(layer, {}).get(record.name, np.nan) for layer in layers] for of in values]
+        if record.name not in known and not np.isnan(table := np.array(rows, dtype=float)).all():
+            found.append(_curve(record, table))
+    return found
+
+
+def heatmap(store: SnapshotStore, step: int, layers: Sequence[str]) -> Piece:
+    """The tables between the layers of a snapshot, with the blocks found in each."""
+    tables = {name: table for name, table in pair_tables(store, step, layers).items() if not np.isnan(table).all()}
+    return {
+        name: {"values": pack_coarsely(table), "blocks": _blocks(find_blocks(table))} for name, table in tables.items()
+    }
+
+
+def pair_tables(store: SnapshotStore, step: int, layers: Sequence[str]) -> dict[str, Table]:
+    """Tables ``(L, L)`` between layers at one snapshot; NaN for those that it does not hold."""
+    names, kept = store.header(step=step).layers, store.pairs(step)
+    if not kept and names:  # of format 1, which did not keep them
+        taken = store.load(step=step)
+        table = similarity(taken)
+        kept = {"pairwise_cka": table.ssc, "pairwise_linear_cka": table.linear}  # type: ignore[dict-item]
+    held = [name for name in layers if name in names]
+    there, here = ([of.index(name) for name in held] for of in (names, layers))
+    found = {}
+    for record in measures.TABLES:
+        if record.name in kept:
+            found[record.name] = np.full((len(layers), len(layers)), np.nan)
+            found[record.name][np.ix_(here, here)] = np.asarray(kept[record.name])[np.ix_(there, there)]
+    return found
+
+
+def _blocks(blocks: Blocks) -> Piece:
+    contrast, chessboard = blocks.contrast, blocks.chessboard
+    return {
+        "starts": blocks.starts,
+        "within": [None if np.isnan(value) else float(value) for value in blocks.within],
+        "contrast": None if np.isnan(contrast) else contrast,
+        "chessboard": None if np.isnan(chessboard) else chessboard,
+    }
+
+
+def between(one: Snapshot, other: Snapshot) -> Piece:
+    """All layers of one snapshot against all of another one, of the same run or another."""
+    table = similarity(one, other)
+    tables = {"pairwise_cka": table.ssc, "pairwise_linear_cka": table.linear}
+    return {
+        "rows": plots.short_names(table.rows),
+        "columns": plots.short_names(table.columns),
+        "tables": {name: pack_coarsely(values) for name, values in tables.items() if not np.isnan(values).all()},
+    }
+
+
+def samples(store: SnapshotStore, step: int) -> Piece:
+    """What the network made of every input at one moment."""
+    found = store.of_samples(step)
+    kinds = {
+        "labels": pack_integers,
+        "predictions": pack_integers,
+        "indices": pack_integers,
+        "confidence": pack_coarsely,
+    }
+    return {name: kind(found[name].numpy()) if name in found else None for name, kind in kinds.items()}
+
+
+def points(graph: LayerGraph, normalized: bool) -> NDArray[np.float32]:
+    """``(N, 2)`` places of the inputs by two eigenvectors of a layer's graph, for looking at."""
+    return embedding(graph, normalized, _PICTURE).astype(np.float32)
+
+
+def around(graph: LayerGraph, labels: Any, classes: int) -> tuple[Index, NDArray[np.float32] | None]:
+    """``(N, 8)`` nearest inputs of every input and, with labels, ``(N, K)`` shares of its affinity by class."""
+    shares = None if labels is None else class_affinity(graph.affinity, labels, classes).numpy().astype(np.float32)
+    return neighbours(graph, NEIGHBOURS)[0], shares
+
+
+def pack_around(nearest: Index, shares: NDArray[np.float32] | None) -> Piece:
+    """Neighbours and shares of inputs, one a row."""
+    return {"nearest": pack_integers(nearest), "shares": None if shares is None else pack_coarsely(shares)}
+
+
+def pictures(store: SnapshotStore, probe: str) -> Piece | None:
+    """All pictures of the probe on one sheet, or ``None`` where there are none."""
+    card = _card(store, probe)
+    return None if card is None or card.images is None else sprite(card.images)
+
+
+def _card(store: SnapshotStore, probe: str) -> ProbeCard | None:
+    """What is kept of the probe, unless it shows other inputs."""
+    card = store.load_card()
+    return card if card is not None and card.fingerprint == probe else None

@@ -1,0 +1,265 @@
+"""From a log folder to the pieces that a page asks for, and what is kept of what was computed for them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lightning_ssc.analysis.inputs import class_count
+from lightning_ssc.live import pieces
+from lightning_ssc.live.cache import Cache
+from lightning_ssc.live.folder import Found, LogFolder
+from lightning_ssc.live.packing import pack_coarsely
+from lightning_ssc.live.pieces import Piece
+from lightning_ssc.snapshots import SnapshotError, SnapshotHeader, SnapshotStore
+from lightning_ssc.threads import at_most
+
+_CACHE = 256 << 20  # bytes
+_SLICE = 0.5  # seconds that one request may compute for, of work that takes long
+_MOMENTS = 24  # at most, of an input's history
+
+
+class NotFoundError(LookupError):
+    """There is no such run, snapshot, layer or input."""
+
+
+class Source:
+    """The pieces of all runs below a log folder.
+
+    Every public method answers one route. Work that takes long is done a slice at a time, while somebody asks: a page
+    that is closed costs nothing.
+
+    Args:
+        folder: The log folder.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lightning_ssc import snapshot
+        >>> folder = tempfile.mkdtemp()
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+        >>> taken = snapshot(net, torch.rand(20, 4), torch.arange(20) % 2, layers="Linear")
+        >>> SnapshotStore(f"{folder}/version_0/ssc").save(taken)
+        >>> source = Source(LogFolder(folder))
+        >>> source.run("version_0")["layers"]
+        ['0', '1']
+    """
+
+    def __init__(self, folder: LogFolder) -> None:
+        self._folder = folder
+        self._stores: dict[str, SnapshotStore] = {}  # they keep the headers that they have read
+        self._cache = Cache(_CACHE)
+
+    def runs(self) -> Piece:
+        """All runs, each with a signature that differs once its files do."""
+        now = time.time()
+        return {
+            "runs": [
+                {
+                    "name": found.name,
+                    "signature": found.signature,
+                    "snapshots": found.snapshots,
+                    "age": max(0.0, now - found.modified),
+                    "bytes": found.bytes,
+                }
+                for found in self._folder.runs().values()
+            ]
+        }
+
+    def run(self, run: str) -> Piece:
+        """What the headers of a run say."""
+        found = self._folder.runs().get(run)
+        if found is not None and found.links:
+            names = ", ".join(found.links)
+            return {
+                "layers": [],
+                "moments": [],
+                "measures": [],
+                "troubles": [f"{names}: a link out of the log folder."],
+            }
+        store = self._store(run)
+        assert found is not None
+        return self._cache.get(("run", run, found.signature), lambda: pieces.run(store))
+
+    def computed(self, run: str) -> Piece:
+        """Curves that no snapshot could know when it was taken, those to the latest one, and of old files the others.
+
+        They come as far as they are computed, with whether that is all.
+        """
+        store = self._store(run)
+        headers, _ = pieces.readable(store)
+        if not headers:
+            raise NotFoundError(f"Run {run!r} has no snapshot that can be read.")
+        latest = headers[-1].step
+        known = self._cache.get(("computed", self._identity(store, latest)), lambda: _Computed(store, latest))
+        identities = [self._identity(store, header.step) for header in headers]
+        left = [t for t in _coarse_to_fine(len(headers)) if identities[t] not in known.values]
+        ends = time.monotonic() + _SLICE
+        with at_most(1):
+            while left and time.monotonic() < ends:
+                t = left.pop(0)
+                known.add(store, headers[t], identities[t])
+        curves = pieces.computed_curves(headers, [known.values.get(identity, {}) for identity in identities])
+        return {"done": not left, "latest": latest, "measures": curves, "troubles": known.troubles}
+
+    def heatmap(self, run: str, step: int) -> Piece:
+        """Tables between the layers at one moment."""
+        store = self._store(run)
+        layers = self._layers(store)
+        return self._cache.get(
+            ("heatmap", self._identity(store, step), tuple(layers)), lambda: pieces.heatmap(store, step, layers)
+        )
+
+    def between(self, run: str, step: int, other_run: str, other_step: int) -> Piece:
+        """All layers at one moment against all at another moment, of this run or another."""
+        one, other = self._store(run), self._store(other_run)
+        key = "between", self._identity(one, step), self._identity(other, other_step)
+
+        def compare() -> Piece:
+            with at_most(1):
+                return pieces.between(one.load(step=step), other.load(step=other_step))
+
+        return self._cache.get(key, compare)
+
+    def samples(self, run: str, step: int) -> Piece:
+        """What the network made of every input at one moment."""
+        store = self._store(run)
+        return self._cache.get(("samples", self._identity(store, step)), lambda: pieces.samples(store, step))
+
+    def embedding(self, run: str, step: int, layer: str, normalized: int = 0) -> Piece:
+        """Places of the inputs in one layer at one moment."""
+        store = self._store(run)
+
+        def place() -> Any:
+            with at_most(1):
+                return pieces.points(self._graph(store, step, layer), bool(normalized))
+
+        key = "embedding", self._identity(store, step), layer, bool(normalized)
+        return {"points": pack_coarsely(self._cache.get(key, place))}
+
+    def neighbours(self, run: str, step: int, layer: str) -> Piece:
+        """Nearest inputs and class shares of all inputs in one layer at one moment."""
+        return pieces.pack_around(*self._around(self._store(run), step, layer))
+
+    def input(self, run: str, step: int, index: int) -> Piece:
+        """One input in every layer at one moment."""
+        store = self._store(run)
+        names = self._header_layers(store, step)
+        return self._rows([(store, step, name) for name in names], index, {"layers": names})
+
+    def history(self, run: str, layer: str, index: int) -> Piece:
+        """One input in one layer at up to 24 moments, spread evenly."""
+        store = self._store(run)
+        headers = [header for header in pieces.readable(store)[0] if layer in header.layers]
+        if not headers:
+            raise NotFoundError(f"No snapshot of {run!r} holds a layer {layer!r}.")
+        chosen = sorted({round(t) for t in np.linspace(0, len(headers) - 1, min(_MOMENTS, len(headers)))})
+        steps = [headers[t].step for t in chosen]
+        return self._rows([(store, step, layer) for step in steps], index, {"steps": steps})
+
+    def pictures(self, run: str) -> Piece:
+        """The pictures of the probe on one sheet; empty where there are none."""
+        store = self._store(run)
+        headers, _ = pieces.readable(store)
+        if not headers:
+            return {}
+        key = "pictures", str(store.root), self._folder.runs()[run].signature if run in self._folder.runs() else ""
+        return self._cache.get(key, lambda: pieces.pictures(store, headers[-1].probe) or {})
+
+    # -- Which
+
+    def _store(self, run: str) -> SnapshotStore:
+        """The store of a run that was found, and of no other folder."""
+        found: Found | None = self._folder.runs().get(run)
+        if found is None or found.links:
+            raise NotFoundError(f"There is no run {run!r}.")
+        return self._stores.setdefault(str(found.root), SnapshotStore(found.root))
+
+    def _layers(self, store: SnapshotStore) -> list[str]:
+        headers, _ = pieces.readable(store)
+        return headers[-1].layers if headers else []
+
+    def _header_layers(self, store: SnapshotStore, step: int) -> list[str]:
+        self._identity(store, step)
+        return store.header(step=step).layers
+
+    def _identity(self, store: SnapshotStore, step: int) -> Hashable:
+        """What tells a snapshot's file from any other."""
+        path = store.files().get(step)
+        if path is None:
+            raise NotFoundError(f"There is no snapshot of step {step}.")
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise SnapshotError(f"{path} cannot be opened ({error.strerror or error}).", step) from error
+        return str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+    def _graph(self, store: SnapshotStore, step: int, layer: str) -> Any:
+        if layer not in self._header_layers(store, step):
+            raise NotFoundError(f"The snapshot of step {step} holds no layer {layer!r}.")
+        return store.load_layer(layer=layer, step=step)
+
+    def _labels(self, store: SnapshotStore, step: int) -> tuple[Tensor | None, int]:
+        """Labels of a snapshot's samples, and the number of classes."""
+        found = store.of_samples(step)
+        return found.get("labels"), class_count(found.get("labels"), found.get("predictions"))
+
+    def _around(self, store: SnapshotStore, step: int, layer: str) -> Any:
+        def find() -> Any:
+            labels, classes = self._cache.get(
+                ("labels", self._identity(store, step)), lambda: self._labels(store, step)
+            )
+            with at_most(1):
+                return pieces.around(self._graph(store, step, layer), labels, classes)
+
+        return self._cache.get(("around", self._identity(store, step), layer), find)
+
+    def _rows(self, where: list[tuple[SnapshotStore, int, str]], index: int, more: Piece) -> Piece:
+        found = [self._around(*place) for place in where]
+        if not all(0 <= index < len(nearest) for nearest, _ in found):
+            raise NotFoundError(f"The probe has no input {index}.")
+        shares = [of[index] for _, of in found if of is not None]
+        rows = np.stack(shares) if found and len(shares) == len(found) else None
+        return {**more, **pieces.pack_around(np.stack([nearest[index] for nearest, _ in found]), rows)}
+
+
+class _Computed:
+    """A run's latest graphs, and what was computed of each snapshot so far."""
+
+    def __init__(self, store: SnapshotStore, latest: int) -> None:
+        self._latest, self._labels = dict(store.layers(latest)), store.labels(latest)
+        self.values: dict[Hashable, dict[str, dict[str, float]]] = {}
+        self.troubles: list[str] = []
+        self.nbytes = sum(24 * len(layer.coef.values()) for layer in self._latest.values())  # for the cache
+
+    def add(self, store: SnapshotStore, header: SnapshotHeader, identity: Hashable) -> None:
+        self.values[identity] = {}
+        try:
+            for name, layer in store.layers(header.step, self._latest):
+                self.values[identity][name] = pieces.computed(
+                    layer, header.values[name], self._latest[name], self._labels
+                )
+        except SnapshotError as error:
+            self.troubles.append(str(error))
+
+
+def _coarse_to_fine(count: int) -> Iterator[int]:
+    """All of ``range(count)``, the last and the first before the middle, and so on: a curve that gets finer.
+
+    Example:
+        >>> list(_coarse_to_fine(6))
+        [5, 0, 4, 2, 1, 3]
+    """
+    seen = {count - 1}
+    yield count - 1
+    stride = 1 << max(0, math.ceil(math.log2(max(1, count))))
+    while stride:
+        for place in range(0, count, stride):
+            if place not in seen:
+                seen.add(place)
+                yield place
+        stride //= 2
