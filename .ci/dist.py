@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
-from importlib.metadata import distribution
+from importlib.metadata import Distribution, PathDistribution, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +18,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-NAME = "lightning-ssc"
 
 # What the README's example leaves to its reader.
 MODEL = """
@@ -74,16 +73,14 @@ def check_contents(wheel: Path, sdist: Path) -> None:
             sys.exit(f"{what}: {', '.join(sorted(wrong))}")
 
 
-def required(name: str, known: dict[str, frozenset[str]], extras: frozenset[str] = frozenset()) -> None:
-    """Gather what an installed distribution requires, itself included, in ``known``: name to extras."""
-    name = canonicalize_name(name)
-    if name in known and extras <= known[name]:
-        return
-    known[name] = extras | known.get(name, frozenset())
-    for text in distribution(name).requires or ():
-        needs = Requirement(text)
-        if needs.marker is None or any(needs.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
-            required(needs.name, known, frozenset(needs.extras))
+def required(of: Distribution, known: dict[str, set[str]], extras: set[str] | None = None) -> None:
+    """Gather what a distribution with extras requires, and what that requires, in ``known``: name to extras."""
+    for needs in map(Requirement, of.requires or ()):
+        if needs.marker is None or any(needs.marker.evaluate({"extra": extra}) for extra in ("", *(extras or ()))):
+            name = canonicalize_name(needs.name)
+            if name not in known or not needs.extras <= known[name]:
+                known[name] = known.get(name, set()) | needs.extras
+                required(distribution(name), known, known[name])
 
 
 def environment(folder: Path, wheel: Path) -> Path:
@@ -91,16 +88,18 @@ def environment(folder: Path, wheel: Path) -> Path:
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
-    known: dict[str, frozenset[str]] = {}
-    required(NAME, known)
-    for name in known.keys() - {NAME}:
+    known: dict[str, set[str]] = {}
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        required(PathDistribution(zipfile.Path(archive, metadata.removesuffix("METADATA"))), known)
+    for name in known:
         installed = distribution(name)
         for part in {file.parts[0] for file in installed.files or ()} - {"..", "__pycache__"}:
             if not (site / part).exists():  # a folder that several share is linked once
                 (site / part).symlink_to(str(installed.locate_file(part)))
     run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", wheel)
     run(sys.executable, "-m", "pip", "--python", python, "check")
-    print(f"{wheel.name} requires {len(known) - 1} distributions: {', '.join(sorted(known.keys() - {NAME}))}")
+    print(f"{wheel.name} requires {len(known)} distributions: {', '.join(sorted(known))}")
     return python
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Condition
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -14,6 +14,7 @@ from lightning_ssc.snapshots import LayerGraph
 from lightning_ssc.threads import at_most, worth
 
 Solve = Callable[[CentredGram], LayerGraph]
+Result = TypeVar("Result")
 
 
 class Solver(Protocol):
@@ -73,6 +74,10 @@ class Background:
             raise
         future.add_done_callback(lambda _: self._release(size))
         return future
+
+    def do(self, job: Callable[[], Result]) -> Future[Result]:
+        """Do something else in the thread, after what it was given before."""
+        return self._thread.submit(job)
 
     def _solve(self, solve: Solve, gram: CentredGram, device: torch.device) -> LayerGraph:
         with at_most(worth(len(gram.centred))):

@@ -77,8 +77,8 @@ def report(
 ) -> None:
     """Write one HTML page of a run.
 
-    The page is self-contained and opens from disk without a network: curves by layer, heatmaps by epoch, spectral
-    embeddings, the confidently wrong inputs with their neighbours, and the settings of the run.
+    The page is that of 'lightning-ssc live' with its data in it; it opens from disk without a network. Of the inputs it
+    holds a choice of moments.
 
       lightning-ssc report runs/version_0 --out report
 
@@ -89,16 +89,17 @@ def report(
         layer: The layer from which single inputs are read; by default the last before the classifier.
         reference: A run on the same probe with whose last snapshot layers of the same name are compared.
     """
-    from lightning_ssc.live.report import read_run, write_report
+    from lightning_ssc import analysis
+    from lightning_ssc.live import report as page
 
-    summary = read_run(run, layer, reference, _progress("reading"))
-    path = write_report(summary, out, figures=figures, progress=_progress("drawing"))
+    path = page.report(run, out, layer=layer, reference=reference, figures=figures, progress=_progress("reading"))
     print(f"Page:    {path}")
     if figures:
         print(f"Figures: {path.parent / 'figures'}")
-    if summary.inputs is not None:
+    table = page.single_inputs(analysis.find_store(run), layer)
+    if table is not None:
         print(f"Table 1: {path.parent / 'table1.csv'}")
-        for name, value in summary.inputs.table1().items():
+        for name, value in table.table1().items():
             print(f"  {name.replace('_', ' '):18}  {f'{value:.1%}' if isinstance(value, float) else value}")
 
 
@@ -116,9 +117,13 @@ def export(run: str, *, csv: Path, layer: str | None = None, reference: str | No
         layer: The layer from which single inputs are read; by default the last before the classifier.
         reference: A run on the same probe with whose last snapshot layers of the same name are compared.
     """
-    from lightning_ssc.live.report import read_run
+    from lightning_ssc import analysis
+    from lightning_ssc.live.report import read_reference
 
-    for path in read_run(run, layer, reference, _progress("reading")).to_csv(csv):
+    summary = analysis.summarise(
+        analysis.find_store(run), layer=layer, reference=read_reference(reference), progress=_progress("reading")
+    )
+    for path in summary.to_csv(csv):
         print(path)
 
 
@@ -150,7 +155,8 @@ def compare(
         step_b: Step of the snapshot of the second run.
     """
     from lightning_ssc import analysis
-    from lightning_ssc.live.report import run_names, write_comparison
+    from lightning_ssc.live.figures import write_comparison
+    from lightning_ssc.live.names import run_names
 
     stores = analysis.find_store(run_a), analysis.find_store(run_b)
     epochs, steps = (epoch_a, epoch_b), (step_a, step_b)

@@ -18,6 +18,7 @@ from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_ssc.functional import affinity, linear_cka, modularity, self_expression
+from lightning_ssc.functional.graph import labelled
 
 _DTYPES = (  # in which states come, named by their place to processes that have none
     torch.float16,
@@ -170,7 +171,7 @@ class AffinityModularity(_OfAllInputs):
 
         Args:
             x: (B, ...) features of B inputs; dimensions after the first are flattened.
-            labels: (B,) integers.
+            labels: (B,) integers; inputs with negative ones are in the graph and left out of its modularity.
 
         Raises:
             ValueError: the batches differ in length, `labels` are no vector of integers, or the number of features has
@@ -186,7 +187,7 @@ class AffinityModularity(_OfAllInputs):
         """Modularity of the graph over all inputs, a scalar; NaN for a graph without edges."""
         x = self._rows("x")
         graph = affinity(self_expression(x, tau=self.tau, normalize=self.normalize).coef)
-        return torch.tensor(modularity(graph, self._rows("labels")[:, 0]), device=self.device)
+        return torch.tensor(modularity(*labelled(graph, self._rows("labels")[:, 0])), device=self.device)
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
         """Plot a value (``compute()`` when None) or a sequence of them, as torchmetrics do: figure and axes."""

@@ -34,6 +34,8 @@ from lightning_ssc.functional.advice import collected
 from lightning_ssc.functional.collapse import neural_collapse
 from lightning_ssc.functional.gram_sketch import gram_sketch
 from lightning_ssc.functional.grams import CentredGram
+from lightning_ssc.functional.graph import all_known
+from lightning_ssc.ranks import Ranks
 from lightning_ssc.snapshots import (
     LayerGraph,
     Moment,
@@ -47,6 +49,9 @@ from lightning_ssc.snapshots import (
 from lightning_ssc.threads import at_most, worth
 
 log = logging.getLogger(__name__)
+
+
+NO_LABELS = "The probe has no class labels (one integer a sample), so modularity is left out."
 
 
 class Stopwatch:
@@ -108,7 +113,8 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
 
 def _of_gram(layer: WatchedLayer, gram: CentredGram, labels: Tensor | None) -> Mapping[str, Any]:
     """What measures may need of a layer that is not yet solved, on the device of its Gram."""
-    labels = None if labels is None else labels.to(gram.centred.device)
+    known = all_known(labels)
+    labels = None if known is None else known.to(gram.centred.device)
     return measures.Parts(
         {
             "gram": lambda: gram.centred,
@@ -196,14 +202,19 @@ def _best(before: Mapping[str, float], values: Mapping[str, Mapping[str, float]]
 
 
 def compared(taken: Snapshot, past: Past) -> Snapshot:
-    """A snapshot with what its layers measure against those of others and against one another.
+    """A snapshot with what its layers measure against the network's output, those of others and one another.
 
     Args:
         taken: The snapshot.
         past: What it is compared with.
     """
     layers = {
-        name: layer.with_values({**layer.values, **past.values(name, layer, taken.step)})
+        name: layer.with_values(
+            {
+                **measures.of_layer(layer.measurable(taken.labels, taken.predictions), layer.values),
+                **past.values(name, layer, taken.step),
+            }
+        )
         for name, layer in taken.layers.items()
     }
     pairs = {name: table.float() for name, table in measures.of_pairs(layers.values()).items()}
@@ -268,18 +279,13 @@ class Pending:
             for label, graph in self.graphs.items():
                 while not wait([graph], timeout=0.5).done:
                     progress(0)
-                layers[label] = self._with_predictions(graph.result())
+                layers[label] = graph.result()
                 progress(1)
         except Exception:
             self.cancel()
             raise
         total = max(self.ended, default=self.started) - self.started
         return replace(self.taken, layers=layers, seconds={**self.timed.seconds, "total": total})
-
-    def _with_predictions(self, layer: LayerGraph) -> LayerGraph:
-        """The layer with what it measures against the network's output, which comes after many a Gram."""
-        known = layer.measurable(self.taken.labels, self.taken.predictions)
-        return layer.with_values(measures.of_layer(known, layer.values))
 
 
 def begin_snapshot(
@@ -291,9 +297,12 @@ def begin_snapshot(
     *,
     learning_rate: float | None = None,
     solver: Solver | None = None,
+    ranks: Ranks | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Pending:
     """Run the probe through the network and hand every watched layer's Gram to a solver.
+
+    Several processes do it together, each for its share of the layers; rank zero has what the network predicts.
 
     Args:
         runner: The network, left without a trace.
@@ -303,6 +312,7 @@ def begin_snapshot(
         moment: When this is, to be kept with the snapshot.
         learning_rate: Learning rate of the finished epoch, to be kept with the snapshot.
         solver: Where layers are solved; by default here, each as soon as its Gram is there.
+        ranks: The processes that do it together.
         progress: Called with 1 when a layer is handed over, or solved where that is done here.
 
     Returns:
@@ -310,11 +320,12 @@ def begin_snapshot(
 
     Raises:
         ValueError: Activations are not finite, or a layer cannot be solved; the message names the layer.
+        FailedError: So it is on one of several processes.
     """
-    solver = Foreground() if solver is None else solver
+    solver, ranks = Foreground() if solver is None else solver, ranks or Ranks()
     timed, started = Stopwatch(), time.perf_counter()
     ended: list[float] = []
-    outputs: list[Tensor] = []
+    outputs: dict[int, Tensor] = {}
     graphs: dict[str, Future[LayerGraph]] = {}
 
     def solve(layer: WatchedLayer, gram: CentredGram) -> LayerGraph:
@@ -323,18 +334,28 @@ def begin_snapshot(
         ended.append(time.perf_counter())
         return graph
 
-    grams = capture(runner, watched, probe.inputs, settings.pooling, timed=timed, outputs=outputs)
+    grams = capture(runner, watched, probe.batches, settings.pooling, processes=ranks, timed=timed, outputs=outputs)
+    failed: Exception | None = None
     try:
-        for layer, gram in grams:
-            graphs[layer.label] = solver.submit(partial(solve, layer), gram)
-            del gram  # or it would be held through the next pass
-            progress(1)
+        try:
+            for layer, gram in grams:
+                try:
+                    if failed is None:
+                        graphs[layer.label] = solver.submit(partial(solve, layer), gram)
+                        progress(1)
+                except Exception as error:
+                    if ranks.size == 1:
+                        raise
+                    failed = error  # the others wait for this process in the passes to come
+                del gram  # or it would be held through the next pass
+        except Exception as error:
+            failed = error
+        ranks.raise_together(failed)
+        predictions, confidence = _predicted(outputs, probe, ranks)
     except BaseException:
         for graph in graphs.values():
             graph.cancel()
         raise
-    # Without labels nothing says that the network's output is about classes.
-    predictions, confidence = classified(outputs if probe.labels is not None else [])
     taken = Snapshot(
         moment=moment,
         layers={},
@@ -347,7 +368,20 @@ def begin_snapshot(
         seconds={},
         learning_rate=learning_rate,
     )
-    return Pending(taken, {layer.label: graphs[layer.label] for layer in watched}, timed, started, ended)
+    return Pending(taken, graphs, timed, started, ended)
+
+
+def _predicted(outputs: Mapping[int, Tensor], probe: Probe, ranks: Ranks) -> tuple[Tensor | None, Tensor | None]:
+    """Class and score of every sample, on rank zero, from what each process has of the network's output."""
+    # Without labels nothing says that the network's output is about classes.
+    told = {start: classified([output]) for start, output in outputs.items()} if probe.labels is not None else {}
+    everything: dict[int, tuple[Tensor | None, Tensor | None]] = {}
+    for part in ranks.gather(told) or ():
+        everything |= part
+    pairs = [everything[start] for start in sorted(everything)]
+    if sum(len(predicted) for predicted, _ in pairs if predicted is not None) != len(probe):
+        return None, None
+    return torch.cat([p for p, _ in pairs if p is not None]), torch.cat([c for _, c in pairs if c is not None])
 
 
 def snapshot(
@@ -414,8 +448,10 @@ def snapshot(
     inner, context = unwrapped(model)
     settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups)
     probe = make_probe((inputs,) if labels is None else (inputs, labels))
+    if labels is not None and probe.labels is None and groups == "classes":
+        log.warning(NO_LABELS)
     runner = Runner(inner, forward, context, chunk=chunk, memory=memory)
-    watched = trace(runner, layers, probe.inputs, pooling)
+    watched = trace(runner, layers, probe.batches, pooling)
     moment = Moment(epochs_as_steps(epoch) if step is None else step, epoch)
     taken = begin_snapshot(runner, probe, watched, settings, moment, learning_rate=learning_rate).result()
     return compared(taken, Past())

@@ -67,13 +67,13 @@ def heatmap(
     image = axes.imshow(np.ma.masked_invalid(values), vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
     for axis, names, network in ((axes.yaxis, rows, networks[0]), (axes.xaxis, columns, networks[1])):
         places = np.arange(0, len(names), -(-len(names) // _TICKS))
-        axis.set_ticks(places, [_plain(short_names(names)[i]) for i in places], fontsize=7)
-        axis.set_label_text(_plain(network), fontsize=9)
+        axis.set_ticks(places, [plain(short_names(names)[i]) for i in places], fontsize=7)
+        axis.set_label_text(plain(network), fontsize=9)
     axes.tick_params(axis="x", labelrotation=90)
     for start, end in zip(blocks, [*blocks[1:], len(rows)][: len(blocks)], strict=True):
         square = Rectangle((start - 0.5, start - 0.5), end - start, end - start, fill=False, color="white", lw=1.5)
         axes.add_patch(square)
-    axes.set_title(_plain(title, 120), fontsize=10)
+    axes.set_title(plain(title, 120), fontsize=10)
     axes.figure.colorbar(image, ax=axes, label=label, fraction=0.046)
     return _figure(axes)
 
@@ -114,7 +114,7 @@ def curves(
     table = np.asarray(values, dtype=float)
     axes = _axes(ax, (8.0, 4.2))
     colours = layer_colours(len(layers))
-    names = [_plain(name) for name in short_names(layers)]
+    names = [plain(name) for name in short_names(layers)]
     lines = []
     for i, name in enumerate(names):
         marker = _MARKERS[i % len(_MARKERS)] if len(layers) <= _TICKS else ""
@@ -137,7 +137,7 @@ def curves(
         axes.set_ylim(top=high * 1.02)
     axes.set_xlabel(f"finished {unit}s (0: untrained)")
     axes.set_ylabel(ylabel)
-    axes.set_title(_plain(title, 120), fontsize=10)
+    axes.set_title(plain(title, 120), fontsize=10)
     axes.grid(alpha=0.3)
     if len(layers) <= _TICKS:
         # Lines and names are given, or else names that begin with an underscore are left out.
@@ -226,11 +226,11 @@ def embedding(
         for c in np.unique(classes):
             of_class = classes == c
             style: dict[str, Any] = {"color": colours[of_class], "marker": _MARKERS[c % len(_MARKERS)]}
-            name = _plain(class_name(int(c), class_names))
+            name = plain(class_name(int(c), class_names))
             axes.scatter(xy[of_class, 0], xy[of_class, 1], s=9, linewidths=0.3, edgecolors="0.25", label=name, **style)
     if legend and labels is not None:
         axes.legend(fontsize=7, markerscale=1.5, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    axes.set_title(_plain(title, 120), fontsize=9)
+    axes.set_title(plain(title, 120), fontsize=9)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_xlabel("first eigenvector", fontsize=7)
@@ -275,7 +275,7 @@ def embedding_images(
             low, high = np.nanmin(column), np.nanmax(column)
             margin = 0.05 * (high - low) or 0.05
             limit(low - margin, high + margin)
-        axes.title.set_text(_plain(f"{name}{suffix}", 120))
+        axes.title.set_text(plain(f"{name}{suffix}", 120))
         for drawn, chosen in zip(axes.collections, members, strict=True):
             drawn.set_offsets(xy[chosen])
         canvas.restore_region(still)
@@ -370,13 +370,13 @@ def neighbours(
                 axes.imshow(images[j], extent=(left, left + 1, top + 1, top), interpolation="nearest")
             if classes is not None and colours is not None:
                 axes.plot([left, left + 1], [top + 1.04] * 2, color=colours[j], lw=2.5, solid_capstyle="butt")
-                name = _plain(class_name(int(classes[j]), class_names), 14)
+                name = plain(class_name(int(classes[j]), class_names), 14)
                 axes.text(left + 0.5, top - 0.04, name, ha="center", va="bottom", fontsize=6.5)
     axes.set_xlim(-0.05, 1.12 * columns + 0.25)
     axes.set_ylim(1.35 * len(chosen) - 0.2, -0.3)
     axes.set_aspect("equal")
     axes.axis("off")
-    axes.set_title(_plain(title, 120), fontsize=9)
+    axes.set_title(plain(title, 120), fontsize=9)
     return _figure(axes)
 
 
@@ -413,7 +413,7 @@ def class_shares(
     marks = {label: " (its class)", prediction: " (network)"}
     if label == prediction:
         marks = {label: " (its class, network)"}
-    names = [_plain(class_name(int(c), class_names), 20) + marks.get(int(c), "") for c in drawn]
+    names = [plain(class_name(int(c), class_names), 20) + marks.get(int(c), "") for c in drawn]
     axes.barh(np.arange(len(drawn)), values[drawn], color=class_colours(np.arange(len(values)))[drawn])
     axes.set_yticks(np.arange(len(drawn)), names, fontsize=7)
     axes.invert_yaxis()
@@ -454,18 +454,22 @@ def explanation(
         prediction = int(table.predictions[i])
         title += f", classified as {class_name(prediction, class_names)} with a score of {table.confidence[i]:.2f}"
     neighbours([i], nearest, images, table.labels, class_names, title=title, ax=upper)
-    class_shares(table.shares[i], class_names, label=label, prediction=prediction, ax=lower)
+    names = [class_name(c, class_names) for c in table.classes.tolist()]
+    columns = (None if c is None else int(table.columns(np.asarray(c))) for c in (label, prediction))
+    class_shares(table.shares[i], names, **dict(zip(("label", "prediction"), columns, strict=True)), ax=lower)
     return figure
 
 
 def class_name(number: int, class_names: Sequence[str] = ()) -> str:
-    """The name of a class, or its number where it has none.
+    """The name of a class, or its number where it has none; a negative number stands for no class.
 
     Example:
-        >>> class_name(1, ["cat", "dog"]), class_name(7)
-        ('dog', 'class 7')
+        >>> class_name(1, ["cat", "dog"]), class_name(7), class_name(-1)
+        ('dog', 'class 7', 'no class')
     """
-    return class_names[number] if 0 <= number < len(class_names) else f"class {number}"
+    if number < 0:
+        return "no class"
+    return class_names[number] if number < len(class_names) else f"class {number}"
 
 
 def class_colours(labels: ArrayLike) -> NDArray[np.float64]:
@@ -563,7 +567,7 @@ def _figure(axes: Axes) -> Figure:
     return figure
 
 
-def _plain(name: str, longest: int = 32) -> str:
+def plain(name: str, longest: int = 32) -> str:
     """A name in which Matplotlib sees no formula, with its middle left out where it is too long to leave room.
 
     What cannot be printed, such as control characters, which no SVG may hold, becomes a question mark.

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import distributed
+import torch
+from torch import Tensor, distributed
+
+
+class FailedError(RuntimeError):
+    """What went wrong on some of several processes, raised on all of them."""
 
 
 class Ranks:
@@ -16,7 +21,12 @@ class Ranks:
     Example:
         >>> Ranks().gather("graphs"), Ranks().from_zero(lambda: 3), Ranks().all_true(True)
         (['graphs'], 3, True)
+
+    Attributes:
+        sent: Bytes of features that this process has sent to others.
     """
+
+    sent = 0
 
     @property
     def rank(self) -> int:
@@ -32,15 +42,18 @@ class Ranks:
         """Raise where any process had an error.
 
         Raises:
-            RuntimeError: Several processes, one of which had an error; names it. A lone one raises its error itself.
+            FailedError: Several processes, one of which had an error; names it. A lone one raises its error itself, and
+                what all have been told already is not told again.
         """
         if not _many():
             if error is not None:
                 raise error
             return
         told = self.everyones(None if error is None else f"{type(error).__name__}: {error}")
+        if isinstance(error, FailedError):
+            raise error
         if failed := [f"rank {rank}: {why}" for rank, why in enumerate(told) if why is not None]:
-            raise RuntimeError("SSC failed on " + "; ".join(failed)) from error
+            raise FailedError("SSC failed on " + "; ".join(failed)) from error
 
     def everyones(self, value: Any) -> list[Any]:
         """The values of all processes, on every process; for small ones."""
@@ -52,6 +65,27 @@ class Ranks:
     def all_true(self, value: bool) -> bool:
         """Whether it is true on all processes."""
         return all(self.everyones(value))
+
+    def exchange(self, parcels: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+        """Send every process its bytes, and get some from each.
+
+        Args:
+            parcels: uint8 for every process, in the order of their ranks; what is for this one stays here.
+            sizes: How many bytes every process has for this one.
+
+        Returns:
+            What has come from every process.
+        """
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        came = list(parcels)
+        for rank in others:
+            came[rank] = torch.empty(sizes[rank], dtype=torch.uint8, device=parcels[rank].device)
+        ways = [distributed.P2POp(distributed.isend, parcels[rank], rank) for rank in others if len(parcels[rank])]
+        ways += [distributed.P2POp(distributed.irecv, came[rank], rank) for rank in others if sizes[rank]]
+        for under_way in distributed.batch_isend_irecv(ways) if ways else ():
+            under_way.wait()
+        self.sent += sum(len(parcels[rank]) for rank in others)
+        return came
 
     def gather(self, value: Any) -> list[Any] | None:
         """The values of all processes in the order of their ranks on rank zero, ``None`` on the others."""

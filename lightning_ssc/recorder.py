@@ -6,8 +6,10 @@ import logging
 import math
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import nn
 
 from lightning_ssc import writers
 from lightning_ssc.alarms import warn_of_collapse
-from lightning_ssc.analysis import dynamics
+from lightning_ssc.analysis import Dynamics, dynamics, stored
 from lightning_ssc.background import Background
 from lightning_ssc.capture import (
     LayerPattern,
@@ -25,7 +27,7 @@ from lightning_ssc.capture import (
     WatchedLayer,
     make_probe,
     pictures,
-    plan_passes,
+    plan_shared,
     share_layers,
     trace,
     unwrapped,
@@ -43,6 +45,7 @@ from lightning_ssc.snapshots import (
     Settings,
     Snapshot,
     SnapshotError,
+    SnapshotHeader,
     SnapshotStore,
     Store,
     continued_folder,
@@ -162,6 +165,7 @@ class Recorder:
         self._weights: list[float] | None = None  # fingerprint of the last snapshot's, where this process took it
         self._begun: _Begun | None = None
         self._worker: Background | None = None
+        self._drawing: tuple[int, Future[list[writers.Drawn]]] | None = None  # on rank zero, with the step it is of
         self._to_recall = False
         self._finished_at: list[int] = []
         self._claim: Claim | None = None  # on rank zero
@@ -175,9 +179,10 @@ class Recorder:
     # -- Before the first snapshot
 
     def _trace(self, layers: str | type[nn.Module] | Sequence[LayerPattern]) -> list[WatchedLayer]:
-        watched = trace(self._runner, layers, self.probe.inputs, self.settings.pooling)
+        watched = trace(self._runner, layers, self.probe.batches, self.settings.pooling)
         if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
-            plan_passes(watched, len(self.probe), self._runner.memory)  # raises where it is too small
+            ranks = self._ranks.size
+            plan_shared(watched, len(self.probe), self._runner.memory, ranks, staged=ranks > 1)  # or it is too small
         return watched
 
     def _open(
@@ -344,8 +349,16 @@ class Recorder:
         self._steps.pop()
         self._recall(self._steps[-1] if self._steps else None)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether :meth:`poll` would have something to store or to log."""
+        solved = self._begun is not None and self._begun.done()
+        return solved or (self._drawing is not None and self._drawing[1].done())
+
     def poll(self) -> dict[str, float]:
         """Store and log the snapshot that was solved in the background, if it is done; returns what is known then."""
+        if self._drawing is not None and self._drawing[1].done():
+            self._log_drawn()
         if self._begun is not None and self._ranks.all_true(self._begun.done()):
             self.collect()
         return self.scalars
@@ -359,6 +372,7 @@ class Recorder:
             ValueError: A layer cannot be solved.
             OSError: The snapshot cannot be stored.
         """
+        self._log_drawn()
         if self._begun is None:
             return self.scalars
         timed, moment = Stopwatch(), self._begun.moment
@@ -387,18 +401,20 @@ class Recorder:
         return replace(taken, seconds={**taken.seconds, **timed.seconds}, run=self._run)
 
     def _begin(self, moment: Moment, learning_rate: float | None, background: bool) -> _Begun:
-        """Every rank begins with its share of the layers. What goes wrong is said by :meth:`_joined`, on all ranks."""
-        share, begun = share_layers(self.watched, self._ranks.rank, self._ranks.size), _Begun(moment)
+        """Begin it together with the other ranks; what goes wrong is said by :meth:`_joined`, on all of them."""
+        begun = _Begun(moment)
         try:
+            share = share_layers(self.watched, self._ranks.rank, self._ranks.size)
             with self._bar(len(share), f"SSC {moment}") as advance:
                 begun.share = begin_snapshot(
                     self._runner,
                     self.probe,
-                    share,
+                    self.watched,
                     self.settings,
                     moment,
                     learning_rate=learning_rate,
                     solver=self._solver() if background else None,
+                    ranks=self._ranks,
                     progress=advance,
                 )
         except Exception as caught:
@@ -444,10 +460,33 @@ class Recorder:
     def _log(self, timed: Stopwatch) -> None:
         assert self.last is not None
         with timed("log"), at_most(worth(len(self.probe))):
-            writers.log_snapshot(self.loggers, self.last, self.scalars, self.images, self.card, self.name)
+            drawing = writers.log_snapshot(
+                self.loggers,
+                self.last,
+                self.scalars,
+                self.images,
+                self.card,
+                self.name,
+                partial(self._curves, frozenset(self._steps)),
+                self._worker.do if self._worker is not None else None,
+            )
+        self._drawing = None if drawing is None else (self.last.moment.logged, drawing)
         seconds = {f"{self.name}/seconds/{stage}": timed.seconds[stage] for stage in ("store", "log")}
         writers.log_scalars(self.loggers, seconds, self.last.moment.logged)
         writers.flush(self.loggers)
+
+    def _curves(self, steps: frozenset[int]) -> Dynamics:
+        """The run so far, from what was measured when its snapshots were taken."""
+        headers = [found for found in self.store.headers() if isinstance(found, SnapshotHeader)]
+        return stored([header for header in headers if header.step in steps])
+
+    def _log_drawn(self) -> None:
+        """Write what was drawn in the background, in the thread that loggers are used to."""
+        drawing, self._drawing = self._drawing, None
+        if drawing is not None:
+            step, pictures = drawing
+            writers.log_images(self.loggers, pictures.result(), step)
+            writers.flush(self.loggers)
 
     # -- The end
 
@@ -472,6 +511,7 @@ class Recorder:
 
     def log_history(self) -> None:
         """Write what is to the final state, on this process; damaged snapshots are left out, then reported."""
+        self._log_drawn()
         steps = list(self._steps)
         if steps == self._finished_at:
             return
@@ -500,7 +540,7 @@ class Recorder:
 
     def close(self) -> None:
         """Let the thread of the background and the folder go; what is still being solved is given up."""
-        self._begun = None
+        self._begun = self._drawing = None
         if self._claim is not None:
             self._claim.release()
         if self._worker is not None:

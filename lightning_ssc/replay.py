@@ -20,6 +20,7 @@ from torch import nn
 from lightning_ssc.capture import (
     Forward,
     LayerPattern,
+    NotRunError,
     Probe,
     Runner,
     WatchedLayer,
@@ -277,10 +278,11 @@ def analyze(
             raise CheckpointError(f"{checkpoint.path}: {error}") from error
         runner = Runner(model, forward, device=device, chunk=chunk, memory=memory)
         try:
-            return runner, trace(runner, layers, probe.inputs, settings.pooling)
-        except (RuntimeError, TypeError, LookupError, AttributeError) as error:
+            return runner, trace(runner, layers, probe.batches, settings.pooling)
+        except NotRunError as error:
+            cause = error.__cause__
             raise CheckpointError(
-                f"The network does not run on the inputs of --data ({type(error).__name__}: {error}). Give it data of "
+                f"The network does not run on the inputs of --data ({type(cause).__name__}: {cause}). Give it data of "
                 f"the shape that it was trained on."
             ) from error
 

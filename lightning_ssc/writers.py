@@ -8,16 +8,17 @@ Tags, where ``<root>`` is the monitor's name, ``ssc`` by default:
 * scalars ``<root>/<measure>/<layer>`` and, of linear CKA, ``linear_cka/<measure>/<layer>`` (of a monitor with a name of
   its own ``<name>_linear_cka/``) for every record of :data:`lightning_ssc.measures.MEASURES`: with every snapshot, and
   those to the final state at the end, at the steps of the snapshots; ``<root>/seconds/<stage>``;
-* images ``<root>/pairwise_cka``, ``linear_cka/pairwise_cka``, ``<root>/embedding/<layer>`` and, of the last hidden
-  layer, ``<root>/neighbours/<layer>`` with every snapshot; ``<root>/curves/<measure>`` at the end;
+* images ``<root>/pairwise_cka``, ``linear_cka/pairwise_cka`` and ``<root>/curves/<measure>`` with every snapshot, on
+  request ``<root>/embedding/<layer>`` and, of the last hidden layer, ``<root>/neighbours/<layer>``;
 * on request, in TensorBoard's projector tab, ``<root>/<layer>``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_ssc import measures, plots
+from lightning_ssc import cards, measures, plots
 from lightning_ssc.analysis import Dynamics, last_hidden_layer
 from lightning_ssc.analysis import neighbours as nearest_inputs
 from lightning_ssc.capture import balanced
@@ -36,7 +37,9 @@ from lightning_ssc.snapshots import ProbeCard, Snapshot
 from lightning_ssc.threads import at_most, worth
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
+
+Drawn = tuple[str, NDArray[np.uint8]]  # a tag and what stands under it
 
 _PROJECTED = 16  # dimensions that the projector gets
 _THUMBNAIL = 32  # pixels a side of a picture in the projector; its sheet of all pictures may have 8192
@@ -60,8 +63,8 @@ class Images:
     """
 
     heatmap: bool = True
-    embedding: bool = True
-    neighbours: int = 3
+    embedding: bool = False
+    neighbours: int = 0
     projector: bool = False
 
 
@@ -129,16 +132,11 @@ def log_scalars(loggers: Iterable[Any], scalars: Mapping[str, float], step: int)
 
 
 def takes_images(logger: Any) -> bool:
-    """Whether a logger has a way to log images that :func:`log_figure` knows."""
+    """Whether a logger has a way to log images that :func:`log_image` knows."""
     experiment = getattr(logger, "experiment", None)
     if type(experiment).__name__ in ("DummyExperiment", "_DummyExperiment"):  # of fast_dev_run: answers to every name
         return False
     return hasattr(experiment, "add_image") or hasattr(logger, "log_image") or hasattr(experiment, "log_image")
-
-
-def log_figure(loggers: Iterable[Any], tag: str, figure: Figure, step: int) -> None:
-    """Write a figure as an image to the loggers that take images."""
-    log_image(loggers, tag, plots.to_image(figure), step)
 
 
 def log_image(loggers: Iterable[Any], tag: str, image: NDArray[np.uint8], step: int) -> None:
@@ -162,7 +160,9 @@ def log_snapshot(
     images: Images,
     card: ProbeCard | None = None,
     root: str = "ssc",
-) -> None:
+    curves: Callable[[], Dynamics] | None = None,
+    elsewhere: Callable[[Callable[[], list[Drawn]]], Future[list[Drawn]]] | None = None,
+) -> Future[list[Drawn]] | None:
     """Write a snapshot's scalars and images under its step.
 
     Args:
@@ -172,12 +172,42 @@ def log_snapshot(
         images: Which images to draw.
         card: Pictures of the inputs and names of the classes.
         root: First part of the tags.
+        curves: Reads the curves of the run so far.
+        elsewhere: Draws in another thread, where it is given; what it draws is left to :func:`log_images`.
+
+    Returns:
+        What is drawn elsewhere, if anything is.
     """
     loggers, step = list(loggers), taken.moment.logged
     log_scalars(loggers, scalars, step)
-    loggers = [logger for logger in loggers if takes_images(logger)]
-    if not loggers:
-        return  # nothing is drawn that nobody takes
+    if not any(map(takes_images, loggers)):
+        return None  # nothing is drawn that nobody takes
+    if elsewhere is not None:
+        return elsewhere(lambda: list(drawn(taken, images, card, root, curves)))
+    with closing(drawn(taken, images, card, root, curves)) as pictures:  # nobody draws the rest after an error
+        log_images(loggers, pictures, step)
+    return None
+
+
+def log_images(loggers: Iterable[Any], pictures: Iterable[Drawn], step: int) -> None:
+    """Write what :func:`drawn` drew."""
+    loggers = list(loggers)
+    for tag, image in pictures:
+        log_image(loggers, tag, image, step)
+
+
+def drawn(
+    taken: Snapshot,
+    images: Images,
+    card: ProbeCard | None = None,
+    root: str = "ssc",
+    curves: Callable[[], Dynamics] | None = None,
+) -> Generator[Drawn, None, None]:
+    """Draw the images of a snapshot; arguments as of :func:`log_snapshot`.
+
+    Yields:
+        Tags with ``(H, W, 3)`` pixels.
+    """
     names = list(taken.layers)
     beside = ThreadPoolExecutor(_BESIDE)  # computes what later pictures show
     try:
@@ -193,16 +223,17 @@ def log_snapshot(
                 card.class_names,
                 title=f"nearest inputs in {name}, {taken.moment}",
             )
-            log_figure(loggers, f"{root}/neighbours/{name}", figure, step)
-        for record in measures.TABLES if images.heatmap and len(names) > 1 else ():
-            if record.name in taken.pairs:
-                title, table = f"{record.title}, {taken.moment}", taken.pairs[record.name].numpy()
-                figure = plots.heatmap(table, names, title=title, label=record.axis)
-                log_figure(loggers, measures.tag(record, root), figure, step)
+            yield f"{root}/neighbours/{name}", plots.to_image(figure)
+        if images.heatmap and len(names) > 1:
+            tables = {name: table.numpy() for name, table in taken.pairs.items()}
+            for name, image in cards.heatmaps(tables, names, str(taken.moment)):
+                yield measures.tag(measures.measure(name), root), image
+        for name, image in cards.curves(curves()) if curves is not None else ():
+            yield f"{root}/curves/{name}", image
         for name, image in plots.embedding_images(embeddings, taken.labels, f", {taken.moment}"):
-            log_image(loggers, f"{root}/embedding/{name}", image, step)
+            yield f"{root}/embedding/{name}", image
     finally:
-        beside.shutdown(wait=False, cancel_futures=True)  # nobody draws the rest after an error
+        beside.shutdown(wait=False, cancel_futures=True)
 
 
 def _embeddings(taken: Snapshot, beside: ThreadPoolExecutor) -> Iterable[tuple[str, Tensor]]:
@@ -220,7 +251,7 @@ def _embedding(affinity: Tensor) -> Tensor:
 
 
 def log_history(loggers: Iterable[Any], table: Dynamics, root: str = "ssc") -> None:
-    """Write values to the last snapshot at the steps of the snapshots, and a run's curves as images."""
+    """Write values to the last snapshot at the steps of the snapshots, and all curves as images once more."""
     loggers = list(loggers)
     to_final = [record for record in measures.CURVES if record.over == "final"]
     for t, moment in enumerate(table.moments):
@@ -231,9 +262,9 @@ def log_history(loggers: Iterable[Any], table: Dynamics, root: str = "ssc") -> N
             if not np.isnan(table.curves[record.name][t, i])  # what was not kept has no value
         }
         log_scalars(loggers, scalars, moment.logged)
-    loggers = [logger for logger in loggers if takes_images(logger)]
-    for family, figure in plots.dynamics_figures(table).items() if loggers else ():
-        log_figure(loggers, f"{root}/curves/{family}", figure, table.moments[-1].logged)
+    if any(map(takes_images, loggers)):
+        pictures = ((f"{root}/curves/{name}", image) for name, image in cards.curves(table))
+        log_images(loggers, pictures, table.moments[-1].logged)
 
 
 def log_projector(loggers: Iterable[Any], taken: Snapshot, card: ProbeCard | None = None, root: str = "ssc") -> None:
@@ -277,7 +308,8 @@ def _spread(taken: Snapshot, count: int) -> list[int]:
     """Some inputs, the same in every snapshot of a probe: one a class as far as that goes."""
     size = len(next(iter(taken.layers.values())).gap)
     labels = torch.zeros(size, dtype=torch.long) if taken.labels is None else taken.labels
-    chosen: list[int] = balanced(labels, count).tolist()
+    labelled = (labels >= 0).nonzero().squeeze(1)
+    chosen: list[int] = labelled[balanced(labels[labelled], count)].tolist()
     return chosen
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from lightning_ssc import SSCMonitor
 from lightning_ssc.analysis import Dynamics, dynamics, similarity
-from lightning_ssc.live.report import file_name
+from lightning_ssc.live.figures import file_name
 from lightning_ssc.plots import dynamics_figures, evenly, heatmap, short_names
 from lightning_ssc.snapshots import Store
 from recipes.data import ImageData
@@ -60,7 +60,7 @@ class RecipeCLI(LightningCLI):
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         write_figures(store, table, folder / "figures")
         console.print(f"Figures: {folder / 'figures'}", soft_wrap=True)
-        console.print(f"Curves:  tensorboard --logdir {folder} --samples_per_plugin images=200", soft_wrap=True)
+        console.print(f"Look:    tensorboard --logdir {folder}   (the tab Subspaces)", soft_wrap=True)
 
 
 def precision_on(accelerator: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix, vstack
+from scipy.sparse import csr_matrix, triu, vstack
 from torch import Tensor
 
 from lightning_ssc.analysis.dynamics import Table
@@ -52,15 +52,15 @@ def bootstrap_cka(graphs: Sequence[Tensor], counts: Counts) -> NDArray[np.float6
     inner = np.zeros((draws, len(matrices), len(matrices)))
     for start in range(0, n, _ROWS):
         rows = np.arange(start, min(start + _ROWS, n))
-        flat = vstack([matrix[rows].reshape(1, -1) for matrix in matrices]).tocsc()
+        flat = vstack([triu(matrix[rows], k=start + 1).reshape(1, -1) for matrix in matrices]).tocsc()
         used = np.flatnonzero(np.diff(flat.indptr))
-        entries = flat[:, used].toarray().astype(np.float32)
+        entries = torch.from_numpy(flat[:, used].toarray().astype(np.float32))
         of_row, of_column = rows[used // n], used % n
         for draw in range(draws):
-            times = (weights[draw, of_row] * weights[draw, of_column]).astype(np.float32)
-            there = np.flatnonzero(times)
+            times = torch.from_numpy((weights[draw, of_row] * weights[draw, of_column]).astype(np.float32))
+            there = times.nonzero().squeeze(1)
             drawn = entries[:, there]
-            inner[draw] += (drawn * times[there]) @ drawn.T
+            inner[draw] += 2 * ((drawn * times[there]) @ drawn.T).numpy()
     sums = np.stack([matrix @ weights.T for matrix in matrices])  # (L, N, B) of rows
     centred = inner - 2 / n * np.einsum("bn,lnb,mnb->blm", weights, sums, sums, optimize=True)
     totals = np.einsum("bn,lnb->bl", weights, sums)

@@ -1,4 +1,4 @@
-"""A report in headless Chromium: opened from disk, used as a reader would."""
+"""The page in headless Chromium, used as a reader would."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,13 +45,14 @@ def chromium(profile: Path) -> Iterator[Any]:
         driver.quit()
 
 
-def open_page(browser: Any, path: Path) -> None:
+def open_page(browser: Any, address: Path | str) -> None:
+    """Open a page, from disk or of a server, and wait until it shows its run."""
     from selenium.webdriver.support.ui import WebDriverWait
 
     browser.get("data:text/html,")  # so that the log of this page begins here
     browser.get_log("performance")
     browser.get_log("browser")
-    browser.get(path.as_uri())
+    browser.get(address.as_uri() if isinstance(address, Path) else address)
     WebDriverWait(browser, 30).until(lambda b: b.execute_script("return document.body.dataset.ready") == "yes")
 
 
@@ -69,42 +70,53 @@ def found(parent: Any, selector: str) -> list[Any]:
     return elements
 
 
+def until(browser: Any, holds: Callable[[], Any], seconds: float = 10) -> Any:
+    """Wait for what a page comes to; what holds is returned."""
+    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, seconds, 0.05, [StaleElementReferenceException]).until(lambda _: holds())
+
+
+def section(browser: Any, name: str) -> Any:
+    """Open a section; the part of the page that is it."""
+    tab = next(tab for tab in found(browser, "[role=tab]") if tab.text == name)
+    tab.click()
+    return found(browser, f"#{tab.get_attribute('aria-controls')}")[0]
+
+
 def lines(browser: Any) -> int:
-    """How many layers the first chart shows."""
-    return len(found(browser, "#curves figure:first-child .scatterlayer .trace"))
+    """How many lines the first chart of Training shows."""
+    return len(found(browser, "#panel-0 figure:first-child .scatterlayer .trace"))
 
 
 def hover_over_curve(browser: Any, line: int, point: int) -> str:
     """What the first chart says when the pointer is on a point of a line."""
     from selenium.webdriver.common.action_chains import ActionChains
-    from selenium.webdriver.support.ui import WebDriverWait
 
-    plot = found(browser, "#curves .plot")[0]
+    plot = found(browser, "#panel-0 .plot")[0]
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
-    target = found(found(plot, ".scatterlayer .trace")[line], ".point")[point]
+    target = until(browser, lambda: found(found(plot, ".scatterlayer .trace")[line], ".point"))[point]
     ActionChains(browser).move_to_element(target).perform()
-    WebDriverWait(browser, 5).until(lambda _: found(plot, ".hoverlayer .hovertext"))
+    until(browser, lambda: found(plot, ".hoverlayer .hovertext"))
     text: str = found(plot, ".hoverlayer")[0].text
     return text
 
 
-def step_back(browser: Any) -> tuple[str, np.ndarray[Any, Any]]:
-    """Move the slider by one to the left; the epoch that it then names, and the heatmap."""
-    from selenium.webdriver.common.keys import Keys
-
-    found(browser, "#epoch")[0].send_keys(Keys.ARROW_LEFT)
-    shown = browser.execute_script("return document.getElementById('heatmap').data[0].z")
-    return found(browser, "#epoch-value")[0].text, np.array(shown, dtype=float)
+def heatmap(browser: Any, name: str = "one") -> np.ndarray[Any, Any]:
+    """The numbers that a heatmap of Architecture shows."""
+    script = f"return document.getElementById('heatmap-{name}').data?.[0].z"
+    shown = until(browser, lambda: browser.execute_script(script))
+    return np.array(shown, dtype=float)
 
 
 def hover_over_embedding(browser: Any) -> tuple[int, Any]:
     """Put the pointer on an input; its number, and what pops up."""
     from selenium.webdriver.common.action_chains import ActionChains
 
-    embedding, tip = found(browser, "#embedding")[0], found(browser, "#tip")[0]
+    embedding, tip = found(browser, "#embedding")[0], found(browser, ".tip")[0]
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", embedding)
-    assert not tip.is_displayed()
-    for candidate in found(embedding, ".scatterlayer .trace .point"):
+    for candidate in until(browser, lambda: found(embedding, ".scatterlayer .trace:first-child .point")):
         ActionChains(browser).move_to_element(candidate).perform()
         if tip.is_displayed():
             break

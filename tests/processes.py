@@ -9,6 +9,7 @@ import socket
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_ssc import Images, Recorder, SnapshotStore, SSCMonitor, auto, every, pipeline, snapshot
+from lightning_ssc.capture import Runner, capture, trace
 from lightning_ssc.metrics import AffinityModularity, LinearCKA
 from lightning_ssc.ranks import Ranks
 from tests.nets import Classifier, Logs, convnet, data, optimizer, train, trainer
@@ -109,7 +111,7 @@ def decide_by_the_clock(world: int, root: Path) -> None:
 
 
 class BreaksOnRankOne(pl.Callback):
-    """NaN in a layer of rank one's share."""
+    """NaN in what rank one's network makes of its share of the probe."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_rank == 1:
@@ -243,6 +245,69 @@ def record(world: int, root: Path) -> None:
             run(where, DistributedDataParallel, background=False, reference=reference)
         except RuntimeError as error:
             told[what] = str(error)
+    (root / f"told-{rank}.json").write_text(json.dumps(told))
+    torch.distributed.destroy_process_group()
+
+
+class Talks(nn.Module):
+    """A layer whose forward talks to the other processes, as one that normalises over all of them does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.distributed.all_reduce(torch.ones(1))
+        return x
+
+
+def spread(world: int, root: Path) -> None:
+    """Grams of a network whose forward talks, over processes and by one, in one pass and in several, and failures."""
+    rank, ranks = join(world), Ranks()
+    torch.manual_seed(0)
+    net = nn.Sequential(convnet(), Talks(), nn.Linear(3, 5).double(), Talks(), nn.Linear(5, 2).double())
+    net[0].append(nn.Identity())
+    run = lambda model, x: model[4](model[3](model[2](model[1](model[0](x)).double())))  # noqa: E731
+    x = data(31).tensors[0]
+    told: dict[str, Any] = {}
+    for name, memory, chunk in (("one pass", None, 256), ("several", 2 * 31 * 31 * 8 + 31 * 60 * 8, 4)):
+        runner = Runner(net, run, chunk=chunk, memory=memory)
+        layers = trace(runner, "**", x)
+        outputs: dict[int, torch.Tensor] = {}
+        sent = ranks.sent
+        shared = {layer.label: gram for layer, gram in capture(runner, layers, x, processes=ranks, outputs=outputs)}
+        told[f"bytes {name}"] = ranks.sent - sent
+        told[f"rows {name}"] = {start: len(output) for start, output in outputs.items()}
+        alone = {layer.label: gram for layer, gram in capture(Runner(net, run), layers, x)}
+        told[f"layers {name}"] = list(shared)
+        told[f"apart {name}"] = max(
+            float((gram.centred - alone[label].centred).abs().max() / alone[label].centred.abs().max())
+            for label, gram in shared.items()
+        )
+        told[f"features {name}"] = {layer.label: layer.bytes_a_sample for layer in layers}
+
+    def bare(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Without what talks: no exchange within a forward is left half done."""
+        return model[4](model[2](model[0](x).double()))
+
+    def breaks(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        if rank == 1:
+            raise OSError(5, "Input/output error")
+        return bare(model, x)
+
+    def solve(layer: Any, *args: Any) -> Any:
+        if rank == 1:
+            raise ValueError("no solution")
+        return original(layer, *args)
+
+    original = pipeline.solve_layer
+    watching = Recorder(Runner(net, run, memory=2 * 31 * 31 * 8 + 31 * 60 * 8), (x,), ["0.0", "0.4", "2", "4"])
+    for name, forward, solver in (("forward", breaks, original), ("solve", bare, solve)):
+        watching._runner = replace(watching._runner, forward=forward)
+        pipeline.solve_layer = solver
+        try:
+            watching.record(0)
+        except RuntimeError as error:
+            told[f"failed {name}"] = str(error)
+    pipeline.solve_layer, watching._runner = original, replace(watching._runner, forward=run)
+    watching.record(0)
+    told["steps"] = watching.store.steps
     (root / f"told-{rank}.json").write_text(json.dumps(told))
     torch.distributed.destroy_process_group()
 

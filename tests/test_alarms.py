@@ -61,13 +61,6 @@ def test_dead_units_are_told_once_with_what_lies_behind_them(caplog: pytest.LogC
     assert all(record.levelno == logging.WARNING for record in caplog.records)
 
 
-def test_inputs_all_alike_are_told_at_once(caplog: pytest.LogCaptureFixture) -> None:
-    recorder = watch(network(), (torch.ones(20, 3, 8, 8), torch.arange(20) % 2))
-    recorder.record(0)
-    (message,) = caplog.messages
-    assert "Layer '0' has collapsed at epoch 0: all inputs are alike in it, and 3 more" in message
-
-
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_rank_that_falls_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, resumed: bool) -> None:
     """Against the best of the run, also of its part before a resume."""

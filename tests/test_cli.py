@@ -416,7 +416,7 @@ class Boom:
         return os.mkdir, ("executed",)
 
 
-def test_a_pickle_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_pickle_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, caplog: Any) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     torch.save(
@@ -426,17 +426,15 @@ def test_a_pickle_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "add_safe_globals" in capsys.readouterr().err
     store = made_run(tmp_path / "ssc")
     store.path(10).write_bytes(pickle.dumps(Boom()))
-    assert main(["report", str(tmp_path / "ssc")]) == 1
-    assert "step_000000010.npz" in capsys.readouterr().err
     (tmp_path / "ssc" / "probe.npz").write_bytes(pickle.dumps(Boom()))
-    store.path(10).unlink()
-    assert main(["report", str(tmp_path / "ssc")]) == 1
-    assert "probe.npz" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "ssc")]) == 0
+    assert "step_000000010.npz" in caplog.text
+    assert "probe.npz" in caplog.text
     assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "newer", "empty", "text", "indices", "objects"])
-@pytest.mark.parametrize("command", ["report", "export", "compare"])
+@pytest.mark.parametrize("command", ["export", "compare"])
 def test_a_broken_snapshot_fails_with_its_name(tmp_path: Path, capsys: Any, damage: str, command: str) -> None:
     store = made_run(tmp_path / "ssc", n=12, layers=("a",))
     path = store.path(20)
@@ -452,7 +450,6 @@ def test_a_broken_snapshot_fails_with_its_name(tmp_path: Path, capsys: Any, dama
         whole = path.read_bytes()
         path.write_bytes({"truncated": whole[: len(whole) // 3], "empty": b"", "text": b"hello"}[damage])
     arguments = {
-        "report": ["report", str(tmp_path)],
         "export": ["export", str(tmp_path), "--csv", str(tmp_path / "csv")],
         "compare": ["compare", str(tmp_path), str(tmp_path), "--out", str(tmp_path / "out")],
     }

@@ -14,7 +14,7 @@ from torch import nn
 from lightning_ssc import SnapshotStore, SSCMonitor, snapshot
 from lightning_ssc.callback.triggers import as_triggers, log_spaced
 from lightning_ssc.capture import WatchedLayer, plan_passes
-from lightning_ssc.capture.layers import Layer
+from lightning_ssc.capture.names import Layer
 from tests.nets import Classifier, convnet, data, trainer
 
 X, Y = data(30).tensors

@@ -83,14 +83,14 @@ def assert_same(found: Snapshot, expected: Snapshot) -> None:
 def test_grams(gpu: torch.device, probe: tuple[Tensor, Tensor], memory: int | None, layout: Any) -> None:
     net, x = network(), probe[0].contiguous(memory_format=layout)
     expected = grams(net, x)
-    outputs: list[Tensor] = []
+    outputs: dict[int, Tensor] = {}
     found = grams(net.to(gpu), x, memory=memory, outputs=outputs)
     assert list(found) == list(expected)
     for label, gram in found.items():
         assert gram.centred.device == gram.offset.device == gpu
         for made, other in ((gram.centred, expected[label].centred), (gram.raw_(), expected[label].raw_())):
             assert_close(made.cpu(), other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
-    assert {output.device.type for output in outputs} == {"cpu"}
+    assert {output.device.type for output in outputs.values()} == {"cpu"}
     assert {buffer.device for buffer in net.buffers()} == {gpu}
 
 

@@ -40,12 +40,12 @@ def test_two_processes(tmp_path: Path) -> None:
     assert (zero.pop("on_zero"), one.pop("on_zero")) == ("on 0", None)
     assert (zero.pop("together"), one.pop("together")) == ("mine 0", "mine 1")
     assert (zero.pop("acted"), one.pop("acted")) == ([0, 0], [])
-    of_one = "RuntimeError: SSC failed on rank 1: ValueError: no 1"
+    of_one = "FailedError: SSC failed on rank 1: ValueError: no 1"
     assert (zero.pop("of one"), one.pop("of one")) == ([of_one, "None"], [of_one, "ValueError('no 1')"])
-    of_both = "RuntimeError: SSC failed on rank 0: ValueError: no 0; rank 1: ValueError: no 1"
+    of_both = "FailedError: SSC failed on rank 0: ValueError: no 0; rank 1: ValueError: no 1"
     assert zero.pop("of both") == [of_both, "ValueError('no 0')"]
     assert one.pop("of both") == [of_both, "ValueError('no 1')"]
-    of_zero, cause = "RuntimeError: SSC failed on rank 0: ZeroDivisionError: division by zero", "ZeroDivisionError("
+    of_zero, cause = "FailedError: SSC failed on rank 0: ZeroDivisionError: division by zero", "ZeroDivisionError("
     for key in ("of zero", "of zero, asked", "together of one"):
         (told, why), (heard, nothing) = zero.pop(key), one.pop(key)
         assert (told, heard, nothing) == (of_zero, of_zero, "None")

@@ -174,7 +174,12 @@ class TestFabric:
         assert [e.step for e in found.Scalars("ssc/cka_to_final/4")] == [0, 1, 2]
         for tag in ("ssc/pairwise_cka", "ssc/neighbours/4"):
             assert [image.step for image in found.Images(tag)] == [0, 1, 2], tag
-        assert [image.step for image in found.Images("ssc/curves/modularity")] == [2]
+        assert [image.step for image in found.Images("ssc/curves/modularity")] == [
+            0,
+            1,
+            2,
+            2,
+        ]  # and with all at the end
         assert not [tag for tag in found.Tags()["images"] if "embedding" in tag]
 
 

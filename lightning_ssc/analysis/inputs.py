@@ -20,6 +20,8 @@ from lightning_ssc.threads import at_most
 
 Index = NDArray[np.int64]
 
+_NUMBERED = 10_000  # classes above which numbers are taken for ids, with gaps between them
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -28,12 +30,13 @@ class Inputs:
     Attributes:
         layer: Label of the layer.
         epoch: Finished epochs, a fraction inside one.
-        labels: ``(N,)`` class of every input.
+        labels: ``(N,)`` class of every input; negative where it has none, and then no share below speaks of it.
         shares: ``(N, K)`` share of an input's affinity that goes to each class; NaN for isolated inputs.
         ssc_labels: ``(N,)`` class with the largest share; -1 for isolated inputs.
         predictions: ``(N,)`` class that the network gave, or ``None`` where it does not return logits.
         confidence: ``(N,)`` softmax score of that class, or ``None``.
         indices: ``(N,)`` place of the input in its data set; its place in the probe where tensors were handed over.
+        classes: ``(K,)`` the class of every column of the shares, ascending.
     """
 
     layer: str
@@ -44,6 +47,16 @@ class Inputs:
     predictions: Index | None
     confidence: NDArray[np.float32] | None
     indices: Index
+    classes: Index
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """``(N,)`` whether an input has a class."""
+        return self.labels >= 0
+
+    def columns(self, classes: Index) -> Index:
+        """Where the shares of classes stand; -1 for what is no class."""
+        return columns_of(classes, self.classes)
 
     @property
     def isolated(self) -> NDArray[np.bool_]:
@@ -53,17 +66,21 @@ class Inputs:
     @property
     def ssc_accuracy(self) -> float:
         """Share of inputs whose SSC label is their class; isolated inputs count as wrong (table 1 of the paper)."""
-        return float((self.ssc_labels == self.labels).mean())
+        return self._share(self.ssc_labels, self.labels)
 
     @property
     def network_accuracy(self) -> float:
         """Share of inputs that the network classifies correctly; NaN where its predictions are not known."""
-        return float("nan") if self.predictions is None else float((self.predictions == self.labels).mean())
+        return self._share(self.predictions, self.labels)
 
     @property
     def agreement(self) -> float:
         """Share of inputs whose SSC label is the network's prediction; isolated inputs count as disagreeing."""
-        return float("nan") if self.predictions is None else float((self.ssc_labels == self.predictions).mean())
+        return self._share(self.predictions, self.ssc_labels)
+
+    def _share(self, one: Index | None, other: Index) -> float:
+        """How often two agree on inputs that have a class."""
+        return float("nan") if one is None else float((one == other)[self.labelled].mean())
 
     def table1(self) -> dict[str, Any]:
         """The line of table 1 of the paper: how often SSC labels, classes and predictions agree in this layer."""
@@ -83,7 +100,7 @@ class Inputs:
         """Inputs that the network classifies wrongly, by falling softmax score (figure 9 of the paper)."""
         if self.predictions is None or self.confidence is None:
             return np.empty(0, dtype=np.int64)
-        wrong = np.flatnonzero(self.predictions != self.labels)
+        wrong = np.flatnonzero((self.predictions != self.labels) & self.labelled)
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:count]
 
     def to_csv(self, path: str | Path, class_names: Sequence[str] = ()) -> None:
@@ -95,7 +112,7 @@ class Inputs:
         """
         count = len(self.labels)
         unknown = np.full(count, np.nan)
-        names = [class_names[k] if k < len(class_names) else str(k) for k in range(self.shares.shape[1])]
+        names = [f"{c}: {class_names[c] if c < len(class_names) else c}" for c in self.classes.tolist()]
         write_csv(
             path,
             {
@@ -106,7 +123,7 @@ class Inputs:
                 "confidence": unknown if self.confidence is None else self.confidence,
                 "ssc_label": self.ssc_labels,
                 "isolated": self.isolated,
-                **{f"share {k}: {name}": self.shares[:, k] for k, name in enumerate(names)},
+                **{f"share {name}": self.shares[:, k] for k, name in enumerate(names)},
             },
         )
 
@@ -170,20 +187,20 @@ def inputs(snapshot: Snapshot, layer: str | None = None) -> Inputs:
             f"The snapshot of {snapshot.moment} has no class labels, so inputs have no class affinity. Give the "
             f"probe labels: (inputs, labels), or a data set whose items are such pairs."
         )
-    shares = class_affinity(
-        snapshot.layers[name].affinity, snapshot.labels, class_count(snapshot.labels, snapshot.predictions)
-    ).numpy()
-    isolated = np.isnan(shares).any(1)
-    ssc_labels = np.where(isolated, -1, np.where(isolated[:, None], 0, shares).argmax(1))
+    labels, classes = snapshot.labels.numpy(), classes_of(snapshot.labels, snapshot.predictions)
+    shares = shares_of(snapshot.layers[name].affinity, labels, classes)
+    isolated = np.asarray(np.isnan(shares).any(1))
+    ssc_labels = np.where(isolated, -1, classes[np.where(isolated[:, None], 0, shares).argmax(1)])
     return Inputs(
         layer=name,
         epoch=snapshot.epoch,
-        labels=snapshot.labels.numpy(),
+        labels=labels,
         shares=shares,
         ssc_labels=ssc_labels,
         predictions=None if snapshot.predictions is None else snapshot.predictions.numpy(),
         confidence=None if snapshot.confidence is None else snapshot.confidence.numpy(),
         indices=np.arange(len(shares)) if snapshot.indices is None else snapshot.indices.numpy(),
+        classes=classes,
     )
 
 
@@ -267,3 +284,26 @@ def embedding(graph: LayerGraph, normalized: bool = False, tol: float = 1e-8) ->
 def class_count(labels: torch.Tensor | None, predictions: torch.Tensor | None) -> int:
     """One more than the largest class among labels and predictions; 0 where there are neither."""
     return max((int(t.max()) + 1 for t in (labels, predictions) if t is not None), default=0)
+
+
+def classes_of(labels: torch.Tensor | None, predictions: torch.Tensor | None) -> Index:
+    """``(K,)`` the classes there are: all numbers up to the largest or, where those are ids, the ones in use."""
+    if (count := class_count(labels, predictions)) <= _NUMBERED:
+        return np.arange(count)
+    found: Index = np.unique(np.concatenate([t.numpy() for t in (labels, predictions) if t is not None]))
+    return found[found >= 0]
+
+
+def columns_of(numbers: Index, classes: Index) -> Index:
+    """Where numbers of classes stand among the classes there are; -1 for negative ones, which are no class."""
+    return np.where(numbers < 0, -1, np.searchsorted(classes, numbers))
+
+
+def shares_of(affinity: torch.Tensor, labels: Index, classes: Index) -> Table:
+    """``(N, K)`` share of every input's affinity to inputs with a class that goes to each class; NaN without any."""
+    # What goes to inputs without a class stands in a column of its own, which is nobody's share.
+    columns = np.where(labels < 0, len(classes), columns_of(labels, classes))
+    shares: Table = class_affinity(affinity, torch.from_numpy(columns), len(classes) + 1).numpy()[:, :-1]
+    with np.errstate(invalid="ignore"):
+        shares = shares / shares.sum(1, keepdims=True)
+    return shares

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_ssc.analysis._csv import write_csv
 from lightning_ssc.analysis.dynamics import Table
 from lightning_ssc.analysis.inputs import Index, last_hidden_layer
+from lightning_ssc.functional.graph import all_known
 from lightning_ssc.functional.partition import partition
 from lightning_ssc.functional.probes import margin
 from lightning_ssc.progress import Progress
@@ -126,6 +127,8 @@ def doubts(
             f"The snapshots in {store} have no class labels that could be doubted. Give the probe labels: (inputs, "
             f"labels), or a data set whose items are such pairs."
         )
+    if all_known(last.labels) is None:
+        raise SnapshotError(f"Some inputs in {store} have no class (a negative one); give all of them one.")
     names = list(last.layers)
     layers = names[names.index(last_hidden_layer(last)) :] if layers is None else layers
     if unknown := [layer for layer in layers if layer not in names]:

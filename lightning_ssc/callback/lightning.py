@@ -28,7 +28,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from lightning_ssc.callback.triggers import Now, Run, Steps
-from lightning_ssc.capture import Forward, Runner, first_loader
+from lightning_ssc.capture import Forward, Runner, first_loader, isolated_random_state
 from lightning_ssc.capture.names import named_layers
 from lightning_ssc.ranks import Ranks
 
@@ -151,27 +151,53 @@ class Training:
             memory: Bytes for activations and Grams; by default half of what this process may count as its own.
         """
         plugin, device = self._trainer.precision_plugin, self._trainer.strategy.root_device
-        plain = Runner(self._module, forward, device=device)
+        return Runner(
+            self._module,
+            forward,
+            self._validating,
+            device,
+            chunk,
+            memory,
+            processes=int(self._trainer.num_devices),
+            transfer=self._transferred,
+            precision=plugin.forward_context,
+        )
 
-        def converted(module: nn.Module, inputs: Any) -> Any:
-            return plain(plugin.convert_input(inputs))
+    @contextmanager
+    def _validating(self) -> Iterator[None]:
+        """The Trainer says that it validates, which hooks and networks may ask for."""
+        state = self._trainer.state
+        stage = state.stage
+        self._trainer.validating = True
+        try:
+            yield
+        finally:
+            state.stage = stage
 
-        context, processes = plugin.forward_context, int(self._trainer.num_devices)
-        return Runner(self._module, converted, context, device, chunk, memory, processes)
+    def _transferred(self, batch: Any) -> Any:
+        """A batch as ``validation_step`` would get it: through the hooks of the module and of the data module."""
+        batch = self._trainer.precision_plugin.convert_input(batch)
+        batch = self._module._on_before_batch_transfer(batch, dataloader_idx=0)
+        return self._trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
     # -- Data
 
     def probe_source(self) -> Any:
-        """What ``probe_dataloader()`` of the data module or the module gives, else the validation data, or ``None``."""
-        for owner in (self._trainer.datamodule, self._module):
-            if callable(hook := getattr(owner, "probe_dataloader", None)):
-                return first_loader(hook())
-        # What the Trainer has asked for by now: one more call of val_dataloader() may draw from what training draws
-        # from. It has not with limit_val_batches=0, nor where the first epoch has no validation, nor a check before it.
-        if self._trainer.val_dataloaders is not None:
-            return first_loader(self._trainer.val_dataloaders)
+        """What ``probe_dataloader()`` of the data module or the module gives, else the validation data, or ``None``.
+
+        Validation data are those that the Trainer has asked for. Where it has not, or not yet (``limit_val_batches=0``,
+        ``check_val_every_n_epoch``), the module or the data module is asked, and what that changes in it, its
+        generators included, is undone.
+        """
+        owners = self._trainer.datamodule, self._module
         source = self._trainer.fit_loop.epoch_loop.val_loop._data_source
-        return first_loader(source.dataloader()) if source.is_defined() else None
+        with isolated_random_state(*owners):
+            for owner in owners:
+                if callable(hook := getattr(owner, "probe_dataloader", None)):
+                    return first_loader(hook())
+            if (loaders := self._trainer.val_dataloaders) is not None:
+                return first_loader(loaders)
+            return first_loader(source.dataloader()) if source.is_defined() else None
 
     @property
     def datamodule(self) -> Any:

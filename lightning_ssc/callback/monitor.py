@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import zip_longest
+from os.path import abspath
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,9 +45,9 @@ from lightning_ssc.capture import (
     check_sizes,
     class_names,
     first_loader,
-    isolated_random_state,
     make_probe,
 )
+from lightning_ssc.pipeline import NO_LABELS
 from lightning_ssc.recorder import Recorder
 from lightning_ssc.snapshots import MismatchError, OnMismatch, Settings, Snapshot, Store
 from lightning_ssc.weights import CheckpointError
@@ -90,7 +91,8 @@ class SSCMonitor(Callback):
         embedding: An image of the spectral embedding with every snapshot, of every layer or, where there are more, of
             24 spread over the depth.
         neighbours: For how many inputs, the same throughout and one a class as far as that goes, an image of their
-            nearest inputs in the last hidden layer comes with every snapshot; 0 for none.
+            nearest inputs in the last hidden layer comes with every snapshot; 0 for none. (The tab Subspaces shows
+            both of every input and layer without.)
         projector: Every layer's embedding of the final state, with classes and pictures, for TensorBoard's projector
             tab. Each layer takes some megabytes there.
         groups: What modularity is measured over: ``"classes"``, the probe's labels, or ``"communities"``, those that
@@ -151,8 +153,8 @@ class SSCMonitor(Callback):
         pooling: Pooling = "flatten",
         linear_cka: bool = True,
         heatmap: bool = True,
-        embedding: bool = True,
-        neighbours: int = 3,
+        embedding: bool = False,
+        neighbours: int = 0,
         projector: bool = False,
         groups: Literal["classes", "communities"] = "classes",
         reference: str | Path | None = None,
@@ -347,8 +349,7 @@ class SSCMonitor(Callback):
         training = Training(trainer, pl_module)
         if self._steps.advance(training.of_optimizers) and self._consider(training, "step"):
             return
-        solved = any(recorder.pending is not None and not recorder.busy for recorder in self._recorders)
-        if solved and training.is_alone:  # several processes would have to agree every time
+        if training.is_alone and any(recorder.has_news for recorder in self._recorders):  # ranks would have to agree
             self._poll(training)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -399,29 +400,35 @@ class SSCMonitor(Callback):
 
     def _end_early(self, training: Training, exception: BaseException) -> None:
         """Finish what is being solved, and after Ctrl-C take what there is, if there is time and no process is gone."""
-        pending = [recorder for recorder in self._recorders if recorder.pending is not None]
+        pending = [(recorder, recorder.pending) for recorder in self._recorders if recorder.pending is not None]
         if not training.is_alone or isinstance(exception, SIGTERM):
-            for recorder in pending:
-                log.warning("The snapshot of %s was not finished and is left out.", recorder.pending)
+            for _, moment in pending:
+                log.warning("The snapshot of %s was not finished and is left out.", moment)
             return
+        announced: list[tuple[Recorder, int]] = []
         try:
             with interruptible():
-                for recorder in pending:
-                    log.warning("SSCMonitor finishes the snapshot of %s; Ctrl-C leaves it out.", recorder.pending)
+                for recorder, moment in pending:
+                    log.warning("SSCMonitor finishes the snapshot of %s; Ctrl-C leaves it out.", moment)
+                    announced.append((recorder, moment.step))
                     with self._guard(training, recorder):
                         recorder.collect()
-                if isinstance(exception, KeyboardInterrupt) and self._recorders:
-                    self._take_interrupted(training)
+                if isinstance(exception, KeyboardInterrupt) and self._lacks_what_there_is(training):
+                    log.warning(
+                        "SSCMonitor takes the final snapshot, of step %d; Ctrl-C leaves it out.", self._steps.done
+                    )
+                    announced.append((self._recorders[0], self._steps.done))
+                    self._take(training, "interrupt")
+                    self._collect(training)
         except KeyboardInterrupt:
-            log.warning("It is left out.")
+            if any(step not in recorder.steps for recorder, step in announced):
+                log.warning("It is left out.")
 
-    def _take_interrupted(self, training: Training) -> None:
+    def _lacks_what_there_is(self, training: Training) -> bool:
+        """Whether the last step has no snapshot, and the module no averaged weights in the place of its own."""
         self._steps.advance(training.of_optimizers)  # in the middle of a batch
-        if self._steps.done in self._recorders[0].steps or (training.is_validating and training.averages_before):
-            return  # there it is; or the averaged weights stand in the place of the trained ones
-        log.warning("SSCMonitor takes the final snapshot, of step %d; Ctrl-C leaves it out.", self._steps.done)
-        self._take(training, "interrupt")
-        self._collect(training)
+        is_swapped = training.is_validating and bool(training.averages_before)
+        return bool(self._recorders) and self._steps.done not in self._recorders[0].steps and not is_swapped
 
     # -- Parts of them
 
@@ -486,11 +493,10 @@ class SSCMonitor(Callback):
 
         def found() -> tuple[Any, Probe]:
             source: Any = self._probe_source
-            with isolated_random_state():
-                if source is None:
-                    source = training.probe_source()
-                elif not isinstance(source, (list, tuple)):
-                    source = first_loader(source)
+            if source is None:
+                source = training.probe_source()
+            elif not isinstance(source, (list, tuple)):
+                source = first_loader(source)
             if source is None:
                 raise MisconfigurationError(
                     "SSCMonitor found no probe: pass probe= (a data set, a loader or tensors), give the data module a "
@@ -500,14 +506,14 @@ class SSCMonitor(Callback):
 
         source, probe = training.ranks.together(found)
         if probe.labels is None and self.settings.groups == "classes" and training.is_zero:
-            log.warning("The probe has no class labels (one integer a sample), so modularity is left out.")
-        return probe, class_names(training.datamodule, source, getattr(source, "dataset", None))
+            log.warning(NO_LABELS)
+        return probe, class_names(training.datamodule, source, getattr(source, "dataset", None)) or probe.names
 
     def _folder(self, training: Training) -> Path | None:
         folder = training.folder  # every rank asks for it
         if self._store is False or folder is None:
             return None
-        return folder / self.name if self._store is True else Path(str(self._store))
+        return folder / self.name if self._store is True else Path(abspath(self._store))  # "." has no name
 
     def _consider(self, training: Training, occasion: Occasion, is_last: bool = False) -> bool:
         """Take a snapshot if one is due; returns whether one was. All ranks decide alike, by rank zero's clock."""

@@ -1,14 +1,16 @@
 """From a network and a probe to one Gram matrix a watched layer, without a trace on the network."""
 
-from lightning_ssc.capture.batches import batch_size, first_loader, split_batch
+from lightning_ssc.capture.batches import batch_size, first_loader
 from lightning_ssc.capture.isolation import isolated_random_state, without_trace
-from lightning_ssc.capture.layers import Layer, LayerPattern, select_layers
+from lightning_ssc.capture.labels import split_batch
+from lightning_ssc.capture.layers import LayerPattern, select_layers
+from lightning_ssc.capture.names import Layer
 from lightning_ssc.capture.overview import show_layers
 from lightning_ssc.capture.passes import capture
 from lightning_ssc.capture.pictures import class_names, pictures
-from lightning_ssc.capture.plan import plan_passes, share_layers
+from lightning_ssc.capture.plan import plan_passes, plan_shared, share_layers
 from lightning_ssc.capture.probe import Probe, ProbeSource, balanced, make_probe
-from lightning_ssc.capture.runner import Forward, Runner, check_sizes, unwrapped
+from lightning_ssc.capture.runner import Forward, NotRunError, Runner, check_sizes, unwrapped
 from lightning_ssc.capture.trace import WatchedLayer, trace
 from lightning_ssc.settings import Pooling
 
@@ -16,6 +18,7 @@ __all__ = [
     "Forward",
     "Layer",
     "LayerPattern",
+    "NotRunError",
     "Pooling",
     "Probe",
     "ProbeSource",
@@ -31,6 +34,7 @@ __all__ = [
     "make_probe",
     "pictures",
     "plan_passes",
+    "plan_shared",
     "select_layers",
     "share_layers",
     "show_layers",

@@ -1,48 +1,231 @@
-"""Batches as users' loaders give them: tensors, tuples and dicts with the sample as first dimension."""
+"""Batches as users' loaders give them, of whatever type, and how samples are taken out of them.
+
+Tensors and collections of them (tuples, dicts, dataclasses) are cut along their first dimension. Lists with an entry a
+sample, as detection has them, are cut as lists; graphs that PyG has joined into one are taken apart by its own means.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
-import numpy as np
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-_LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+
+class SampleList(list[Any]):
+    """Inputs with an entry a sample, which a network takes as one argument (images for a detector)."""
+
+
+# -- Collections
+
+
+def fields(batch: Any) -> dict[Any, Any]:
+    """Named parts of a batch: entries of a mapping, fields of a named tuple, attributes of an object.
+
+    Example:
+        >>> fields({"x": 1}), fields((1, 2))
+        ({'x': 1}, {})
+    """
+    if isinstance(batch, Mapping):
+        return dict(batch.items())
+    if hasattr(batch, "_fields"):
+        return dict(batch._asdict())
+    if is_graphs(batch):
+        return dict(batch.to_dict())
+    if isinstance(batch, (tuple, list, Tensor)) or not hasattr(batch, "__dict__"):
+        return {}
+    return dict(vars(batch))
+
+
+def mapped(batch: Any, change: Callable[[Tensor], Any]) -> Any:
+    """A batch with every tensor in it changed; what holds tensors keeps its type.
+
+    Example:
+        >>> mapped({"x": torch.ones(2), "name": "a"}, lambda t: t.tolist())
+        {'x': [1.0, 1.0], 'name': 'a'}
+    """
+    if isinstance(batch, Tensor):
+        return change(batch)
+    made: Any
+    if isinstance(batch, MutableMapping):
+        made = copy.copy(batch)
+        for key, value in batch.items():
+            made[key] = mapped(value, change)
+        return made
+    if isinstance(batch, Mapping):
+        return {key: mapped(value, change) for key, value in batch.items()}
+    if hasattr(batch, "_fields"):
+        return type(batch)(*(mapped(value, change) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(mapped(value, change) for value in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        made = copy.copy(batch)
+        for field in dataclasses.fields(batch):
+            if hasattr(batch, field.name):
+                object.__setattr__(made, field.name, mapped(getattr(batch, field.name), change))
+        return made
+    return batch
+
+
+def tensors(batch: Any) -> Iterator[Tensor]:
+    """Every tensor in a batch, in its order, those of objects too.
+
+    Example:
+        >>> [len(t) for t in tensors((torch.ones(2), {"a": torch.ones(3)}))]
+        [2, 3]
+    """
+    left, seen = [batch], set()
+    while left:
+        found = left.pop()
+        if isinstance(found, Tensor):
+            yield found
+        elif isinstance(found, (tuple, list)) and not hasattr(found, "_fields"):
+            left += reversed(found)
+        elif not isinstance(found, (str, bytes, type)) and id(found) not in seen:
+            seen.add(id(found))  # objects may hold one another
+            left += reversed(fields(found).values())
+
+
+def detached(batch: Any) -> Any:
+    """A batch whose tensors are not part of a graph of gradients."""
+    return mapped(batch, Tensor.detach)
+
+
+def moved(batch: Any, device: torch.device | None) -> Any:
+    """A batch on another device; objects are moved by their own ``to``."""
+    if not isinstance(batch, (Tensor, Mapping, tuple, list)) and callable(getattr(batch, "to", None)):
+        return batch.to(device)
+    return mapped(batch, lambda t: t.to(device))
+
+
+def rest_of(batch: Any, path: tuple[Any, ...] | None) -> Any:
+    """A batch without the targets at the end of a path: what the network takes.
+
+    Of a tuple it is what stands before them, on its own where that is one thing. Objects keep what they have.
+    """
+    if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
+        if len(batch) == 1:
+            return batch[0]
+        if path is None:
+            return batch
+        rest = tuple(batch[: path[0]])
+        entry = rest[0] if len(rest) == 1 else rest
+        return SampleList(entry) if listed(batch) and len(rest) == 1 and isinstance(entry, (tuple, list)) else entry
+    if isinstance(batch, Mapping):
+        return {k: v for k, v in batch.items() if (path is None or k != path[0]) and any(True for _ in tensors(v))}
+    if hasattr(batch, "_fields") and path is not None:
+        rest = tuple(value for name, value in batch._asdict().items() if name != path[0])
+        return rest[0] if len(rest) == 1 else rest
+    return batch
+
+
+# -- Samples
+
+
+def is_graphs(batch: Any) -> bool:
+    """Whether a batch is of graphs joined into one, as PyG does it."""
+    return hasattr(batch, "num_graphs") and callable(getattr(batch, "to_data_list", None))
+
+
+def listed(batch: Any) -> int | None:
+    """The number of samples in a tuple of lists with an entry a sample (``tuple(zip(*items))``), else ``None``."""
+    if (
+        not isinstance(batch, (tuple, list))
+        or not batch
+        or not all(isinstance(e, (tuple, list, Tensor)) for e in batch)
+    ):
+        return None
+    lists = [entry for entry in batch if isinstance(entry, (tuple, list))]
+    lengths = {len(entry) if not isinstance(entry, Tensor) or entry.dim() else 0 for entry in batch}
+    per_sample = any(isinstance(e, Mapping) or is_image(e) for entry in lists for e in entry[:1])
+    return lengths.pop() if len(batch) > 1 and per_sample and len(lengths) == 1 else None
+
+
+def is_image(entry: Any) -> bool:
+    """Whether something is a tensor of one image, ``(C, H, W)``."""
+    return isinstance(entry, Tensor) and entry.dim() == 3 and entry.shape[0] in (1, 3, 4)
+
+
+def count(batch: Any) -> int | None:
+    """The number of samples in a batch, or ``None`` where its tensors do not agree on one."""
+    if is_graphs(batch):
+        return int(batch.num_graphs)
+    if (n := listed(batch)) is not None:
+        return n
+    if not isinstance(batch, (Tensor, Mapping, tuple, list)) and not dataclasses.is_dataclass(batch):
+        return None
+    sizes = {len(t) if t.dim() else 0 for t in tensors(batch)}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def batch_size(inputs: Any) -> int:
-    """The number of samples in a tensor or a collection of tensors."""
-    sizes: list[int] = []
-    apply_to_collection(inputs, Tensor, lambda t: sizes.append(len(t) if t.dim() else 0))
+    """The number of samples in inputs.
+
+    Raises:
+        ValueError: There is no tensor, or tensors do not agree in their first dimension.
+    """
+    if hasattr(inputs, "samples"):
+        return int(inputs.samples)
+    found = count(inputs)
+    if found is not None:
+        return found
+    sizes = [len(t) if t.dim() else 0 for t in tensors(inputs)]
     if not sizes:
         raise ValueError(
             f"A probe needs inputs in tensors, found {type(inputs).__name__}. Give it tensors (torch.from_numpy turns "
             f"arrays into them), a data set or a DataLoader."
         )
-    if len(set(sizes)) != 1:
-        raise ValueError(
-            f"A probe needs tensors that agree in their first dimension, the sample; found sizes {sizes}. Use "
-            f"forward= to give the network what is the same for all samples."
+    of = "" if isinstance(inputs, (tuple, list, Mapping)) else f" in {type(inputs).__name__}"
+    raise ValueError(
+        f"A probe needs tensors that agree in their first dimension, the sample; found sizes {sizes}{of}. Use forward= "
+        f"to give the network what is the same for all samples."
+    )
+
+
+def take(inputs: Any, rows: Tensor | slice, samples: int | None = None) -> Any:
+    """The same samples of everything in a batch.
+
+    Args:
+        inputs: The batch.
+        rows: Which.
+        samples: How many samples there are; tensors of another length, which are not of samples, are left whole.
+    """
+    if hasattr(inputs, "samples"):
+        return inputs.take(rows)
+    if is_graphs(inputs):
+        chosen = range(inputs.num_graphs)[rows] if isinstance(rows, slice) else rows.tolist()
+        graphs = inputs.to_data_list()
+        return type(inputs).from_data_list([graphs[i] for i in chosen])
+    if listed(inputs) is not None:
+        return type(inputs)(
+            e[rows] if isinstance(e, Tensor) or isinstance(rows, slice) else type(e)(e[i] for i in rows.tolist())
+            for e in inputs
         )
-    return sizes[0]
-
-
-def take(inputs: Any, rows: Tensor | slice) -> Any:
-    """The same rows of every tensor in a collection."""
-    return apply_to_collection(inputs, Tensor, lambda t: t[rows])
+    return mapped(inputs, lambda t: t[rows] if samples is None or (t.dim() and len(t) == samples) else t)
 
 
 def concatenate(parts: list[Any]) -> Any:
-    """Collections of tensors of the same structure, joined along the samples."""
+    """Batches of the same structure, joined along the samples."""
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.cat(parts)
+    if listed(first) is not None:
+        entries = zip(*parts, strict=True)
+        return tuple(torch.cat(e) if isinstance(e[0], Tensor) else [*itertools.chain(*e)] for e in entries)
     if isinstance(first, Mapping):
         return {k: concatenate([p[k] for p in parts]) for k in first}
-    return tuple(concatenate([p[i] for p in parts]) for i in range(len(first)))
+    if isinstance(first, (tuple, list)) and not isinstance(first[0], str):
+        return tuple(concatenate([p[i] for p in parts]) for i in range(len(first)))
+    if isinstance(first, (tuple, list)):
+        return [text for part in parts for text in part]
+    if dataclasses.is_dataclass(first) and not isinstance(first, type):
+        joined = {f.name: concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(first)}
+        return dataclasses.replace(first, **joined)
+    return first
 
 
 def first_loader(loaders: Any) -> Any:
@@ -52,53 +235,3 @@ def first_loader(loaders: Any) -> Any:
         if isinstance(loaders, (list, tuple, dict)):
             loaders = next(iter(loaders.values() if isinstance(loaders, dict) else loaders), None)
     return loaders
-
-
-def split_batch(batch: Any) -> tuple[Any, Tensor | None]:
-    """What of a batch the network takes, and the class labels if there are any.
-
-    ``(x, y)`` gives x and y; of a longer tuple the last entry is the labels and the rest the inputs; a dict gives up
-    its ``labels``, ``label``, ``targets``, ``target`` or ``y``. Targets that are not one integer a sample (images of an
-    autoencoder, several labels at once) are no classes and give ``None``.
-
-    Example:
-        >>> inputs, labels = split_batch({"tokens": torch.zeros(4, 7), "label": torch.tensor([0, 1, 1, 0])})
-        >>> list(inputs), labels.tolist()
-        (['tokens'], [0, 1, 1, 0])
-    """
-    if isinstance(batch, Mapping):
-        key = next((k for k in _LABEL_KEYS if k in batch), None)
-        rest = {k: v for k, v in batch.items() if k != key and _holds_tensor(v)}
-        return rest, None if key is None else as_classes(batch[key])
-    if isinstance(batch, (tuple, list)):
-        if len(batch) == 1:
-            return batch[0], None
-        inputs = batch[0] if len(batch) == 2 else tuple(batch[:-1])
-        return inputs, as_classes(batch[-1])
-    return batch, None
-
-
-def _holds_tensor(value: Any) -> bool:
-    found: list[bool] = []
-    apply_to_collection(value, Tensor, lambda t: found.append(True))
-    return bool(found)
-
-
-def as_classes(targets: Any) -> Tensor | None:
-    """Targets as ``(N,)`` integer classes, or ``None`` where they are not one integer a sample."""
-    if not isinstance(targets, (Tensor, np.ndarray, list, tuple)):
-        return None
-    if not isinstance(targets, Tensor):
-        try:
-            array = np.asarray(targets)
-        except ValueError:  # ragged
-            return None
-        if array.dtype.kind == "U":  # classes by their names
-            array = np.unique(array, return_inverse=True)[1]
-        if array.dtype.kind not in "iub":
-            return None
-        targets = torch.from_numpy(array)
-    if targets.is_floating_point() or targets.is_complex():
-        return None
-    targets = targets.squeeze(1) if targets.dim() == 2 and targets.shape[1] == 1 else targets
-    return targets if targets.dim() == 1 else None

@@ -16,12 +16,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lightning_ssc.capture.batches import batch_size, take
+from lightning_ssc.capture.batches import batch_size
 from lightning_ssc.capture.isolation import without_trace
 from lightning_ssc.capture.names import named_layers
 from lightning_ssc.capture.runner import Runner
-
-TRIED = 7  # samples of a trial run: a number that no other dimension of an output is likely to have
+from lightning_ssc.capture.samples import some
 
 _Known = frozenset[tuple[int, int]]  # tensors by their number and version, which an in-place operation raises
 
@@ -37,6 +36,7 @@ class Call:
         given: Which tensors it put out.
         shapes_taken: Shapes of the tensors that it was given.
         shapes: Shapes of the tensors that it put out.
+        has_rows: Whether one of them has a row a sample, or a column where the batch comes second.
         children: The calls that it made.
     """
 
@@ -46,6 +46,7 @@ class Call:
     given: _Known = frozenset()
     shapes_taken: tuple[tuple[int, ...], ...] = ()
     shapes: tuple[tuple[int, ...], ...] = ()
+    has_rows: bool = False
     children: list[Call] = field(default_factory=list)
 
     def below(self) -> Iterator[Call]:
@@ -101,10 +102,12 @@ def observe(runner: Runner, inputs: Any) -> Call:
     count = itertools.count()
 
     def known(tensors: Sequence[Tensor]) -> _Known:
-        return frozenset(
-            (numbers.setdefault(t, next(count)), 0 if t.is_inference() else t._version) for t in tensors
-        )  # inference tensors have no version
+        """Views are taken for what they are views of; inference tensors have no version."""
+        wholes = [t if t._base is None else t._base for t in tensors]
+        return frozenset((numbers.setdefault(t, next(count)), 0 if t.is_inference() else t._version) for t in wholes)
 
+    batch = some(inputs)
+    samples = batch_size(batch)
     root = Call("", runner.model)
     stack = [root]
 
@@ -120,6 +123,7 @@ def observe(runner: Runner, inputs: Any) -> Call:
         call = stack.pop()
         tensors = tensors_in(output)
         call.given, call.shapes = known(tensors), _shapes(tensors)
+        call.has_rows = any(samples in shape[:2] for shape in call.shapes)
 
     with without_trace(runner.model), runner.context(), ExitStack() as hooks:
         for name, module in {"": runner.model, **named_layers(runner.model)}.items():
@@ -132,7 +136,7 @@ def observe(runner: Runner, inputs: Any) -> Call:
 
             hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(after).remove)
-        output = tensors_in(runner(take(inputs, slice(0, min(TRIED, batch_size(inputs))))))
+        output = tensors_in(runner(batch))
         root.given, root.shapes = known(output), _shapes(output)
     return root
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast, get_args
 
@@ -13,31 +12,11 @@ import torch
 from torch import nn
 
 from lightning_ssc.capture.calls import Call, observe
-from lightning_ssc.capture.names import clean_name, named_layers
+from lightning_ssc.capture.names import Layer, clean_name, named_layers
 from lightning_ssc.capture.presets import Preset, chosen
 from lightning_ssc.capture.runner import Runner
 
 LayerPattern = str | type[nn.Module]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One module that a pattern selected, before the network has run.
-
-    Attributes:
-        name: Dotted path of the module, without the prefixes that ``torch.compile`` adds.
-        part: Which part of the module's output is meant, as dotted keys, indices or attributes; ``None`` for all of it.
-        named: Whether the user wrote this very name, so that a layer that never runs is a mistake to report.
-    """
-
-    name: str
-    part: str | None = None
-    named: bool = False
-
-    @property
-    def label(self) -> str:
-        """The name that tags and plots carry."""
-        return self.name if self.part is None else f"{self.name}:{self.part}"
 
 
 def select_layers(runner: Runner, patterns: str | type[nn.Module] | Sequence[LayerPattern], inputs: Any) -> list[Layer]:

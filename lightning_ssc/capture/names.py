@@ -1,8 +1,30 @@
-"""The names of a network's modules, as users write them."""
+"""The names of a network's modules, as users write them, and the layers that are meant by them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import nn
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One module that a pattern selected, before the network has run.
+
+    Attributes:
+        name: Dotted path of the module, without the prefixes that ``torch.compile`` adds.
+        part: Which part of the module's output is meant, as dotted keys, indices or attributes; ``None`` for all of it.
+        named: Whether the user wrote this very name, so that a layer that never runs is a mistake to report.
+    """
+
+    name: str
+    part: str | None = None
+    named: bool = False
+
+    @property
+    def label(self) -> str:
+        """The name that tags and plots carry."""
+        return self.name if self.part is None else f"{self.name}:{self.part}"
 
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -7,8 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ssc.capture.layers import Layer
+from lightning_ssc.capture.names import Layer
 from lightning_ssc.settings import Pooling
+
+
+class OutputError(ValueError):
+    """What a layer puts out cannot be watched; the message names the layer and the remedy."""
 
 
 def features(
@@ -30,11 +34,11 @@ def features(
         ``(N, d)`` real tensor.
 
     Raises:
-        ValueError: There is no such part, no tensor, or the tensor does not have a row a sample.
+        OutputError: There is no such part, no tensor, or the tensor does not have a row a sample.
     """
     tensor = part_of(output, layer, samples)
     if tensor.dim() == 0 or len(tensor) != samples:
-        raise ValueError(
+        raise OutputError(
             f"Layer {layer.label!r} puts out shape {tuple(tensor.shape)} for {samples} samples; its first "
             f"dimension must be the sample. Watch a layer with batch-first output (an LSTM with "
             f"batch_first=True, say), or another part of it."
@@ -48,7 +52,7 @@ def features(
     elif tensor.dim() > 3 and pooling == "mean":
         tensor = tensor.flatten(2).mean(2, dtype=torch.float32)
     elif tensor.dim() > 3 and pooling == "cls":
-        raise ValueError(
+        raise OutputError(
             f"Layer {layer.label!r} puts out shape {tuple(tensor.shape)}, which has no class token. Use pooling='mean' "
             f"or 'flatten', or watch only layers that put out tokens."
         )
@@ -69,12 +73,12 @@ def part_of(output: Any, layer: Layer, samples: int) -> Tensor:
     """The tensor of an output that a layer stands for: the part asked for, or the first tensor with a row a sample.
 
     Raises:
-        ValueError: There is no such part, or no tensor with a row a sample.
+        OutputError: There is no such part, or no tensor with a row a sample.
     """
     if layer.part is None:
         found = output if isinstance(output, Tensor) else _first_tensor(output, samples)
         if found is None:
-            raise ValueError(
+            raise OutputError(
                 f"Layer {layer.label!r} puts out {type(output).__name__} without a tensor of {samples} rows. Name the "
                 f"part that you mean, as in '{layer.name}:0' or '{layer.name}:logits'."
             )
@@ -82,13 +86,13 @@ def part_of(output: Any, layer: Layer, samples: int) -> Tensor:
     for key in layer.part.split("."):
         entries = _entries(output)
         if key not in entries:
-            raise ValueError(
+            raise OutputError(
                 f"The output of layer {layer.name!r} has no part {layer.part!r}; it is {describe(output)}. Name one "
                 f"that it has."
             )
         output = entries[key]
     if not isinstance(output, Tensor):
-        raise ValueError(
+        raise OutputError(
             f"Part {layer.part!r} of layer {layer.name!r} is {describe(output)}. Name a part that is a tensor."
         )
     return output

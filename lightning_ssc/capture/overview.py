@@ -9,8 +9,8 @@ from typing import Any, get_args
 from torch import nn
 
 from lightning_ssc.capture.calls import observe
-from lightning_ssc.capture.layers import Layer, no_layers
-from lightning_ssc.capture.names import named_layers
+from lightning_ssc.capture.layers import no_layers
+from lightning_ssc.capture.names import Layer, named_layers
 from lightning_ssc.capture.presets import Preset, chosen
 from lightning_ssc.capture.runner import Forward, Runner, unwrapped
 from lightning_ssc.capture.trace import LeftOut, try_layers

@@ -5,6 +5,10 @@ activation may overwrite it a moment later) into a buffer of shape (N, d); when 
 to its N x N Gram and freed. Where the buffers of all layers do not fit the budget, the layers are shared out over
 several passes, and a layer that does not fit alone is taken in slices of its features, whose Grams add up. Every pass
 but the last ends with its deepest layer, so that shallow layers, whose activations are the largest, cost little of it.
+
+Several processes go through the same passes, turn by turn: each runs its share of the samples and sends what they give
+to the process that owns the layer, which forms its Gram. A network whose weights they share (FSDP2, tensor parallel) is
+run on the same samples by all of them, from which each keeps its own layers.
 """
 
 from __future__ import annotations
@@ -19,11 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ssc.capture.batches import batch_size, take
-from lightning_ssc.capture.isolation import without_trace
-from lightning_ssc.capture.layers import Layer
+from lightning_ssc.capture.isolation import seed_everything, without_trace
+from lightning_ssc.capture.names import Layer
 from lightning_ssc.capture.outputs import features
-from lightning_ssc.capture.plan import FeatureSlice, plan_passes, room
+from lightning_ssc.capture.plan import FeatureSlice, plan_shared, room, share_layers
 from lightning_ssc.capture.runner import Runner
+from lightning_ssc.capture.samples import chunks
+from lightning_ssc.capture.spread import Alone, Post, Processes, is_sharded, rows_a_turn, turns
 from lightning_ssc.capture.trace import WatchedLayer, hooked
 from lightning_ssc.functional.grams import CentredGram, centred_gram
 from lightning_ssc.settings import Pooling
@@ -36,10 +42,10 @@ class _EnoughError(BaseException):
 
 
 class _Wanted(NamedTuple):
-    """Where the features of a layer go during a pass."""
+    """Where the features of a layer go during a turn; nowhere where another process has run the samples."""
 
     part: FeatureSlice
-    buffer: Tensor
+    place: Tensor | None
     channels_last: bool
 
 
@@ -49,8 +55,9 @@ def capture(
     inputs: Any,
     pooling: Pooling = "flatten",
     *,
+    processes: Processes | None = None,
     timed: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext(),
-    outputs: list[Tensor] | None = None,
+    outputs: dict[int, Tensor] | None = None,
 ) -> Iterator[tuple[WatchedLayer, CentredGram]]:
     """The Gram matrices of the layers over the probe, one after the other, each when it is whole.
 
@@ -60,23 +67,31 @@ def capture(
         layers: What :func:`lightning_ssc.capture.trace` returned, or some of it.
         inputs: The probe's inputs, on any device; they are moved to the network's a chunk at a time.
         pooling: How activations become features, see :func:`lightning_ssc.capture.outputs.features`.
+        processes: Those that do this together, with equal arguments. Each has to take all of its layers, or the others
+            wait for it. By default a lone one.
         timed: ``timed("forward")`` and ``timed("gram")`` are opened around the two stages.
-        outputs: Gains what the network returned, a chunk at a time and on the CPU, if that is one row of numbers a
-            sample.
+        outputs: Gains what the network returned, a chunk at a time, by its first sample and on the CPU, if that is one
+            row of numbers a sample. Several processes each gain what they have run.
 
     Yields:
-        Each layer with its Gram. Take what is needed of it before asking for the next one.
+        Each layer of this process (:func:`lightning_ssc.capture.plan.share_layers`) with its Gram. Take what is needed
+        of it before asking for the next one.
 
     Raises:
         ValueError: Activations hold NaN or infinity (names layer and sample), or the budget is too small for one
             feature.
+        RuntimeError: So it is on one of several processes, or the network does not run there.
     """
     n = batch_size(inputs)
-    if not layers:
-        return  # the share of a process where there are more processes than layers
-    model, device, chunk, memory = runner.model, runner.device, runner.chunk, runner.budget()
+    processes = Alone() if processes is None else processes
+    model, device, rank, ranks = runner.model, runner.device, processes.rank, processes.size
     assert device is not None
-    passes = plan_passes(layers, n, memory)
+    home = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # others lack float64
+    sharded = is_sharded(model)
+    spread = ranks > 1 and not sharded
+    memory = min(processes.everyones(runner.budget()))
+    passes = plan_shared(layers, n, memory, ranks, staged=spread)
+    owners = [next(r for r in range(ranks) if layer in share_layers(layers, r, ranks)) for layer in layers]
     cut = dict.fromkeys(layers[s.layer].label for group in passes for s in group if s.start > 0)
     log.debug(
         "%d layers of %d samples: %.1f MB of activations in %d passes, because memory=%.1f MB leaves %.1f MB beside "
@@ -85,45 +100,88 @@ def capture(
         room(layers, n, memory) / 1e6, ", ".join(map(repr, cut)) or "none",
     )  # fmt: skip
     parts: dict[int, CentredGram] = {}
+    failed: Exception | None = None
     for number, group in enumerate(passes):
-        home = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # others lack float64
-        buffers = {s.layer: torch.empty(n, s.stop - s.start, device=home, dtype=layers[s.layer].dtype) for s in group}
-        wanted = {
-            (layers[s.layer].layer, layers[s.layer].call): _Wanted(s, buffers[s.layer], layers[s.layer].channels_last)
-            for s in group
-        }
-        whole = number == len(passes) - 1
+        mine = [s for s in group if owners[s.layer] == rank]
+        buffers = {s.layer: torch.empty(n, s.stop - s.start, device=home, dtype=layers[s.layer].dtype) for s in mine}
+        last = number == len(passes) - 1
+        chunk, post = runner.chunk, None
+        if spread:
+            chunk = min(chunk, -(-n // ranks), rows_a_turn(group, layers, owners, ranks, n, room(layers, n, memory)))
+            post = Post(processes, group, layers, owners, buffers, home)
         with timed("forward"), without_trace(model):
-            for start in range(0, n, chunk):
-                rows = slice(start, min(n, start + chunk))
-                keep = partial(_keep, wanted, set() if whole else set(wanted), rows, pooling)
-                output = None
-                with (
-                    nullcontext() if whole else _cut_short(model),
-                    hooked(model, [layer for layer, _ in wanted], keep) as seen,
-                    runner.context(),
-                ):
-                    output = runner(take(inputs, rows))
-                if missing := [layer.label for layer, call in wanted if seen[layer] <= call]:
-                    raise ValueError(
-                        f"Layer {missing[0]!r} ran for the first samples of the probe but not for samples {start} to "
-                        f"{rows.stop - 1}. Watch only layers that run for every input."
+            for turn in turns(chunks(inputs, chunk), ranks if spread else 1):
+                rows = turn.of(rank)
+                parcels, places = ([], {}) if post is None else post.parcels(turn)
+                if post is None:
+                    places = {layer: buffer[rows] for layer, buffer in buffers.items()}
+                wanted = {
+                    (layers[s.layer].layer, layers[s.layer].call): _Wanted(
+                        s, places.get(s.layer), layers[s.layer].channels_last
                     )
-                if outputs is not None and whole and isinstance(output, Tensor) and output.dim() == 2:
-                    outputs.append(output.detach().cpu())
-                del output  # or it would be held while Grams are formed
-        wanted.clear()  # each buffer goes when its Gram is there
-        for s in group:
+                    for s in group
+                }
+                # A sharded network that is left halfway would keep the weights that it has gathered.
+                run = partial(_run, runner, wanted, inputs, rows, pooling, cut=not (last or sharded))
+                before, failed = failed, None
+                output = processes.together(partial(_unless, before, run))
+                if post is not None:
+                    post.deliver(turn, parcels)
+                if outputs is not None and last and isinstance(output, Tensor) and output.dim() == 2:
+                    outputs[rows.start] = output.detach().cpu()
+                del output, wanted, places, parcels, run  # or they would be held while Grams are formed
+        post = None
+        for s in mine:
             layer = layers[s.layer]
-            with timed("gram"):
-                gram = _gram(buffers.pop(s.layer), layer)
-                if s.layer in parts:
-                    gram.add_(parts.pop(s.layer))
+            try:
+                with timed("gram"):
+                    gram = _gram(buffers.pop(s.layer), layer)
+                    if s.layer in parts:
+                        gram.add_(parts.pop(s.layer))
+            except ValueError as error:
+                failed = error
+                break  # the others hear of it in the next turn
             if s.stop == layer.features:
                 yield layer, gram
             else:
                 parts[s.layer] = gram
             del gram
+        if failed is not None and (ranks == 1 or last):
+            raise failed
+
+
+def _unless(failed: Exception | None, action: Callable[[], Any]) -> Any:
+    """What an action gives, but where something has failed before."""
+    if failed is not None:
+        raise failed
+    return action()
+
+
+def _run(
+    runner: Runner,
+    wanted: dict[tuple[Layer, int], _Wanted],
+    inputs: Any,
+    rows: slice,
+    pooling: Pooling,
+    *,
+    cut: bool,
+) -> Any:
+    """Run the network on some samples, up to the last layer that is wanted where the pass may be cut short."""
+    output = None
+    keep = partial(_keep, wanted, set(wanted) if cut else set(), rows, pooling)
+    seed_everything(rows.start)  # a network that is random even now is so in the same way every time
+    with (
+        _cut_short(runner.model) if cut else nullcontext(),
+        hooked(runner.model, [layer for layer, _ in wanted], keep) as seen,
+        runner.context(),
+    ):
+        output = runner(take(inputs, rows))
+    if missing := [layer.label for layer, call in wanted if seen[layer] <= call]:
+        raise ValueError(
+            f"Layer {missing[0]!r} ran for the first samples of the probe but not for samples {rows.start} to "
+            f"{rows.stop - 1}. Watch only layers that run for every input."
+        )
+    return output
 
 
 @contextmanager
@@ -151,11 +209,12 @@ def _keep(
     call: int,
     output: Any,
 ) -> None:
-    """Copy what a layer has just put out into its buffer, and end the pass if it was the last one missing."""
+    """Copy what a layer has just put out to its place, and end the pass if it was the last one missing."""
     if (layer, call) in wanted:
-        part, buffer, channels_last = wanted[layer, call]
-        found = features(output, layer, rows.stop - rows.start, pooling, channels_last)
-        buffer[rows] = found[:, part.start : part.stop]
+        part, place, channels_last = wanted[layer, call]
+        if place is not None:
+            found = features(output, layer, rows.stop - rows.start, pooling, channels_last)
+            place[:] = found[:, part.start : part.stop]
     if missing:
         missing.discard((layer, call))
         if not missing:

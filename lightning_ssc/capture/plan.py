@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from lightning_ssc.capture.trace import WatchedLayer
 
@@ -30,7 +31,9 @@ class FeatureSlice:
     stop: int
 
 
-def plan_passes(layers: Sequence[WatchedLayer], samples: int, memory: int) -> list[list[FeatureSlice]]:
+def plan_passes(
+    layers: Sequence[WatchedLayer], samples: int, memory: int, *, staged: bool = False
+) -> list[list[FeatureSlice]]:
     """Share layers out over as few passes as fit a memory budget, in their order and each as far as possible whole.
 
     Each pass needs its buffers and, at its end, one Gram (and the running Gram of a layer in slices). Only a layer that
@@ -40,6 +43,7 @@ def plan_passes(layers: Sequence[WatchedLayer], samples: int, memory: int) -> li
         layers: The layers.
         samples: Number of samples.
         memory: Bytes.
+        staged: Whether a quarter of what the Grams leave is kept for features on their way between processes.
 
     Returns:
         For every pass the slices of layers that it captures; all of a layer's slices come in ascending order.
@@ -55,11 +59,14 @@ def plan_passes(layers: Sequence[WatchedLayer], samples: int, memory: int) -> li
     """
     widest = max(layer.dtype.itemsize for layer in layers)
     space = room(layers, samples, memory)
-    if (missing := samples * widest - space) > 0:
+    least = -(-4 * samples * widest // 3) if staged else samples * widest
+    if space < least:
         raise ValueError(
             f"A memory budget of {memory / 1e6:.1f} MB does not hold the Gram matrices of {samples} samples; it takes "
-            f"at least {(memory + missing) / 1e6:.1f} MB. Raise memory= or use a smaller probe."
+            f"at least {(memory + least - space) / 1e6:.1f} MB. Raise memory= or use a smaller probe."
         )
+    if staged:
+        space = space * 3 // 4
     passes: list[list[FeatureSlice]] = []
     left = 0
     for number, layer in enumerate(layers):
@@ -76,6 +83,39 @@ def plan_passes(layers: Sequence[WatchedLayer], samples: int, memory: int) -> li
             left -= (stop - start) * column
             start = stop
     return passes
+
+
+def plan_shared(
+    layers: Sequence[WatchedLayer], samples: int, memory: int, ranks: int, *, staged: bool
+) -> list[list[FeatureSlice]]:
+    """The passes that several processes go through together, each with the slices of all of them.
+
+    Args:
+        layers: The layers; :func:`share_layers` says whose each is.
+        samples: Number of samples.
+        memory: Bytes that each process may take.
+        ranks: Number of processes.
+        staged: See :func:`plan_passes`.
+
+    Raises:
+        ValueError: As of :func:`plan_passes`.
+
+    Example:
+        >>> from lightning_ssc.capture import Layer
+        >>> layers = [WatchedLayer(Layer(name), 0, name, size) for name, size in (("a", 50), ("b", 30), ("c", 250))]
+        >>> [[(s.layer, s.start, s.stop) for s in p] for p in plan_shared(layers, 10, 2 * 400 + 4000, 2, staged=False)]
+        [[(0, 0, 50), (1, 0, 30), (2, 0, 70)], [(2, 70, 170)], [(2, 170, 250)]]
+    """
+    plans = []
+    for rank in range(ranks):
+        if own := share_layers(layers, rank, ranks):
+            numbers = [number for number, layer in enumerate(layers) if layer in own]
+            plan = plan_passes(own, samples, memory, staged=staged)
+            plans.append([[replace(part, layer=numbers[part.layer]) for part in group] for group in plan])
+    return [
+        sorted((part for group in groups for part in group), key=lambda part: part.layer)
+        for groups in zip_longest(*plans, fillvalue=())
+    ]
 
 
 def room(layers: Sequence[WatchedLayer], samples: int, memory: int) -> int:

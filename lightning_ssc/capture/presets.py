@@ -2,10 +2,11 @@
 
 A unit is a module in which one layer with weights runs (a convolution with its norm and activation, a pooler). A row is
 a chain of calls of modules of one type, each more than a unit, that are numbered and hand their output on to the next
-as it is: what a loop makes. The module that makes the calls holds the row. A block is the outermost module of several
-units that is not looked through. Looked through, because they are made of blocks or stand for none, are: what holds a
-row or has one below; every module of a type of which some instance does (a stage of a single block); plain containers;
-the network itself; and a trunk, the only module of its type, in which a large share of the network runs.
+as it is, with a row a sample: what a loop makes. The module that makes the calls holds the row. A block is the
+outermost module of several units that is not looked through. Looked through, because they are made of blocks or stand
+for none, are: what holds a row or has one below; every module of a type of which some instance does (a stage of a
+single block), or lies in another one (a U-Net in a U-Net); plain containers; the network itself; and a trunk, the only
+module of its type, in which a large share of the network runs.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from lightning_ssc.capture.names import named_layers
 Preset = Literal["conv", "stages", "blocks"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_NUMBERED = re.compile(r"\d[^.]*$")
 _SHARE_OF_A_TRUNK = {"blocks": 1 / 3, "stages": 2 / 3}  # of the layers of the network
 
 
@@ -48,7 +50,9 @@ def chosen(preset: Preset, root: Call) -> list[str]:
         >>> chosen("blocks", root), chosen("conv", root)
         (['0', '2', '4'], ['0', '2'])
     """
-    return list(dict.fromkeys(call.name for call in _PRESETS[preset](_Tree(root), root)))
+    calls = list(_PRESETS[preset](_Tree(root), root))
+    inside = {inner.module for call in calls for inner in call.below()}  # a block's part may be lent to others
+    return list(dict.fromkeys(call.name for call in calls if call.module not in inside))
 
 
 class _Tree:
@@ -62,9 +66,13 @@ class _Tree:
         calls = {call.module: call for call in root.below() if call.name}
         self._instances = Counter(self.kind(module) for module in calls)
         self.of_rows = {self.kind(call.module) for call in calls.values() if self.rows_below(call)}
+        self.nested = {kind for call in calls.values() if (kind := self.kind(call.module)) in self._kinds_below(call)}
         self.in_rows = {self.kind(a.module) for call in (root, *root.below()) for a, _ in self.links(call)}
         lists = {f"{name}." for name, module in named_layers(root.module).items() if type(module) is nn.ModuleList}
         self.in_lists = {call.module for call in calls.values() if call.name.rpartition(".")[0] + "." in lists}
+
+    def _kinds_below(self, call: Call) -> set[Hashable]:
+        return {self.kind(inner.module) for inner in call.below() if inner.module is not call.module}
 
     def instances(self, call: Call) -> int:
         """How many modules of its kind the network has run."""
@@ -72,7 +80,7 @@ class _Tree:
 
     def _links(self, call: Call) -> list[tuple[Call, Call]]:
         """The pairs of calls made by a call of which one follows the other in a row."""
-        large = [part for part in call.parts if len(part.units) > 1 and re.search(r"\d[^.]*$", part.name)]
+        large = [part for part in call.parts if len(part.units) > 1 and part.has_rows and _NUMBERED.search(part.name)]
         large = [part for part in large if len(part.parts) > 1 or type(part.module) not in _CONTAINERS]
         links = [
             (a, b)
@@ -95,7 +103,9 @@ class _Tree:
     def is_trunk(self, call: Call, preset: Preset) -> bool:
         """Whether it is the only module of its kind and holds so much of the network that it stands for no one part."""
         share = len(call.units) / len(self.root.units)
-        is_block = self.kind(call.module) in self.in_rows or call.module in self.in_lists or self.adds(call)
+        is_loop = any(part.module in self.in_lists for part in call.parts)
+        is_block = self.kind(call.module) in self.in_rows or call.module in self.in_lists
+        is_block = is_block or (self.adds(call) and not is_loop)
         return share >= _SHARE_OF_A_TRUNK[preset] and self.instances(call) == 1 and not is_block
 
 
@@ -119,8 +129,7 @@ def _is_made_of_blocks(tree: _Tree, call: Call) -> bool:
         return True
     if type(call.module) in _CONTAINERS:  # several alike are blocks, such as the double convolutions of a U-Net
         return not (tree.instances(call) > 2 and len(call.parts) > 1 and all(part.is_layer for part in call.parts))
-    nested = any(tree.kind(inner.module) == tree.kind(call.module) for inner in call.below())
-    return len(call.units) > 1 and (nested or tree.is_trunk(call, "blocks"))
+    return len(call.units) > 1 and (tree.kind(call.module) in tree.nested or tree.is_trunk(call, "blocks"))
 
 
 def _stages(tree: _Tree, call: Call) -> Iterator[Call]:
@@ -147,7 +156,8 @@ def _stages(tree: _Tree, call: Call) -> Iterator[Call]:
 
 def _stages_without_rows(tree: _Tree, call: Call) -> Iterator[Call]:
     ends = _poolings(call)
-    if call.name and not ends and (len(call.units) == 1 or not tree.is_trunk(call, "stages")):
+    is_whole = tree.kind(call.module) not in tree.nested and not tree.is_trunk(call, "stages")
+    if call.name and not ends and (len(call.units) == 1 or is_whole):
         if call.units:
             yield call
         return

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from lightning_ssc.capture.batches import SampleList, fields, moved
 from lightning_ssc.capture.memory import free_memory
+from lightning_ssc.capture.outputs import OutputError
+from lightning_ssc.capture.samples import Chunk
 
 Forward = Callable[[nn.Module, Any], Any]
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+class NotRunError(RuntimeError):
+    """The network does not run on the probe; the message says what to write."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +32,13 @@ class Runner:
     Attributes:
         model: The network.
         forward: ``forward(model, inputs)`` runs it, where calling it on the inputs would not do.
-        context: Opened around the forward pass (a precision plugin's autocast).
+        context: Opened around all that is done with a batch.
         device: Where it runs; by default where its first parameter is.
         chunk: Samples a forward pass.
         memory: Bytes that activations and Grams may take; by default half of what the device has free.
         processes: How many processes share the memory of the host.
+        transfer: What brings a batch of the probe, as its loader gives it, to the device; by default it is just moved.
+        precision: Opened around the forward pass alone (a precision plugin's autocast).
 
     Raises:
         ValueError: ``chunk`` or ``memory`` is no positive whole number.
@@ -46,6 +55,8 @@ class Runner:
     chunk: int = 256
     memory: int | None = None
     processes: int = 1
+    transfer: Callable[[Any], Any] | None = None
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __post_init__(self) -> None:
         """Refuse sizes that are none, and settle on a device."""
@@ -55,16 +66,50 @@ class Runner:
             object.__setattr__(self, "device", first)
 
     def __call__(self, inputs: Any) -> Any:
-        """Run the network on inputs, which are moved to its device.
+        """Run the network on inputs, or on a batch of the probe, which are moved to its device.
 
-        A tensor goes in as ``model(x)``, a tuple as ``model(*inputs)``, a dict as ``model(**inputs)``.
+        A tensor goes in as ``model(x)``, a tuple as ``model(*inputs)``, a dict as ``model(**inputs)``, but for what
+        ``forward`` has no arguments for; another object as it is or, where ``forward`` takes them, by its attributes.
+
+        Raises:
+            NotRunError: It does not run on them.
         """
-        inputs = apply_to_collection(inputs, Tensor, lambda t: t.to(self.device))
+        try:
+            if isinstance(inputs, Chunk):
+                given = inputs.inputs((self.transfer or self._moved)(inputs.batch))
+            else:
+                given = self._moved(inputs)
+            with self.precision():
+                if self.forward is not None:
+                    return self.forward(self.model, given)
+                args, kwargs = _arguments(self.model, given)
+                return self.model(*args, **kwargs)
+        except (OutputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise NotRunError(self._advice(inputs, error)) from error
+
+    def _moved(self, batch: Any) -> Any:
+        return moved(batch, self.device)
+
+    def _advice(self, inputs: Any, error: Exception) -> str:
+        """What went wrong, and the lines that would mend it."""
+        given = inputs.inputs(inputs.batch) if isinstance(inputs, Chunk) else inputs
+        name, wrong = type(self.model).__name__, f"{type(error).__name__}: {error}"
         if self.forward is not None:
-            return self.forward(self.model, inputs)
-        if isinstance(inputs, dict):
-            return self.model(**inputs)
-        return self.model(*inputs) if isinstance(inputs, (tuple, list)) else self.model(inputs)
+            return f"forward= does not run {name} on the probe, which gives it {shown(given)} ({wrong})."
+        names = [f"x{i}" for i in range(1, len(given) + 1)] if isinstance(given, tuple) else []
+        unpacked = f"        {', '.join(names)} = inputs\n" if names else ""
+        argument = ", ".join(names) or "inputs"
+        first = names[0] if names else "inputs"
+        return (
+            f"{name} does not run on the probe, which gives it {shown(given)} ({wrong}). Say with forward= how "
+            f"validation runs it, for instance\n"
+            f"    def run(module, inputs):\n{unpacked}"
+            f"        return module({argument})  # or module({first}.float() / 255), module.head(module.body({first}))"
+            f"\n"
+            f"    SSCMonitor(forward=run)"
+        )
 
     def budget(self) -> int:
         """Bytes that activations and Grams may take."""
@@ -78,6 +123,64 @@ class Runner:
     def _free(self, device: torch.device) -> int:
         """What this process may count as its own of what a device has free."""
         return free_memory(device) // (1 if device.type == "cuda" else self.processes)
+
+
+def shown(inputs: Any) -> str:
+    """Inputs for messages: types and shapes.
+
+    Example:
+        >>> shown((torch.zeros(2, 3), {"mask": torch.ones(2, dtype=torch.bool)}))
+        '(float32 (2, 3), {mask: bool (2,)})'
+    """
+    if isinstance(inputs, Tensor):
+        return f"{str(inputs.dtype).removeprefix('torch.')} {tuple(inputs.shape)}"
+    if isinstance(inputs, Mapping):
+        return "{" + ", ".join(f"{key}: {shown(value)}" for key, value in inputs.items()) + "}"
+    if isinstance(inputs, (tuple, list)):
+        return "(" + ", ".join(shown(value) for value in inputs[:4]) + (", ...)" if len(inputs) > 4 else ")")
+    return type(inputs).__name__
+
+
+def argument_names(model: nn.Module) -> list[str] | None:
+    """The names of what a network's ``forward`` takes by position, ``None`` where it takes any number.
+
+    Example:
+        >>> argument_names(nn.Linear(2, 2)), argument_names(nn.MultiheadAttention(2, 1))[:3]
+        (['input'], ['query', 'key', 'value'])
+    """
+    parameters = _parameters(model)
+    if parameters is None or any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def _parameters(model: nn.Module) -> list[inspect.Parameter] | None:
+    try:
+        return list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):  # a ScriptModule's
+        return None
+
+
+def _arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a network is called on inputs: by position and by name."""
+    positional, parameters = argument_names(model), _parameters(model)
+    if isinstance(inputs, Tensor | SampleList):
+        return (inputs,), {}
+    if isinstance(inputs, (tuple, list)):
+        return tuple(inputs) if positional is None else tuple(inputs[: len(positional)]), {}
+    if parameters is None:
+        return ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    accepted = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    required = [p.name for p in parameters if p.default is p.empty and p.name in accepted]
+    given = fields(inputs)
+    named = {name: value for name, value in given.items() if name in accepted}
+    if isinstance(inputs, Mapping):
+        # One argument that no entry is called takes them all.
+        whole = not anything and not named and len(accepted) == 1
+        return ((inputs,), {}) if whole else ((), dict(inputs) if anything else named)
+    by_name = len(required) > 1 and all(name in given for name in required)
+    return ((), named) if by_name else ((inputs,), {})
 
 
 def check_sizes(chunk: int, memory: int | None) -> None:

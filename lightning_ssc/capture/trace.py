@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ssc.capture.batches import batch_size, take
-from lightning_ssc.capture.calls import TRIED, observe
+from lightning_ssc.capture.batches import batch_size
+from lightning_ssc.capture.calls import observe
 from lightning_ssc.capture.dependence import Dependence, rows_are_equal
 from lightning_ssc.capture.isolation import without_trace
-from lightning_ssc.capture.layers import Layer, LayerPattern, select_layers
-from lightning_ssc.capture.names import named_layers
+from lightning_ssc.capture.layers import LayerPattern, select_layers
+from lightning_ssc.capture.names import Layer, named_layers
 from lightning_ssc.capture.outputs import describe, features, is_channels_last, part_of
 from lightning_ssc.capture.runner import Runner
+from lightning_ssc.capture.samples import some
 from lightning_ssc.settings import Pooling
 
 log = logging.getLogger(__name__)
@@ -138,7 +139,8 @@ def try_layers(
         The calls of the layers in the order in which they finish, each watchable or with the reason why not.
     """
     calls: list[tuple[Layer, int, WatchedLayer | ValueError, bool]] = []
-    count = min(TRIED, batch_size(inputs))
+    samples = some(inputs)
+    count = batch_size(samples)
 
     def record(layer: Layer, call: int, output: Any) -> None:
         try:
@@ -154,7 +156,6 @@ def try_layers(
             log.info("Layer %s puts out %s; its first tensor is watched. Name a part as in '%s:0' for another one.",
                      layer.label, describe(output), layer.name)  # fmt: skip
 
-    samples = take(inputs, slice(0, count))
     dependence = Dependence(samples)
     with without_trace(runner.model), hooked(runner.model, layers, record), runner.context(), dependence:
         runner(samples)

@@ -89,6 +89,44 @@ def modularity(affinity: Tensor, labels: Tensor | Sequence[int]) -> float:
     return float(within - by_class.square().sum())
 
 
+def labelled(affinity: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of a graph whose samples have a class: negative labels mark samples that have none.
+
+    Args:
+        affinity: (N, N) sparse CSR.
+        labels: (N,) integers on the same device.
+
+    Returns:
+        The graph of the M samples with a label of at least 0, sparse CSR (M, M), and their labels.
+
+    Example:
+        >>> pair_and_one = torch.tensor([[0.0, 2, 1], [2, 0, 0], [1, 0, 0]]).to_sparse_csr()
+        >>> graph, classes = labelled(pair_and_one, torch.tensor([1, 1, -1]))
+        >>> graph.to_dense().tolist(), classes.tolist()
+        ([[0.0, 2.0], [2.0, 0.0]], [1, 1])
+    """
+    known = labels >= 0
+    if bool(known.all()):
+        return affinity, labels
+    rows, columns, weights = to_coo(affinity)
+    inside = known[rows] & known[columns]
+    place = known.cumsum(0) - 1
+    size = int(known.sum())
+    indices = torch.stack((place[rows[inside]], place[columns[inside]]))
+    kept = torch.sparse_coo_tensor(indices, weights[inside], (size, size), is_coalesced=True)
+    return to_csr(kept), labels[known]
+
+
+def all_known(labels: Tensor | None) -> Tensor | None:
+    """The labels where every sample has one; ``None`` where there are none or some are negative.
+
+    Example:
+        >>> all_known(torch.tensor([0, 2])), all_known(torch.tensor([0, -1])), all_known(None)
+        (tensor([0, 2]), None, None)
+    """
+    return None if labels is None or bool((labels < 0).any()) else labels
+
+
 @torch.no_grad()
 def class_affinity(affinity: Tensor, labels: Tensor | Sequence[int], num_classes: int | None = None) -> Tensor:
     """Share of each input's affinity that goes to each class (section 6.2 of Saini et al. 2021).

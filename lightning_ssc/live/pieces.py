@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,11 @@ from torch import Tensor
 from lightning_ssc import measures, plots
 from lightning_ssc.analysis import Blocks, find_blocks, similarity, stored
 from lightning_ssc.analysis.dynamics import Table
-from lightning_ssc.analysis.inputs import Index, class_count, embedding, hidden_layer, neighbours
-from lightning_ssc.functional import class_affinity
+from lightning_ssc.analysis.inputs import Index, classes_of, columns_of, embedding, hidden_layer, neighbours, shares_of
 from lightning_ssc.live.packing import pack, pack_coarsely, pack_integers, sprite
 from lightning_ssc.measures import Measure
 from lightning_ssc.snapshots import LayerGraph, ProbeCard, Snapshot, SnapshotError, SnapshotHeader, SnapshotStore
+from lightning_ssc.snapshots.claim import owner
 
 NEIGHBOURS = 8  # as many as figure 9 of the paper shows
 _PICTURE = 1e-3  # residual of eigenvectors that are looked at, not computed with
@@ -38,6 +39,14 @@ def readable(store: SnapshotStore) -> tuple[list[SnapshotHeader], list[str]]:
     return headers, troubles
 
 
+def state(root: Path) -> str:
+    """Whether a process writes into a folder: ``"running"``, ``"crashed"``, ``"elsewhere"`` or ``"over"``."""
+    process = owner(root)
+    if process is None:
+        return "over"
+    return "elsewhere" if process.is_elsewhere() else "crashed" if process.is_gone() else "running"
+
+
 def run(store: SnapshotStore) -> Piece:
     """A run as its headers tell it: moments, layers, curves, settings; no graph is read."""
     headers, troubles = readable(store)
@@ -45,10 +54,11 @@ def run(store: SnapshotStore) -> Piece:
         return {"layers": [], "moments": [], "measures": [], "troubles": troubles}
     table, last, files = stored(headers), headers[-1], store.files()
     samples: Mapping[str, Any] = {}
-    classes = features = 0
+    classes: Index = np.arange(0)
+    features = 0
     try:
         samples = store.of_samples(last.step)
-        classes = class_count(samples.get("labels"), samples.get("predictions"))
+        classes = classes_of(samples.get("labels"), samples.get("predictions"))
         features = store.load_layer(layer=last.layers[-1], step=last.step).features
     except (SnapshotError, IndexError) as error:
         troubles.append(str(error))
@@ -60,7 +70,7 @@ def run(store: SnapshotStore) -> Piece:
     return {
         "layers": table.layers,
         "short": plots.short_names(table.layers),
-        "hidden": hidden_layer(table.layers, features, classes) if table.layers else None,
+        "hidden": hidden_layer(table.layers, features, len(classes)) if table.layers else None,
         "moments": [
             {
                 "step": header.step,
@@ -75,7 +85,7 @@ def run(store: SnapshotStore) -> Piece:
         "drops": [[t, t + 1] for t in table.before_drops().tolist()],
         "unit": table.unit,
         "measures": [
-            _curve(record, table.curves[record.name])
+            curve(record, table.curves[record.name])
             for record in plots.present(table)
             if record.over != "final"  # which is not known yet
         ],
@@ -83,14 +93,15 @@ def run(store: SnapshotStore) -> Piece:
         "probe": last.probe,
         "settings": {key: str(value) for key, value in last.settings.items()},
         "versions": {key: str(value) for key, value in last.versions.items()},
-        "classes": [plots.class_name(c, card.class_names if card else ()) for c in range(classes)],
+        "classes": [plots.class_name(c, card.class_names if card else ()) for c in classes.tolist()],
         "labels": "labels" in samples,
         "pictures": card is not None and card.images is not None and len(card.images) == last.size,
         "troubles": troubles,
     }
 
 
-def _curve(record: Measure, values: Table) -> Piece:
+def curve(record: Measure, values: Table) -> Piece:
+    """A measure of every layer over the moments."""
     return {
         "name": record.name,
         "title": record.title,
@@ -122,7 +133,7 @@ def computed_curves(
     for record in measures.CURVES:
         rows = [[of.get(layer, {}).get(record.name, np.nan) for layer in layers] for of in values]
         if record.name not in known and not np.isnan(table := np.array(rows, dtype=float)).all():
-            found.append(_curve(record, table))
+            found.append(curve(record, table))
     return found
 
 
@@ -175,9 +186,10 @@ def between(one: Snapshot, other: Snapshot) -> Piece:
 def samples(store: SnapshotStore, step: int) -> Piece:
     """What the network made of every input at one moment."""
     found = store.of_samples(step)
-    kinds = {
-        "labels": pack_integers,
-        "predictions": pack_integers,
+    classes = classes_of(found.get("labels"), found.get("predictions"))
+    kinds: dict[str, Any] = {
+        "labels": lambda numbers: pack_integers(columns_of(numbers, classes)),
+        "predictions": lambda numbers: pack_integers(columns_of(numbers, classes)),
         "indices": pack_integers,
         "confidence": pack_coarsely,
     }
@@ -189,9 +201,9 @@ def points(graph: LayerGraph, normalized: bool) -> NDArray[np.float32]:
     return embedding(graph, normalized, _PICTURE).astype(np.float32)
 
 
-def around(graph: LayerGraph, labels: Any, classes: int) -> tuple[Index, NDArray[np.float32] | None]:
+def around(graph: LayerGraph, labels: Any, classes: Index) -> tuple[Index, NDArray[np.float32] | None]:
     """``(N, 8)`` nearest inputs of every input and, with labels, ``(N, K)`` shares of its affinity by class."""
-    shares = None if labels is None else class_affinity(graph.affinity, labels, classes).numpy().astype(np.float32)
+    shares = None if labels is None else shares_of(graph.affinity, labels.numpy(), classes).astype(np.float32)
     return neighbours(graph, NEIGHBOURS)[0], shares
 
 

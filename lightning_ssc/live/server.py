@@ -23,7 +23,17 @@ log = logging.getLogger(__name__)
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
-MODULES = ("main.js", "start.js", "data.js", "ui.js", "colors.js", "training.js")
+MODULES = (
+    "main.js",
+    "start.js",
+    "data.js",
+    "ui.js",
+    "colors.js",
+    "training.js",
+    "architecture.js",
+    "inputs.js",
+    "run.js",
+)
 PIECES = (
     *("runs", "run", "computed", "pictures", "heatmap", "between"),
     *("samples", "embedding", "neighbours", "input", "history"),

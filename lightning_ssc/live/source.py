@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_ssc.analysis.inputs import class_count
+from lightning_ssc.analysis.inputs import Index, classes_of
 from lightning_ssc.live import pieces
 from lightning_ssc.live.cache import Cache
 from lightning_ssc.live.folder import Found, LogFolder
@@ -65,6 +65,7 @@ class Source:
                     "snapshots": found.snapshots,
                     "age": max(0.0, now - found.modified),
                     "bytes": found.bytes,
+                    "state": pieces.state(found.root),
                 }
                 for found in self._folder.runs().values()
             ]
@@ -203,10 +204,10 @@ class Source:
             raise NotFoundError(f"The snapshot of step {step} holds no layer {layer!r}.")
         return store.load_layer(layer=layer, step=step)
 
-    def _labels(self, store: SnapshotStore, step: int) -> tuple[Tensor | None, int]:
-        """Labels of a snapshot's samples, and the number of classes."""
+    def _labels(self, store: SnapshotStore, step: int) -> tuple[Tensor | None, Index]:
+        """Labels of a snapshot's samples, and the classes there are."""
         found = store.of_samples(step)
-        return found.get("labels"), class_count(found.get("labels"), found.get("predictions"))
+        return found.get("labels"), classes_of(found.get("labels"), found.get("predictions"))
 
     def _around(self, store: SnapshotStore, step: int, layer: str) -> Any:
         def find() -> Any:

@@ -113,6 +113,11 @@ class Claim:
         """Let others have the folder; does nothing where it is not claimed any more."""
 
 
+def owner(root: Path) -> Owner | None:
+    """The process that has claimed a folder and not given it up; it may have ended without."""
+    return _read(root / CLAIM)
+
+
 def _create(path: Path, owner: Owner) -> None:
     with path.open("x") as file:
         try:

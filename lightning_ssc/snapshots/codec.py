@@ -35,7 +35,6 @@ from lightning_ssc.version import __version__
 Arrays = Mapping[str, NDArray[Any]]
 
 FORMAT = 2
-_CLASSES = 1 << 20  # more classes than this are no classes, and would fill the memory of whoever counts them
 OF_SAMPLES = ("labels", "indices", "predictions", "confidence")
 
 
@@ -310,8 +309,7 @@ def decode_of_samples(arrays: Arrays, size: int | None) -> dict[str, Tensor]:
         _check(values.ndim == 1 and size in (None, len(values)), f"its {key} are not one a sample")
         _check(values.dtype.kind == ("f" if key == "confidence" else "i"), f"its {key} are {values.dtype}")
         if key in ("labels", "predictions"):
-            in_range = (values >= np.iinfo(np.int32).min) & (values < _CLASSES)
-            _check(bool(in_range.all()), f"its {key} are no numbers of classes")
+            _check(values.dtype == np.int64, f"its {key} are {values.dtype}")
     return {key: torch.from_numpy(values) for key, values in found.items()}
 
 

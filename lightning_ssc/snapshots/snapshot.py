@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_ssc.functional import affinity, modularity
 from lightning_ssc.functional.gram_sketch import GramSketch
+from lightning_ssc.functional.graph import all_known, labelled
 from lightning_ssc.functional.graph_cka import CentredGraph
 from lightning_ssc.functional.partition import partition
 from lightning_ssc.measures import Parts
@@ -164,13 +165,14 @@ class LayerGraph:
     def measurable(self, labels: Tensor | None, predictions: Tensor | None = None) -> Mapping[str, Any]:
         """What measures may need of the layer (:attr:`lightning_ssc.measures.Measure.needs`), but for its Gram."""
         groups = self.groups(labels)
+        classes = all_known(labels)
         makers: dict[str, Callable[[], Any]] = {
-            "labels": lambda: labels,
+            "labels": lambda: classes,
             "predictions": lambda: predictions,
             "groups": lambda: groups,
-            "parted": lambda: None if groups is None else partition(self.affinity, groups),
+            "parted": lambda: None if groups is None else partition(*labelled(self.affinity, groups)),
             "classed": lambda: (
-                parts["parted"] if groups is labels else None if labels is None else partition(self.affinity, labels)
+                parts["parted"] if groups is classes else None if classes is None else partition(self.affinity, classes)
             ),
             **{
                 part: partial(getattr, self, part)
@@ -182,12 +184,12 @@ class LayerGraph:
         return parts
 
     def modularity(self, labels: Tensor | None) -> float:
-        """Modularity of the graph (Eq. 5 of the paper) over its :meth:`groups`.
+        """Modularity of the graph (Eq. 5 of the paper) over its :meth:`groups`, among the samples that have a class.
 
         NaN where there are none, or the graph is empty.
         """
         groups = self.groups(labels)
-        return float("nan") if groups is None else modularity(self.affinity, groups)
+        return float("nan") if groups is None else modularity(*labelled(self.affinity, groups))
 
     @property
     def neighbours(self) -> float:
@@ -202,7 +204,7 @@ class Snapshot(_OfAMoment):
     Attributes:
         moment: When it was taken.
         layers: The layers' graphs by label, in order of execution.
-        labels: ``(N,)`` int64 class of every sample, or ``None``.
+        labels: ``(N,)`` int64 class of every sample, negative where it has none, or ``None``.
         indices: ``(N,)`` int64 place of every sample in its data set, or ``None``.
         predictions: ``(N,)`` int64 class that the network gave every sample, or ``None`` where it does not return
             logits.

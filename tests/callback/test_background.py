@@ -234,7 +234,7 @@ def test_control_c_while_the_next_snapshot_waits_loses_nothing(
     watching = monitor()
     with pytest.raises(SystemExit):
         fit(tmp_path, At(0, lambda: gate.shut(watching.recorder), batch=2), Interrupts(), watching, max_epochs=3)
-    assert watching.store.epochs == [0, 1]  # type: ignore[union-attr]
+    assert watching.store.epochs == [0, 1, 2]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("when", ["save", "log"])
@@ -609,3 +609,40 @@ def test_results_are_logged_from_the_main_thread(tmp_path: Path, monkeypatch: py
     assert threads["log"] == {main_thread()}
     assert len(threads["solve"]) == 1
     assert threads["solve"] != {main_thread()}
+
+
+def test_pictures_are_drawn_beside_training_and_logged_in_its_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: dict[str, set[str]] = {"draw": set(), "log": set()}
+    curves, log_image = writers.cards.curves, writers.log_image
+
+    def draw(table: Any) -> Any:
+        threads["draw"].add(current_thread().name)
+        return curves(table)
+
+    def write(loggers: Any, tag: str, image: Any, step: int) -> None:
+        threads["log"].add(current_thread().name)
+        log_image(loggers, tag, image, step)
+
+    monkeypatch.setattr(writers.cards, "curves", draw)
+    monkeypatch.setattr(writers, "log_image", write)
+    watching = monitor(heatmap=True)
+    recorded = {}
+    for background in (False, True):
+        watching = monitor(heatmap=True, background=background)
+        logger = TensorBoardLogger(tmp_path / str(background))
+        fit(tmp_path / str(background), watching, max_epochs=2, logger=logger)
+        found = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
+        recorded[background] = {
+            (tag, image.step): image.encoded_image_string
+            for tag in found.Tags()["images"]
+            for image in found.Images(tag)
+        }
+        mine = current_thread().name
+        if not background:
+            assert threads == {"draw": {mine}, "log": {mine}}
+    assert len(threads["draw"]) == 2  # the history at the end of fit is drawn here
+    assert threads["log"] == {mine}
+    assert recorded[True] == recorded[False]
+    assert {step for tag, step in recorded[True] if tag == "ssc/curves/modularity"} == {0, 2, 5}

@@ -223,6 +223,18 @@ class UNet(nn.Module):
         return self.out(self.up2(torch.cat([x, a], 1)))
 
 
+class Skip(nn.Module):
+    """A U-Net whose inside is a smaller one, as in DynUNet and pix2pix."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.down, self.inside, self.up = Residual(4, 4, 2), inside, Residual(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.interpolate(self.inside(self.down(x)), x.shape[2:])
+        return self.up(torch.cat([x, y], 1))
+
+
 class Half(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -268,6 +280,20 @@ class Adapted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base_layer(x) + self.lora_b(self.lora_a(x))
+
+
+class Patches(nn.Module):
+    """Layers that see all patches of all images as rows, as in MobileViT, inside a block that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.layer, self.project = conv(4, 4), nn.ModuleList([Layer(), Layer()]), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).flatten(2).mT.unflatten(1, (-1, 4)).flatten(0, 1)
+        for layer in self.layer:
+            (y,) = layer(y)
+        return self.project(y.unflatten(0, (len(x), -1)).flatten(1, 2).mT.unflatten(2, x.shape[2:]))
 
 
 class Hand(nn.Module):
@@ -389,6 +415,15 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor, list[str], list[str]]
     "halves of a block without a number": (
         lambda: chain(stem=conv(3, 4), blocks=nn.Sequential(Windows(), Windows()), head=Head(4)), IMAGES,
         ["stem", "blocks.0", "blocks.1", "head"], ["stem", "blocks", "head"],
+    ),
+    "patches as rows": (
+        lambda: chain(stem=conv(3, 4), layer1=nn.Sequential(Residual(4, 4), Patches()), layer2=Patches(), head=Head(4)),
+        IMAGES, ["stem", "layer1.0", "layer1.1", "layer2", "head"], ["stem", "layer1", "layer2", "head"],
+    ),
+    "a U-Net in a U-Net": (
+        lambda: chain(stem=conv(3, 4), net=Skip(Skip(conv(4, 4))), head=Head(4)), IMAGES,
+        ["stem", "net.down", "net.inside.down", "net.inside.inside", "net.inside.up", "net.up", "head"],
+        ["stem", "net.down", "net.inside.down", "net.inside.inside", "net.inside.up", "net.up", "head"],
     ),
     "VGG": (
         vgg, IMAGES, [*layers("features.{}", 0, 2, 5, 7, 10, 12), "classifier.0", "classifier.2"],

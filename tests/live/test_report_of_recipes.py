@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,16 +16,16 @@ from lightning_ssc.functional import pairwise_cka
 from recipes.__main__ import main as train
 from tests.browser import (
     found,
+    heatmap,
     hover_over_curve,
     hover_over_embedding,
     lines,
     needs_chromium,
     open_page,
     requested,
-    step_back,
+    section,
+    until,
 )
-
-pytest.importorskip("plotly")
 
 FOLDER = Path(recipes.__file__).parent
 SHORT = [
@@ -39,6 +40,8 @@ SHORT = [
 
 @needs_chromium
 def test_the_report_of_a_recipe(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from selenium.webdriver.common.keys import Keys
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["recipes"])
     monkeypatch.setattr("recipes.__main__.write_figures", lambda *args: None)  # they are not the report's
@@ -48,26 +51,26 @@ def test_the_report_of_a_recipe(browser: Any, tmp_path: Path, monkeypatch: pytes
     assert lightning_ssc(["report", str(run), "--out", "report"]) == 0
     store = find_store(run)
     curves, table = dynamics(store), inputs(store.load(2))
-    heatmap = pairwise_cka([layer.affinity for layer in store.load(1).layers.values()])
+    at_end, before = (pairwise_cka([layer.affinity for layer in store.load(t).layers.values()]).numpy() for t in (2, 1))
     names = store.load_card().class_names  # type: ignore[union-attr]
     path = tmp_path / "report" / "index.html"
     open_page(browser, path)
 
     assert curves.drops().tolist() == [[1, 2]]
-    assert lines(browser) == len(curves.layers) == 5
-    assert f"epoch 1: {curves.modularity[1, 2]:.3f}" in hover_over_curve(browser, line=2, point=1)
-    assert "between epochs 1 and 2 SSC-CKA to final rose by" in found(browser, "#bottom-up")[0].text
-    epoch, shown = step_back(browser)
-    assert epoch == "1"
-    assert shown == pytest.approx(heatmap.numpy(), abs=1e-4)
+    until(browser, lambda: lines(browser) == len(curves.layers) == 5)
+    assert f"{curves.modularity[1, 2]:.3f}" in hover_over_curve(browser, line=2, point=1)
+    panel = section(browser, "Architecture")
+    until(browser, lambda: np.allclose(heatmap(browser), at_end, atol=1e-4))
+    found(panel, "input[type=range]")[0].send_keys(Keys.ARROW_LEFT)
+    until(browser, lambda: np.allclose(heatmap(browser), before, atol=1e-4))
+    panel = section(browser, "Inputs")
     i, tip = hover_over_embedding(browser)
     assert f"class: {names[table.labels[i]]}" in tip.text
     assert found(tip, ".tile")[0].value_of_css_property("background-image").startswith('url("data:image/jpeg')
     wrong = table.confidently_wrong(12)
     assert len(wrong) == 12  # nothing is learned in so few steps
-    assert [card.text for card in found(browser, "#wrong-cards h4")] == [f"Input {j}" for j in wrong]
-    rows = [row.text for row in found(browser, "#label-table tbody tr")]
-    assert f"{table.network_accuracy:.1%}" in rows[1]
+    shown = [tile.get_attribute("aria-label") for tile in found(panel, "#wrong .tile")]
+    assert shown == [f"picture of input {j}" for j in wrong]
 
     assert browser.get_log("browser") == []
     assert requested(browser) == {path.as_uri()}

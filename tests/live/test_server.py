@@ -1,4 +1,3 @@
-import base64
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,18 +7,15 @@ import numpy as np
 import pytest
 from werkzeug.test import Client
 
-from lightning_ssc.analysis import dynamics
+from lightning_ssc.analysis import dynamics, embeddings, find_blocks, inputs, neighbours
+from lightning_ssc.functional import pairwise_cka
 from lightning_ssc.live import folder, server
 from lightning_ssc.live.folder import LogFolder
 from lightning_ssc.live.serve import page
 from lightning_ssc.snapshots import SUPERSEDED, SnapshotStore
+from lightning_ssc.snapshots.claim import CLAIM, Claim
+from tests.live.pages import unpack
 from tests.runs import made_run
-
-
-def unpack(packed: dict[str, Any]) -> np.ndarray[Any, Any]:
-    kind = {"f4": "<f4", "i2": "<i2", "i4": "<i4", "scaled": "<i2"}[packed["type"]]
-    q = np.frombuffer(base64.b64decode(packed["data"]), kind).reshape(packed["shape"])
-    return np.where(q == -32768, np.nan, q * packed["scale"]) if packed["type"] == "scaled" else q
 
 
 def client(root: Path) -> Client:
@@ -93,6 +89,63 @@ def test_curves_to_the_latest_snapshot_come_bit_by_bit(
     assert [measure["name"] for measure in final] == ["cka_to_final", "linear_cka_to_final"]
     for measure in final:
         assert unpack(measure["values"]) == pytest.approx(table.curves[measure["name"]], abs=1e-6)
+
+
+def test_heatmaps_are_those_of_their_snapshots(root: Path, site: Client) -> None:
+    for step in (0, 10):
+        found = asked(site, "/heatmap", run="one/version_0", step=step)
+        layers = SnapshotStore(root / "one/version_0/ssc").load(step=step).layers.values()
+        table = pairwise_cka([layer.affinity for layer in layers]).numpy()
+        assert unpack(found["pairwise_cka"]["values"]) == pytest.approx(table, abs=1e-4)
+        assert found["pairwise_cka"]["blocks"]["starts"] == find_blocks(table).starts
+        assert unpack(found["pairwise_linear_cka"]["values"]).diagonal() == pytest.approx(1, abs=1e-4)
+
+
+def test_two_runs_are_compared_layer_by_layer(root: Path, site: Client) -> None:
+    one, other = (SnapshotStore(root / f"one/version_{v}/ssc").load(step=20).layers.values() for v in (0, 1))
+    query = {"run": "one/version_0", "step": 20, "other_run": "one/version_1", "other_step": 20}
+    found = asked(site, "/between", **query)
+    table = pairwise_cka([layer.affinity for layer in one], [layer.affinity for layer in other]).numpy()
+    assert unpack(found["tables"]["pairwise_cka"]) == pytest.approx(table, abs=1e-4)
+    assert found["rows"] == found["columns"] == ["conv1", "conv2", "fc"]
+    answer = site.get("/between", query_string={**query, "other_run": "other", "other_step": 10})
+    assert answer.status_code == 422
+    assert "different probes" in json.loads(answer.text)["error"]
+
+
+def test_inputs_are_those_of_the_layer_and_moment(root: Path, site: Client) -> None:
+    snapshot, at = SnapshotStore(root / "one/version_0/ssc").load(step=10), {"run": "one/version_0", "step": 10}
+    table = inputs(snapshot, "net.conv2")
+    found = asked(site, "/samples", **at)
+    assert unpack(found["labels"]).tolist() == table.labels.tolist()
+    assert unpack(found["predictions"]).tolist() == table.predictions.tolist()  # type: ignore[union-attr]
+    assert unpack(found["confidence"]) == pytest.approx(table.confidence, abs=1e-4)
+    assert found["indices"] is None
+    for normalized in (0, 1):
+        points = asked(site, "/embedding", **at, layer="net.conv2", normalized=normalized)["points"]
+        exact = embeddings(snapshot, ["net.conv2"], normalized=bool(normalized))["net.conv2"]
+        assert unpack(points) == pytest.approx(exact, abs=0.01)
+    around = asked(site, "/neighbours", **at, layer="net.conv2")
+    nearest = neighbours(snapshot.layers["net.conv2"])[0]
+    assert unpack(around["nearest"]).tolist() == nearest.tolist()
+    assert unpack(around["shares"]) == pytest.approx(table.shares, abs=1e-4)
+    path = asked(site, "/input", **at, index=7)
+    assert path["layers"] == list(snapshot.layers)
+    assert unpack(path["nearest"])[1].tolist() == nearest[7].tolist()
+    history = asked(site, "/history", run="one/version_0", layer="net.conv2", index=7)
+    assert history["steps"] == [0, 10, 20]
+    assert unpack(history["shares"])[1] == pytest.approx(table.shares[7], abs=1e-4)
+    pictures = asked(site, "/pictures", run="one/version_0")
+    assert (pictures["columns"], pictures["rows"], pictures["width"]) == (6, 5, 8)
+
+
+def test_a_probe_without_labels_and_pictures(site: Client) -> None:
+    at = {"run": "other", "step": 10}
+    assert asked(site, "/run", run="other")["labels"] is False
+    assert set(asked(site, "/samples", **at).values()) == {None}
+    assert asked(site, "/neighbours", **at, layer="net.fc")["shares"] is None
+    assert asked(site, "/input", **at, index=0)["shares"] is None
+    assert asked(site, "/pictures", run="other") == {}
 
 
 def test_nothing_but_what_is_named_is_served(site: Client) -> None:
@@ -216,6 +269,24 @@ def test_new_snapshots_and_runs_are_seen(tmp_path: Path, monkeypatch: pytest.Mon
     made_run(tmp_path / "a" / "ssc" / SUPERSEDED, epochs=(0,))
     made_run(tmp_path / "b" / "convs", epochs=(0,))
     assert [run["name"] for run in asked(site, "/runs")["runs"]] == ["a", "b/convs"]
+
+
+def test_a_run_that_crashed_is_seen_to_be(tmp_path: Path) -> None:
+    made_run(tmp_path / "a" / "ssc", epochs=(0,))
+
+    def state() -> str:
+        (run,) = asked(client(tmp_path), "/runs")["runs"]
+        return str(run["state"])
+
+    assert state() == "over"
+    claim = Claim(tmp_path / "a" / "ssc")
+    assert state() == "running"
+    lock = tmp_path / "a" / "ssc" / CLAIM
+    lock.write_text(json.dumps({**json.loads(lock.read_text()), "start": 1.0}))  # another process had this number
+    assert state() == "crashed"
+    lock.write_text(json.dumps({**json.loads(lock.read_text()), "host": "far"}))
+    assert state() == "elsewhere"
+    claim.release()
 
 
 def test_what_is_superseded_is_called_so_everywhere() -> None:

@@ -18,10 +18,10 @@ from recipes.readme import README
 from recipes.reproduce import INPUTS, Images, Job, left
 
 TINY = {
-    "data": {"init_args": {"batch_size": 8}},
+    "data": {"init_args": {"batch_size": 100}},  # all of the made ones
     "model": {"network": "cifar_resnet", "network_args": {"depth": 8, "width": 4}, "milestones": [1]},
     "ssc": {"layers": "conv", "probe_size": 20, "schedule": 1, "heatmap": False, "embedding": False, "neighbours": 0},
-    "trainer": {"max_epochs": 2, "limit_train_batches": 1, "limit_val_batches": 1, "enable_progress_bar": False},
+    "trainer": {"max_epochs": 2, "enable_progress_bar": False},
 }
 
 

@@ -60,6 +60,13 @@ def test_a_folder_however_it_is_spelt(tmp_path: Path, monkeypatch: pytest.Monkey
     assert recorder(Path(spelling), resume=state).steps == [0]
 
 
+def test_a_monitor_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    watching = SSCMonitor("model.9", probe=PROBE, heatmap=False, embedding=False, store=".", schedule=[0, 1])
+    trainer(tmp_path / "other", watching, max_epochs=1).fit(Classifier())
+    assert SnapshotStore(tmp_path).epochs == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("settings", "layers", "said"),
     [

@@ -75,12 +75,16 @@ export class Packed {
   async prepare() {}
 }
 
+const KEPT = 300; // pieces
+
 // What the page knows and what is chosen on it; sections are told when it changes.
 export class Model extends EventTarget {
   runs = []; // as the server lists them
+  beside = []; // names of runs that are read for a comparison
   chosen = []; // names of the runs that are shown, the first of which is the one that single things are shown of
   read = new Map(); // what is known of each run that was chosen
   hidden = new Set(); // names of layers that are switched off
+  kept = new Map(); // pieces by what was asked
 
   constructor(source) { super(); this.source = source; }
 
@@ -99,7 +103,7 @@ export class Model extends EventTarget {
   async refresh() {
     this.runs = (await this.source.get("runs")).runs;
     let changed = false;
-    for (const name of this.chosen) {
+    for (const name of new Set([...this.chosen, ...this.beside])) {
       const listed = this.runs.find((run) => run.name === name);
       const before = this.read.get(name);
       if (!listed || listed.signature === before?.signature) continue;
@@ -111,6 +115,24 @@ export class Model extends EventTarget {
     const there = this.chosen.filter((name) => this.runs.some((run) => run.name === name));
     if (there.length < this.chosen.length) { this.chosen = there; changed = true; }
     return changed;
+  }
+
+  // Moments at which the inputs are there: in a report some.
+  momentsOfInputs(run) {
+    if (this.source.live) return run.moments;
+    return run.moments.filter(({ step }) => this.source.has("embedding", { run: run.name, step, layer: run.hidden, normalized: 0 }));
+  }
+
+  // A piece of one moment, or of two, which is not asked for again while its files stay the same.
+  piece(name, query, ...moments) {
+    const key = JSON.stringify([name, query, moments.map((moment) => moment.time)]);
+    if (!this.kept.has(key)) {
+      const found = this.source.get(name, query);
+      found.catch(() => this.kept.delete(key));
+      this.kept.set(key, found);
+      if (this.kept.size > KEPT) this.kept.delete(this.kept.keys().next().value);
+    }
+    return this.kept.get(key);
   }
 
   // Curves to the latest snapshot come bit by bit; one more bit of every run that is not complete.

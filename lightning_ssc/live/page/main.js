@@ -1,9 +1,12 @@
 // The page: runs are chosen at the top, sections are tabs, and what a run writes appears by itself.
 import { Fetched, Model } from "./data.js";
+import { Architecture } from "./architecture.js";
+import { Inputs } from "./inputs.js";
+import { Run } from "./run.js";
 import { Training } from "./training.js";
-import { button, check, element, notice, redrawAll } from "./ui.js";
+import { ago, button, check, element, notice, redrawAll } from "./ui.js";
 
-const SECTIONS = [["Training", Training]];
+const SECTIONS = [["Training", Training], ["Architecture", Architecture], ["Inputs", Inputs], ["This run", Run]];
 const POLL = 2000; // milliseconds
 
 export async function render(source = new Fetched()) {
@@ -61,7 +64,6 @@ class Page {
     this.open(Math.max(0, this.sections.findIndex(({ name }) => `#${slug(name)}` === window.location.hash)), false);
     await this.pick();
     if (this.model.source.live) this.poll();
-    this.refine();
   }
 
   // The run that was written to last, where none is chosen.
@@ -79,7 +81,7 @@ class Page {
         const changed = await this.model.refresh();
         this.lost = null;
         if (!this.model.chosen.length) await this.pick();
-        else if (changed) { this.model.tell("grown"); this.refine(); }
+        else if (changed) this.model.tell("grown");
       } catch (error) {
         this.lost = error;
       }
@@ -93,8 +95,10 @@ class Page {
     this.refining = true;
     try {
       while (!await this.model.refine());
+      this.failed = null;
     } catch (error) {
-      this.lost = error;
+      this.failed = error.message;
+      this.update("refined");
     }
     this.refining = false;
   }
@@ -103,7 +107,7 @@ class Page {
     const { runs, run, chosen } = this.model;
     this.drawPicker();
     this.drawStatus();
-    const troubles = this.model.shown.flatMap((of) => of.troubles);
+    const troubles = [...this.model.shown.flatMap((of) => of.troubles), ...(this.failed ? [this.failed] : [])];
     this.troubles.replaceChildren(...(troubles.length ? [notice("warning", "Some files are left out; the rest is shown.",
       element("ul", {}, ...troubles.map((text) => element("li", {}, text))))] : []));
     if (runs.length === 0) {
@@ -116,6 +120,7 @@ class Page {
       if (this.body.firstChild !== this.panels[0]) this.body.replaceChildren(...this.panels);
       this.stale = new Set(this.sections.keys());
       this.fresh(what);
+      if (what !== "refined" && what !== "layers") this.refine();
     }
   }
 
@@ -164,15 +169,8 @@ class Page {
     this.status.classList.toggle("lost", Boolean(this.lost));
     if (this.lost) this.status.textContent = `The server does not answer; what is shown is from before. (${this.lost.message})`;
     else if (!listed) this.status.textContent = "";
-    else this.status.textContent = this.model.source.live ? `${listed.snapshots} snapshots, the last ${ago(listed.age)}` : `${listed.snapshots} snapshots`;
+    else this.status.textContent = this.model.source.live ? `${listed.snapshots} snapshots, the last ${ago(listed.age)} ago${listed.state === "crashed" ? "; the run has crashed" : ""}` : `${listed.snapshots} snapshots`;
   }
 }
 
 const slug = (name) => name.toLowerCase().replace(/ /g, "-");
-
-export function ago(seconds) {
-  if (seconds < 90) return `${Math.round(seconds)} s ago`;
-  if (seconds < 5400) return `${Math.round(seconds / 60)} min ago`;
-  if (seconds < 172800) return `${Math.round(seconds / 3600)} h ago`;
-  return `${Math.round(seconds / 86400)} days ago`;
-}

@@ -6,6 +6,7 @@ import { Chart, LazyTable, button, check, element, ink, plain, range, select, ta
 const FEW = 6; // layers of "a few"
 const MARKS = 1500; // points of a chart that all get a marker; of more, some of each line do
 const SOME = 6;
+const FEW_EPOCHS = 8; // that an axis names all of
 
 export class Training {
   constructor(model) {
@@ -113,7 +114,8 @@ class Curves {
       const least = traces.reduce((a, trace) => trace.y.reduce((b, y) => (y < b ? y : b), a), low ?? 0);
       return [traces, {
         shapes: bands, uirevision: `${x}${log}`,
-        xaxis: { title: { text: UNITS[x], standoff: 6 }, type: log ? "log" : "linear", zeroline: false },
+        xaxis: { title: { text: UNITS[x], standoff: 6 }, type: log ? "log" : "linear", zeroline: false,
+          ...(x === "epoch" && !log && runs.every((run) => run.moments.at(-1).epoch <= FEW_EPOCHS) ? { dtick: 1 } : {}) },
         yaxis: { title: { text: plain(measure.axis), standoff: 8 }, type: measure.log ? "log" : "linear", exponentformat: "power",
           ...(bounded ? { range: [least - 0.02, high + 0.03] } : {}), rangemode: low === 0 && !measure.log ? "tozero" : "normal" },
       }];

@@ -3,7 +3,7 @@
 export const range = (n) => Array.from({ length: n }, (_, i) => i);
 // Plotly reads a few HTML tags and entities in its text.
 export const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-export const number = (value, digits = 3) => (Number.isFinite(value) ? value.toFixed(digits) : "–");
+export const number = (value, digits = 3) => (Number.isFinite(value) ? value.toFixed(digits).replace(/^-(0\.?0*)$/, "$1") : "–");
 export const percent = (value) => (Number.isFinite(value) ? `${(100 * value).toFixed(1)} %` : "–");
 
 export function value(measure, v) {
@@ -184,4 +184,43 @@ function framed(layout) {
     modebar: { bgcolor: "rgba(0,0,0,0)", color: ink("soft"), activecolor: ink("accent") },
     ...more, xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis },
   };
+}
+
+// A name for a narrow place, with its middle left out.
+export const brief = (name, most) => (name.length <= most ? name : `${name.slice(0, Math.ceil(most / 2) - 1)}…${name.slice(-Math.floor(most / 2))}`);
+
+// What a section shows of one moment comes later than the wish for it: the last wish counts, and errors are shown.
+export class Latest {
+  constructor(onerror) { this.count = 0; this.onerror = onerror; }
+
+  async do(ask, show) {
+    const mine = ++this.count;
+    try {
+      const found = await ask();
+      if (mine === this.count) { this.onerror(null); show(found); }
+    } catch (error) {
+      if (mine === this.count) this.onerror(error);
+    }
+  }
+}
+
+export function ago(seconds) {
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  if (seconds < 172800) return `${Math.round(seconds / 3600)} h`;
+  return `${Math.round(seconds / 86400)} days`;
+}
+
+export function size(bytes) {
+  const units = ["bytes", "kB", "MB", "GB", "TB"];
+  const power = Math.min(units.length - 1, Math.floor(Math.log10(Math.max(1, bytes)) / 3));
+  return `${(bytes / 1000 ** power).toFixed(power ? 1 : 0)} ${units[power]}`;
+}
+
+// An axis over names: as many as fit, of those in sight.
+export function ticks(names, most, widest, sight = null) {
+  const [low, high] = sight ? [Math.max(0, Math.ceil(Math.min(...sight))), Math.min(names.length - 1, Math.floor(Math.max(...sight)))] : [0, names.length - 1];
+  const stride = Math.max(1, Math.ceil((high - low + 1) / most));
+  const tickvals = range(Math.max(0, Math.floor((high - low) / stride) + 1)).map((k) => low + k * stride);
+  return { tickmode: "array", tickvals, ticktext: tickvals.map((i) => plain(brief(names[i] ?? "", widest))) };
 }

@@ -1,0 +1,241 @@
+"""From the tables in recipes/results to recipes/README.md: ``python -m recipes.evidence``.
+
+Every number of these parts of the page is read from a file that a command wrote, and every verdict is taken by a bar
+that is written down here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from recipes.claims import Claim, claims_table, in_order, rank
+from recipes.readme import README, with_block
+from recipes.tables import Line, markdown, read_table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Folder:
+    """The tables that ``python -m recipes.converged`` wrote for a number of inputs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.inputs = int(root.name.removeprefix("n").partition("_")[0])
+        self.networks = list(dict.fromkeys(line["network"] for line in self.table("table1")))
+
+    @property
+    def has_heatmaps(self) -> bool:
+        """Whether every convolution was watched."""
+        return (self.root / "statistics.csv").exists()
+
+    def table(self, name: str) -> list[Line]:
+        """One of its tables."""
+        return read_table(self.root / f"{name}.csv")
+
+    def statistic(self, name: str, cka: str = "ssc") -> list[Line]:
+        """A statistic of the heatmaps, a line a network."""
+        return [line for line in self.table("statistics") if (line["statistic"], line["cka"]) == (name, cka)]
+
+
+def folders(results: Path) -> list[Folder]:
+    """All of them: first, for what is said of heatmaps, that with most networks, and of those most inputs."""
+    every = [Folder(path) for path in sorted((results / "converged").glob("n*"))]
+    return sorted(every, key=lambda of: (of.has_heatmaps, len(of.networks), of.inputs), reverse=True)
+
+
+def _percent(value: str) -> str:
+    return f"{float(value):.1%}".replace("%", " %")
+
+
+def _percents(line: Line, name: str) -> str:
+    """A share with its interval."""
+    low, high = (_percent(line[f"{name}_{end}"]) for end in ("low", "high"))
+    return f"{_percent(line[name])} [{low}, {high}]"
+
+
+def _each(lines: Sequence[Line], form: str = "{value} [{low}, {high}]") -> str:
+    """Numbers of a line a network, in two decimals."""
+    return ", ".join(
+        form.format(**{key: _short(line[key]) for key in ("value", "low", "high", "untrained")}) for line in lines
+    )
+
+
+def _short(value: str) -> str:
+    return f"{float(value):.2f}"
+
+
+def claims(of: Folder) -> list[Claim]:
+    """What the paper says and the converged networks show."""
+    names = ", ".join(of.networks)
+    found = []
+    lines = [line for line in of.table("table1") if line["layer"] == "last convolution"]
+    each = (", ".join(_percent(line[key]) for key in ("ssc_label", "network_prediction", "alike")) for line in lines)
+    held = all(
+        abs(float(line["ssc_label"]) - float(line["network_prediction"])) < 0.05 and float(line["alike_low"]) > 0.9
+        for line in lines
+    )
+    text = "neighbours label inputs as the network does (table 1; within 5 points, more than 90 % alike)"
+    found.append(Claim(text, names, f"SSC labels, network, alike: {'; '.join(each)}", held))
+
+    curves = [[float(line["modularity"]) for line in lines] for lines in _by_network(of.table("modularity"))]
+    ranks = [rank(curve) for curve in curves]
+    each = (f"{curve[0]:.2f} to {curve[-1]:.2f}, {text}" for curve, (text, _) in zip(curves, ranks, strict=True))
+    found.append(Claim("modularity rises with depth", names, "; ".join(each), all(held for _, held in ranks)))
+
+    boards = of.statistic("board")
+    held = all(float(line["low"]) > max(0.0, float(line["untrained"])) for line in boards)
+    measured = f"{_each(boards)}; untrained {_each(boards, '{untrained}')}"
+    found.append(
+        Claim("a chess board in ResNets (its interval above 0 and above untrained weights)", names, measured, held)
+    )
+
+    for parts in ("two", "three"):
+        cuts, largest = of.statistic(f"cut in {parts}: contrast"), of.statistic(f"cut in {parts}: largest share")
+        held = in_order([float(line["value"]) for line in cuts], upwards=True)
+        measured = f"contrast {_each(cuts)}; largest block's share of the layers {_each(largest, '{value}')}; "
+        measured += f"untrained contrast {_each(cuts, '{untrained}')}"
+        text = f"deeper networks fall into few blocks (contrast of the best cut in {parts} grows with depth)"
+        found.append(Claim(text, names, measured, held))
+
+    wrong = [lines[0] for lines in _by_network(of.table("confidently_wrong"))]
+    held = all(float(line["of_them_ssc_label_is_prediction"]) > 0.5 for line in wrong)
+    each = (f"{_percent(line['of_them_ssc_label_is_prediction'])} of {line['wrong_in_all']}" for line in wrong)
+    text = "a wrongly classified input has most affinity to the class that the network gives it (most of them)"
+    found.append(Claim(text, names, ", ".join(each), held))
+    return found
+
+
+def _by_network(lines: Sequence[Line]) -> list[list[Line]]:
+    return [list(of) for _, of in groupby(lines, key=lambda line: line["network"])]
+
+
+def converged_section(results: Path = RESULTS) -> str:
+    """The block ``converged`` of the page."""
+    every = folders(results)
+    first = every[0]
+    parts = [f"Claims and statistics at N = {first.inputs}; an interval holds 95 % of draws of the inputs.\n"]
+    parts.append(claims_table(claims(first)))
+    # Of the same inputs a network may stand in two folders.
+    lines_of_table1 = {
+        (line["network"], line["inputs"], line["layer"]): line for of in every for line in of.table("table1")
+    }
+    parts.append("\nTable 1 of the paper, with the SSC labels that shuffled classes would give:\n")
+    parts.append(
+        markdown(
+            ["network", "inputs", "layer", "SSC label", "network", "alike", "shuffled"],
+            [
+                [
+                    line["network"],
+                    line["inputs"],
+                    line["layer"],
+                    _percents(line, "ssc_label"),
+                    _percent(line["network_prediction"]),
+                    _percents(line, "alike"),
+                    _percent(line["ssc_label_of_shuffled"]),
+                ]
+                for line in lines_of_table1.values()
+            ],
+        )
+    )
+    parts.append("\nThe heatmaps in numbers, SSC-CKA and linear CKA, each beside untrained weights:\n")
+    parts.append(
+        markdown(
+            ["statistic", "network", "SSC-CKA", "untrained", "linear CKA", "untrained"],
+            [
+                [
+                    ssc["statistic"],
+                    ssc["network"],
+                    f"{_short(ssc['value'])} [{_short(ssc['low'])}, {_short(ssc['high'])}]",
+                    *(_short(value) for value in (ssc["untrained"], linear["value"], linear["untrained"])),
+                ]
+                for ssc, linear in zip(
+                    *([line for line in first.table("statistics") if line["cka"] == cka] for cka in ("ssc", "linear")),
+                    strict=True,
+                )
+            ],
+        )
+    )
+    parts.append(
+        "\nMean CKA of two convolutions by the biased and the unbiased estimator of HSIC, as they are and with one's\n"
+        "inputs in another order, which should leave 0:\n"
+    )
+    numbers = ("biased", "unbiased", "largest_difference", "permuted_biased", "permuted_unbiased")
+    parts.append(
+        markdown(
+            ["network", "CKA", "inputs", *(name.replace("_", " ") for name in numbers)],
+            [
+                [line["network"], line["cka"], line["inputs"], *(f"{float(line[key]):.3f}" for key in numbers)]
+                for line in first.table("estimators")
+            ],
+        )
+    )
+    parts.append("\nWhat the snapshots took, beside other work on the machine:\n")
+    parts.append(
+        markdown(
+            ["network", "layers", "inputs", "seconds", "peak memory, GB"],
+            [
+                [
+                    *(line[key] for key in ("network", "layers", "inputs")),
+                    f"{float(line['seconds']):.0f}",
+                    f"{float(line['peak_gb']):.1f}",
+                ]
+                for of in every
+                for line in of.table("costs")
+            ],
+        )
+    )
+    folder = f"results/converged/{first.root.name}"
+    pictures = {
+        "heatmaps_ssc": "Figure 4: SSC-CKA between all convolutions",
+        "heatmaps_linear": "The same by linear CKA",
+        "modularity": "Modularity by depth",
+        "embeddings": f"Figure 8: {first.networks[-1]}, correctly classified inputs in six convolutions",
+        "confidently_wrong": f"Figure 9: what {first.networks[-1]} is most sure of and wrong about",
+    }
+    parts += ["", *(f"![{text}]({folder}/{name}.png)" for name, text in pictures.items())]
+    return "\n".join(parts)
+
+
+def sensitivity_section(results: Path = RESULTS) -> str:
+    """The block ``sensitivity`` of the page."""
+    parts = []
+    for name, title in (
+        ("settings", "The paper's setting and ours: unit length and the exact solver, each alone and both"),
+        ("tau", "By tau, the weight of the fit"),
+        ("inputs", "By the number of inputs"),
+    ):
+        lines = read_table(results / "sensitivity" / f"{name}.csv")
+        own = {"settings": ["setting"], "tau": ["tau"], "inputs": []}[name]
+        rows = [
+            [
+                *(line[key] for key in (*own, "network", "layer", "inputs")),
+                _with_spread(line, "modularity", 3),
+                _with_spread(line, "ssc_label", 3),
+                f"{float(line['neighbours']):.0f}",
+                f"{float(line['gap']):.1g}",
+                f"{float(line['seconds']):.2f}",
+            ]
+            for line in lines
+        ]
+        draws = max(int(line["draws"]) for line in lines)
+        headings = [*own, "network", "layer", "inputs", "modularity", "SSC label", "neighbours", "gap", "seconds"]
+        spread = f"means of {draws} draws of the inputs, ± their standard deviation"
+        parts += [f"{title} ({spread}):\n", markdown(headings, rows), ""]
+    return "\n".join(parts).rstrip()
+
+
+def _with_spread(line: Line, name: str, digits: int) -> str:
+    value, spread = float(line[name]), float(line[f"{name}_spread"])
+    return f"{value:.{digits}f}" if spread != spread else f"{value:.{digits}f} ± {spread:.{digits}f}"
+
+
+def page(text: str, results: Path = RESULTS) -> str:
+    """The page with its blocks filled from the results."""
+    text = with_block(text, "converged", converged_section(results))
+    return with_block(text, "sensitivity", sensitivity_section(results))
+
+
+if __name__ == "__main__":
+    README.write_text(page(README.read_text()))
