@@ -624,6 +624,16 @@ def summary(taken: Snapshot) -> str:
     rise = "" if q1 != q1 else f"modularity {q1:.2f} ({first}) to {q2:.2f} ({last}), "
     worst = max(float(layer.gap.max()) for layer in taken.layers.values())
     return (
-        f"SSC {taken.moment}: {len(taken.layers)} layers, {rise}worst gap {worst:.0e}, "
+        f"SSC {taken.moment}: {len(taken.layers)} layers, {rise}{_settled(taken)}worst gap {worst:.0e}, "
         f"{taken.seconds.get('total', 0):.1f} s"
     )
+
+
+def _settled(taken: Snapshot) -> str:
+    """Which layers have been what they are for longest, and how many have been so for some time."""
+    since = {name: layer.values.get("settled", float(taken.step)) for name, layer in taken.layers.items()}
+    settled = [name for name, step in since.items() if step < taken.step]
+    if not settled:
+        return ""
+    first = min(settled, key=lambda name: since[name])
+    return f"{len(settled)} settled ({first} since step {since[first]:.0f}), "
