@@ -59,6 +59,8 @@ class Measure:
         log: Whether its axis is logarithmic.
         spread: Whether it comes with its standard error over the choice of inputs, kept beside it under
             :attr:`spread_name`: 1.96 of them to either side are an interval of 95 %.
+        pictured: Whether its curves are drawn for loggers after every snapshot, not just after the last: a picture
+            takes as long as some layers do.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Measure:
     range: tuple[float | None, float | None] = (None, None)
     log: bool = False
     spread: bool = False
+    pictured: bool = False
 
     @property
     def spread_name(self) -> str:
@@ -140,6 +143,7 @@ def _similarities(over: Over, to: str, meaning: str) -> tuple[Measure, Measure, 
             range=_SIMILARITY,
             meaning=meaning,
             spread=True,
+            pictured=True,
         ),
         Measure(
             f"linear_cka_to_{over}",
@@ -181,6 +185,7 @@ MEASURES = (
         "layer",
         ("parted",),
         lambda parted: parted.estimate(),
+        pictured=True,
         title="Modularity of the affinity graphs",
         axis="modularity",
         range=_SIMILARITY,
@@ -346,6 +351,7 @@ MEASURES = (
         "layer",
         ("gram",),
         participation_ratio,
+        pictured=True,
         title="Effective rank of the activations",
         axis="effective rank (participation ratio)",
         range=(0.0, None),

@@ -258,7 +258,7 @@ def drawn(
             tables = {name: table.numpy() for name, table in taken.pairs.items()}
             for name, image in cards.heatmaps(tables, names, str(taken.moment)):
                 yield measures.tag(measures.measure(name), root), image
-        for name, image in cards.curves(curves()) if curves is not None else ():
+        for name, image in cards.curves(curves(), few=True) if curves is not None else ():
             yield f"{root}/curves/{name}", image
         for name, image in plots.embedding_images(embeddings, taken.labels, f", {taken.moment}"):
             yield f"{root}/embedding/{name}", image
