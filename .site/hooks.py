@@ -36,7 +36,8 @@ REFERENCE = {
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are made, and what they link to."""
-    pages = {name: text(source) for name, source in TEXTS.items()}
+    # Links to a page's source are links to the page: pages lie at the site's root.
+    pages = {name: text(source).replace("](.site/pages/", "](") for name, source in TEXTS.items()}
     pages |= {f"reference/{page}.md": reference(module) for page, module in REFERENCE.items()}
     pages |= {
         f"recipes/notebooks/{path.stem}.md": notebook(path) for path in sorted(ROOT.glob("recipes/notebooks/*.ipynb"))

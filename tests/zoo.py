@@ -170,7 +170,7 @@ def true_gap(x: Tensor, coef: Tensor, tau: float = 10.0) -> float:
     return float(((primal - dual) / primal.clamp_min(1e-300)).max())
 
 
-# -- What the README's table shows
+# -- The table of .site/pages/layers.md
 
 TABLE = {
     "ResNet-18": "torchvision/resnet18", "VGG-11": "torchvision/vgg11", "DenseNet-121": "torchvision/densenet121",
@@ -188,10 +188,16 @@ def table(outcomes: dict[str, Outcome]) -> str:
     """What the presets watch in well-known networks, as Markdown."""
     lines = ["| network | `blocks` | `stages` | `conv` |", "|---|---|---|---|"]
     for title, name in TABLE.items():
-        if (found := outcomes.get(name)) is not None:
-            cells = [" ".join(f"`{part}`" for part in shortened(found.layers[preset])) for preset in PRESETS[:2]]
-            lines.append(f"| {title} | {cells[0]} | {cells[1]} | {len(found.layers['conv']) or 'none'} |")
+        found = outcomes.get(name)
+        if found is not None and not found.faults:
+            blocks, stages, conv = (found.layers[preset] for preset in PRESETS)
+            lines.append(f"| {title} | {cell(blocks)} | {cell(stages)} | {len(conv) or 'none'} |")
     return "\n".join(lines)
+
+
+def cell(names: list[str]) -> str:
+    """Layers as the table shows them."""
+    return " ".join(f"`{part}`" for part in shortened(names))
 
 
 def shortened(names: list[str]) -> list[str]:
@@ -249,7 +255,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="networks by name")
     parser.add_argument("--library", nargs="+", metavar="NAME", help="networks of some libraries")
-    parser.add_argument("--table", action="store_true", help="print the README's table")
+    parser.add_argument("--table", action="store_true", help="print the table of .site/pages/layers.md")
     parser.add_argument("--fits", action="store_true", help="train twelve of them with SSCMonitor() and without")
     parser.add_argument("--verbose", action="store_true", help="print the layers")
     args = parser.parse_args()
