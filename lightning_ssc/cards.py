@@ -28,11 +28,12 @@ _WIDEST = 11  # letters of a name
 _COLOUR_NAMES = 6  # layers that the bar of colours names
 
 
-def curves(table: Dynamics) -> Iterator[tuple[str, Image]]:
+def curves(table: Dynamics, *, few: bool = False) -> Iterator[tuple[str, Image]]:
     """A picture a measure: a line a layer, from dark (shallow) to bright (deep), grey where the learning rate dropped.
 
     Args:
         table: The curves; those without any value are left out.
+        few: Only the measures of which every snapshot brings a picture (:attr:`Measure.pictured`).
 
     Yields:
         Names of measures with ``(H, W, 3)`` pixels.
@@ -45,7 +46,7 @@ def curves(table: Dynamics) -> Iterator[tuple[str, Image]]:
         >>> list(curves(stored([store.header(0)])))
         []
     """
-    records = plots.present(table)
+    records = [record for record in plots.present(table) if record.pictured or not few]
     if not records:
         return
     canvas, axes = _figure((0.165, 0.17, 0.575, 0.71))

@@ -139,8 +139,9 @@ def compare(
 ) -> None:
     """Compare two networks on the same probe.
 
-    Draws the similarity of every layer of one network to every layer of another, and the curves of both. Both runs must
-    have used the same probe; the layers and the architectures may differ.
+    Draws the similarity of every layer of one network to every layer of another, and the curves of both, and says where
+    two runs of one architecture part. Both runs must have used the same probe; the layers and the architectures may
+    differ.
 
       lightning-ssc compare runs/resnet/version_0 runs/vgg/version_0 --out comparison
 
@@ -166,6 +167,45 @@ def compare(
     print(f"\nThe layer of {names[1]} most like each layer of {names[0]}, with their SSC-CKA:")
     for row, column, value in comparison.closest():
         print(f"  {row}  {column}  {value:.2f}")
+    parting = analysis.parting(comparison.one, comparison.other)
+    print(
+        "\nThe runs differ beyond noise at no moment and layer that both hold, in nothing that has a standard error."
+        if parting is None
+        else f"\nThe runs part at {parting} (with intervals of 95 %, {parting.deviations:.1f} standard errors apart)."
+    )
+
+
+def labels(run: str, *, csv: Path = Path("labels.csv"), count: int = 20, layers: Sequence[str] = ()) -> None:
+    """List the inputs whose label is in doubt.
+
+    They are those that their neighbours in the last layers, and a linear probe fitted to all other inputs, vote
+    against, over the later half of the snapshots. What votes are the other inputs of the probe: give it some hundred a
+    class.
+
+      lightning-ssc labels runs/version_0 --csv labels.csv
+
+    Args:
+        run: The run's folder.
+        csv: Where to write all inputs, the label most in doubt first.
+        count: How many to print.
+        layers: Layers that vote; by default the last one before the classifier and what follows.
+    """
+    from lightning_ssc import analysis
+
+    store = analysis.find_store(run)
+    found = analysis.doubts(store, layers or None, progress=_progress("reading"))
+    card = store.load_card()
+    names = () if card is None else card.class_names
+    csv.parent.mkdir(parents=True, exist_ok=True)
+    found.to_csv(csv, names)
+    listed = found.in_doubt()
+    print(f"{len(listed)} of {len(found.labels)} labels are in doubt, by {', '.join(found.layers)}.")
+    for i in listed[:count].tolist():
+        given, suggested = (
+            names[c] if 0 <= c < len(names) else str(c) for c in (int(found.labels[i]), int(found.suggestions[i]))
+        )
+        print(f"  {found.indices[i]:>6}  {given}, rather {suggested}  {found.doubt[i]:+.2f}  {found.against[i]:.0%}")
+    print(f"All: {csv}")
 
 
 def analyze(
@@ -301,7 +341,7 @@ def layers(
         ) from error
 
 
-COMMANDS = {command.__name__: command for command in (live, report, analyze, compare, export, layers)}
+COMMANDS = {command.__name__: command for command in (live, report, analyze, compare, labels, export, layers)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

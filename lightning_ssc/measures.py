@@ -6,21 +6,26 @@ A quantity is computed when a snapshot is taken and is kept with it; readers rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_ssc.functional import modularity, pairwise_cka
-from lightning_ssc.functional.gram_sketch import pairwise_sketch_cka, sketch_cka
-from lightning_ssc.functional.graph import labelled
-from lightning_ssc.functional.graph_cka import graph_cka
+from lightning_ssc.functional import pairwise_cka
+from lightning_ssc.functional.gram_sketch import debiased_sketch_cka, pairwise_sketch_cka, sketch_cka_estimate
+from lightning_ssc.functional.graph_cka import graph_cka_estimate
+from lightning_ssc.functional.health import participation_ratio, rankme, sample
+from lightning_ssc.functional.probes import margin, nearest_neighbour, ridge_probe
+from lightning_ssc.functional.settling import settled_since
+from lightning_ssc.functional.uncertainty import Estimate, share
 
-Over = Literal["layer", "previous", "reference", "final", "pair"]
+Over = Literal["layer", "input", "start", "previous", "reference", "final", "history", "pair"]
 
 _SIMILARITY = (0.0, 1.0)
+_PROBED = 1024  # inputs that the ridge probe is fitted to at most: its time grows with their cube
 
 
 @dataclass(frozen=True)
@@ -30,21 +35,32 @@ class Measure:
     Attributes:
         name: Its name in headers of snapshots, tables and CSV files.
         tag: Its tag in loggers, before the layer's name, of a monitor called ``ssc``; see :func:`tag`.
-        over: What it is of: a ``"layer"``; a layer and itself at the ``"previous"``, a ``"reference"`` or the
-            ``"final"`` snapshot; or every ``"pair"`` of layers.
+        over: What it is of: a ``"layer"``; every ``"input"`` in a layer; a layer and itself at the ``"start"``, at the
+            ``"previous"``, a ``"reference"`` or the ``"final"`` snapshot; a layer and its ``"history"``; or every
+            ``"pair"`` of layers.
         needs: What the function takes of a layer: ``groups``, the classes or communities ``(N,)`` that modularity is
-            over; ``coef`` and ``affinity``, sparse CSR ``(N, N)``; ``gap``, ``(N,)``; ``graph``, a
-            :class:`~lightning_ssc.functional.graph_cka.CentredGraph`; ``linear``, a
-            :class:`~lightning_ssc.functional.gram_sketch.GramSketch`; ``labels``, the classes ``(N,)``; or ``gram``,
-            the centred Gram, ``(N, N)``, which is there only before a layer is solved, and then with ``labels`` alone.
-            Where one is missing there is no value. Of two layers and of pairs one part of a layer, but no labels.
-        value: Of a layer ``f(**needs)``; of two ``f(one, other)``; both give a number. Of pairs ``f(of_all_layers)``, a
-            table ``(L, L)``.
+            over; ``coef`` and ``affinity``, sparse CSR ``(N, N)``; ``parted``, the
+            :class:`~lightning_ssc.functional.partition.Partition` of the affinity by the groups, or ``classed``, that
+            by the labels; ``gap``, ``(N,)``; ``graph``, a :class:`~lightning_ssc.functional.graph_cka.CentredGraph`;
+            ``linear``, a :class:`~lightning_ssc.functional.gram_sketch.GramSketch`; ``labels``, the classes ``(N,)``;
+            ``predictions``, the classes that the network gave, ``(N,)``; ``features``, their number; or the name of a
+            quantity of every input. There only before a layer is solved, and then with ``features`` and ``labels``
+            alone: ``gram``, the centred Gram, ``(N, N)``; ``idle``, how many features do not vary; ``collapse``, the
+            :class:`~lightning_ssc.functional.collapse.NeuralCollapse` of Gram and labels. Where one is missing there is
+            no value. Of two layers and of pairs one part of a layer, but no labels.
+        value: Of a layer ``f(**needs)``; of two ``f(one, other)``; both give a number, or where ``spread`` says so an
+            :class:`~lightning_ssc.functional.uncertainty.Estimate`. Of inputs ``f(**needs)``, a tensor ``(N,)``. Of a
+            history ``f(part, step, earlier)``, with steps and parts of some earlier moments. Of pairs
+            ``f(of_all_layers)``, a table ``(L, L)``.
         title: Heading of its chart.
         axis: Label of its axis, with unit or estimator.
         meaning: What it tells, in a sentence or two.
         range: Where its axis begins and ends; ``None`` is left to the data.
         log: Whether its axis is logarithmic.
+        spread: Whether it comes with its standard error over the choice of inputs, kept beside it under
+            :attr:`spread_name`: 1.96 of them to either side are an interval of 95 %.
+        pictured: Whether its curves are drawn for loggers after every snapshot, not just after the last: a picture
+            takes as long as some layers do.
     """
 
     name: str
@@ -57,23 +73,109 @@ class Measure:
     meaning: str
     range: tuple[float | None, float | None] = (None, None)
     log: bool = False
+    spread: bool = False
+    pictured: bool = False
 
-
-def _modularity(affinity: Tensor, groups: Tensor) -> float:
-    return modularity(*labelled(affinity, groups))
+    @property
+    def spread_name(self) -> str:
+        """The name of its standard error among values and in tables."""
+        return f"{self.name}_spread"
 
 
 def _worst_gap(gap: Tensor) -> float:
     return float(gap.max())
 
 
-def _effective_rank(gram: Tensor) -> Tensor:
-    trace, norm = gram.diagonal().sum(dtype=torch.float64), torch.linalg.vector_norm(gram, dtype=torch.float64)
-    return torch.square(trace / norm)  # still on its device: a GPU is waited for once
-
-
 def _neighbours(coef: Tensor) -> float:
     return coef.values().numel() / len(coef)
+
+
+def _isolated(affinity: Tensor) -> float:
+    return float((affinity.crow_indices().diff() == 0).double().mean())
+
+
+def _agreement(one: Tensor, other: Tensor) -> Estimate:
+    return share(float((one == other).double().mean()), len(one))
+
+
+def _nearest_neighbour_accuracy(gram: Tensor, labels: Tensor) -> Estimate:
+    hits = (labels[nearest_neighbour(gram)] == labels).double().mean()
+    return share(float(_of_what_varies(gram, hits)), len(gram))
+
+
+def _ridge_margin(gram: Tensor, labels: Tensor) -> Tensor:
+    if len(gram) > _PROBED:
+        chosen = sample(len(gram), _PROBED).to(gram.device)
+        part = gram[chosen][:, chosen]
+        part = part - part.mean(0) - part.mean(1, keepdim=True) + part.mean()
+        margins = torch.full_like(labels, torch.nan, dtype=torch.float16)
+        margins[chosen] = _ridge_margin(part, labels[chosen])
+        return margins
+    return _of_what_varies(gram, margin(ridge_probe(gram, labels), labels)).half()
+
+
+def _of_what_varies(gram: Tensor, value: Tensor) -> Tensor:
+    """NaN where inputs are all alike: left out, one would be told from the others by being missing among them."""
+    return value.where(gram.diagonal().sum() > 0, torch.nan)
+
+
+def _ridge_accuracy(ridge_margin: Tensor) -> Estimate:
+    known = ridge_margin[~ridge_margin.isnan()]
+    return share(float((known > 0).double().mean()), len(known)) if len(known) else Estimate(math.nan, math.nan)
+
+
+def _disagreement(nearest_mean: Tensor, predictions: Tensor) -> Estimate:
+    agrees, spread = _agreement(nearest_mean, predictions)
+    return Estimate(1 - agrees, spread)
+
+
+def _similarities(over: Over, to: str, meaning: str) -> tuple[Measure, Measure, Measure]:
+    """The similarity of a layer to another state of it by SSC-CKA, and by linear CKA with both estimators."""
+    return (
+        Measure(
+            f"cka_to_{over}",
+            f"ssc/cka_to_{over}",
+            over,
+            ("graph",),
+            graph_cka_estimate,
+            title=f"SSC-CKA to {to}",
+            axis="SSC-CKA (biased HSIC)",
+            range=_SIMILARITY,
+            meaning=meaning,
+            spread=True,
+            pictured=True,
+        ),
+        Measure(
+            f"linear_cka_to_{over}",
+            f"linear_cka/cka_to_{over}",
+            over,
+            ("linear",),
+            sketch_cka_estimate,
+            title=f"Linear CKA to {to}",
+            axis="linear CKA (biased HSIC)",
+            range=_SIMILARITY,
+            meaning="The same by linear CKA of the activations, which compares distances between inputs. With many "
+            "inputs it is estimated from a sample of their pairs."
+            if over == "final"
+            else "The same by linear CKA of the activations.",
+            spread=True,
+        ),
+        Measure(
+            f"debiased_cka_to_{over}",
+            f"linear_cka/debiased_cka_to_{over}",
+            over,
+            ("linear",),
+            debiased_sketch_cka,
+            title=f"Debiased linear CKA to {to}",
+            axis="linear CKA (unbiased HSIC)",
+            range=_SIMILARITY,
+            meaning="The same by the unbiased estimator (Song et al. 2012), which does not near 1 where features "
+            "outnumber inputs (Murphy et al. 2024); of what has nothing in common it is near 0, on either side. Where "
+            "the two differ by much, believe this one or take more inputs."
+            if over == "final"
+            else "The same by the unbiased estimator.",
+        ),
+    )
 
 
 MEASURES = (
@@ -81,96 +183,228 @@ MEASURES = (
         "modularity",
         "ssc/modularity",
         "layer",
-        ("groups", "affinity"),
-        _modularity,
+        ("parted",),
+        lambda parted: parted.estimate(),
+        pictured=True,
         title="Modularity of the affinity graphs",
         axis="modularity",
         range=_SIMILARITY,
         meaning="How much more affinity runs inside classes than chance would have it (Eq. 5 of the paper): near 0 a "
         "layer mixes the classes, towards 1 - 1/classes it has parted them. With groups='communities', the same over "
         "the communities found in each graph. In the paper deeper layers ended higher and took longer.",
+        spread=True,
     ),
     Measure(
-        "cka_to_final",
-        "ssc/cka_to_final",
-        "final",
-        ("graph",),
-        graph_cka,
-        title="SSC-CKA to the final state",
-        axis="SSC-CKA (biased HSIC)",
+        "assortativity",
+        "ssc/assortativity",
+        "layer",
+        ("parted",),
+        lambda parted: parted.assortativity,
+        title="Modularity over its ceiling",
+        axis="modularity / ceiling (assortativity)",
         range=_SIMILARITY,
-        meaning="How alike a layer's graph is to its own at the end of training (Eq. 3), written at the end of fit at "
-        "the steps of the snapshots. A layer that reaches 1 early has settled; in the paper layers settled from the "
+        meaning="Modularity over the most that the number and the balance of the classes allow (1 - 1/classes where "
+        "they are even; Newman 2003): 1 where no affinity runs between classes. Compare this between data sets.",
+    ),
+    Measure(
+        "modularity_z",
+        "ssc/modularity_z",
+        "layer",
+        ("parted",),
+        lambda parted: parted.z(),
+        title="Modularity against chance",
+        axis="standard deviations above permuted labels",
+        meaning="How many standard deviations modularity lies above that of labels dealt out by chance, whose mean "
+        "and spread are computed exactly: below 3 the layer tells nothing of the classes that chance would not.",
+    ),
+    *_similarities(
+        "final",
+        "the final state",
+        "How alike a layer's graph is to its own at the end of training (Eq. 3), written at the end of fit at the "
+        "steps of the snapshots. A layer that reaches 1 early has settled; in the paper layers settled from the "
         "bottom up.",
     ),
-    Measure(
-        "linear_cka_to_final",
-        "linear_cka/cka_to_final",
-        "final",
-        ("linear",),
-        sketch_cka,
-        title="Linear CKA to the final state",
-        axis="linear CKA (biased HSIC)",
-        range=_SIMILARITY,
-        meaning="The same by linear CKA of the activations, which compares distances between inputs. With many inputs "
-        "it is estimated from a sample of their pairs.",
-    ),
-    Measure(
-        "cka_to_previous",
-        "ssc/cka_to_previous",
+    *_similarities(
         "previous",
-        ("graph",),
-        graph_cka,
-        title="SSC-CKA to the previous snapshot",
-        axis="SSC-CKA (biased HSIC)",
-        range=_SIMILARITY,
-        meaning="How alike a layer's graph is to the one at the snapshot before: low while a layer is on the move.",
+        "the previous snapshot",
+        "How alike a layer's graph is to the one at the snapshot before: low while a layer is on the move.",
     ),
-    Measure(
-        "linear_cka_to_previous",
-        "linear_cka/cka_to_previous",
-        "previous",
-        ("linear",),
-        sketch_cka,
-        title="Linear CKA to the previous snapshot",
-        axis="linear CKA (biased HSIC)",
-        range=_SIMILARITY,
-        meaning="The same by linear CKA of the activations.",
+    *_similarities(
+        "start",
+        "the first snapshot",
+        "How alike a layer's graph is to the one at the first snapshot of the run: how far it has come from its "
+        "initial weights or, in fine-tuning, from the pretrained network. A layer that stays near 1 has learned "
+        "little.",
     ),
-    Measure(
-        "cka_to_reference",
-        "ssc/cka_to_reference",
+    *_similarities(
         "reference",
-        ("graph",),
-        graph_cka,
-        title="SSC-CKA to the reference",
-        axis="SSC-CKA (biased HSIC)",
-        range=_SIMILARITY,
-        meaning="How alike a layer's graph is to that of the layer of the same name in the reference: another run's "
-        "last snapshot, or a checkpoint (`reference=`).",
+        "the reference",
+        "How alike a layer's graph is to that of the layer of the same name in the reference: another run's last "
+        "snapshot, or a checkpoint (`reference=`).",
     ),
     Measure(
-        "linear_cka_to_reference",
-        "linear_cka/cka_to_reference",
-        "reference",
-        ("linear",),
-        sketch_cka,
-        title="Linear CKA to the reference",
-        axis="linear CKA (biased HSIC)",
+        "settled",
+        "ssc/settled",
+        "history",
+        ("graph",),
+        settled_since,
+        title="Settled since",
+        axis="training step",
+        range=(0.0, None),
+        meaning="The training step since which a layer's graph has been what it is now, within its noise or at "
+        "SSC-CKA of 0.9 and more; that of the snapshot itself while the layer moves. Where a line lies flat its layer "
+        "has settled, and can be frozen; where it jumps up that is taken back.",
+    ),
+    Measure(
+        "label_accuracy",
+        "ssc/label_accuracy",
+        "layer",
+        ("ssc_label", "labels"),
+        lambda ssc_label, labels: _agreement(ssc_label, labels),
+        title="Accuracy of SSC labels",
+        axis="share of inputs",
         range=_SIMILARITY,
-        meaning="The same by linear CKA of the activations.",
+        meaning="How often the class that most of an input's affinity goes to is its own (its SSC label, section 6.2 "
+        "of the paper): what the graph knows of the classes, without any classifier.",
+        spread=True,
+    ),
+    Measure(
+        "agreement",
+        "ssc/agreement",
+        "layer",
+        ("ssc_label", "predictions"),
+        lambda ssc_label, predictions: _agreement(ssc_label, predictions),
+        title="Agreement of SSC labels with the network",
+        axis="share of inputs",
+        range=_SIMILARITY,
+        meaning="How often an input's SSC label is what the network predicts (table 1 of the paper, 94 to 98 % before "
+        "the classifier): from the layer on where it nears 1 the decision is made.",
+        spread=True,
+    ),
+    Measure(
+        "nearest_neighbour_accuracy",
+        "ssc/nearest_neighbour_accuracy",
+        "layer",
+        ("gram", "labels"),
+        _nearest_neighbour_accuracy,
+        title="Accuracy of the nearest neighbour",
+        axis="share of inputs (leave-one-out)",
+        range=_SIMILARITY,
+        meaning="How often the nearest other input, by distance between activations, is of the same class.",
+        spread=True,
+    ),
+    Measure(
+        "ridge_accuracy",
+        "ssc/ridge_accuracy",
+        "layer",
+        ("ridge_margin",),
+        _ridge_accuracy,
+        title="Accuracy of a linear probe",
+        axis="share of inputs (leave-one-out)",
+        range=_SIMILARITY,
+        meaning="How often a linear classifier, fitted by ridge regression to all other inputs of the probe (at most "
+        "1024), is right: what is there to be read off linearly. Where it stops rising with depth, later layers add "
+        "nothing.",
+        spread=True,
+    ),
+    Measure(
+        "nc1",
+        "ssc/nc1",
+        "layer",
+        ("collapse",),
+        lambda collapse: collapse.variability,
+        title="Neural collapse: variability within classes (NC1)",
+        axis="NC1, tr(within / between) / classes",
+        log=True,
+        meaning="Variability within classes against that between their means (NC1 of Papyan et al. 2020): it falls "
+        "towards 0 where all inputs of a class become alike, in late layers long after the training error is gone.",
+    ),
+    Measure(
+        "nc2",
+        "ssc/nc2",
+        "layer",
+        ("collapse",),
+        lambda collapse: collapse.simplex,
+        title="Neural collapse: class means from a simplex (NC2)",
+        axis="NC2, distance from a simplex frame",
+        range=(0.0, None),
+        meaning="How far the class means are from lengths and angles all equal (NC2, distance of their Gram from a "
+        "simplex equiangular tight frame, from 0 to 2): some classes closer than others keep it up.",
+    ),
+    Measure(
+        "nc4",
+        "ssc/nc4",
+        "layer",
+        ("nearest_mean", "predictions"),
+        _disagreement,
+        title="Neural collapse: nearest class mean against the network (NC4)",
+        axis="NC4, share of inputs that disagree",
+        range=_SIMILARITY,
+        meaning="How often the nearest class mean in the layer is not what the network predicts (NC4; by layer in "
+        "Rangamani et al. 2023): from the layer on where it is near 0, the rest of the network could be a "
+        "nearest-mean classifier.",
+        spread=True,
     ),
     Measure(
         "effective_rank",
         "ssc/effective_rank",
         "layer",
         ("gram",),
-        _effective_rank,
+        participation_ratio,
+        pictured=True,
         title="Effective rank of the activations",
         axis="effective rank (participation ratio)",
         range=(0.0, None),
         meaning="Over how many directions the activations' variance is spread: the participation ratio of the centred "
         "Gram, tr(G)²/‖G‖²_F, from 1 to the number of inputs less one. It falls towards 1 where a layer collapses.",
+    ),
+    Measure(
+        "rankme",
+        "ssc/rankme",
+        "layer",
+        ("gram",),
+        rankme,
+        title="RankMe of the activations",
+        axis="effective rank (RankMe)",
+        range=(0.0, None),
+        meaning="The same by the entropy of the singular values (Garrido et al. 2023), which counts small directions "
+        "for more; of at most 256 inputs, and so at most 255. A sharp fall is a loss of information: lower the rate.",
+    ),
+    Measure(
+        "dead_features",
+        "ssc/dead_features",
+        "layer",
+        ("idle", "features"),
+        lambda idle, features: idle.dead / features,
+        title="Dead features",
+        axis="share of features",
+        range=_SIMILARITY,
+        meaning="Share of features that are zero for every input, as of units whose ReLU never opens: they learn "
+        "nothing any more. Where it rises, lower the learning rate or look at the initialisation.",
+    ),
+    Measure(
+        "constant_features",
+        "ssc/constant_features",
+        "layer",
+        ("idle", "features"),
+        lambda idle, features: idle.constant / features,
+        title="Constant features",
+        axis="share of features",
+        range=_SIMILARITY,
+        meaning="Share of features with one value for every input, dead ones among them: what lies behind cannot "
+        "depend on them. Some are due to padding or to inputs with a constant border.",
+    ),
+    Measure(
+        "isolated",
+        "ssc/isolated",
+        "layer",
+        ("affinity",),
+        _isolated,
+        title="Isolated inputs",
+        axis="share of inputs",
+        range=_SIMILARITY,
+        meaning="Share of inputs that no other rebuilds and that rebuild none: the graph tells nothing of them. Raise "
+        "tau where there are many.",
     ),
     Measure(
         "nnz_per_input",
@@ -195,6 +429,37 @@ MEASURES = (
         log=True,
         meaning="How far the objective of the layer's worst input lies above its optimum at most, measured on the "
         "stored graph: the certificate of the solution.",
+    ),
+    Measure(
+        "ssc_label",
+        "ssc/ssc_label",
+        "input",
+        ("classed",),
+        lambda classed: classed.labels,
+        title="SSC labels",
+        axis="class",
+        meaning="The class that most of an input's affinity goes to; below all classes for isolated inputs.",
+    ),
+    Measure(
+        "nearest_mean",
+        "ssc/nearest_mean",
+        "input",
+        ("collapse",),
+        lambda collapse: collapse.nearest_mean,
+        title="Nearest class means",
+        axis="class",
+        meaning="The class whose mean is nearest to an input.",
+    ),
+    Measure(
+        "ridge_margin",
+        "ssc/ridge_margin",
+        "input",
+        ("gram", "labels"),
+        _ridge_margin,
+        title="Margins of the linear probe",
+        axis="score of the own class less the best other",
+        meaning="What the linear probe that was fitted to the other inputs scores an input's own class, less the best "
+        "of the others: below 0 it disagrees with the label.",
     ),
     Measure(
         "pairwise_cka",
@@ -222,8 +487,11 @@ MEASURES = (
 )
 """Every quantity, in the order in which pages and tables show them."""
 
-CURVES = tuple(record for record in MEASURES if record.over != "pair")
+CURVES = tuple(record for record in MEASURES if record.over not in ("pair", "input"))
 """Those that are a number a layer and snapshot."""
+
+INPUTS = tuple(record for record in MEASURES if record.over == "input")
+"""Those that are a number for every input of a layer."""
 
 TABLES = tuple(record for record in MEASURES if record.over == "pair")
 """Those that are a table of layers by layers a snapshot."""
@@ -259,6 +527,33 @@ def tag(of: Measure, root: str = "ssc") -> str:
     return f"{category}/{family}"
 
 
+class Parts(Mapping[str, Any]):
+    """What is known of a layer, by the names of :attr:`Measure.needs`; each part is made when it is first asked for.
+
+    Args:
+        makers: What makes each part; ``None`` as a part counts as missing.
+
+    Example:
+        >>> parts = Parts({"gap": lambda: torch.tensor([0.5])})
+        >>> parts["gap"] is parts["gap"], list(parts)
+        (True, ['gap'])
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], Any]]) -> None:
+        self._makers, self._made = makers, dict[str, Any]()
+
+    def __getitem__(self, part: str) -> Any:
+        if part not in self._made:
+            self._made[part] = self._makers[part]()
+        return self._made[part]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
 def of_layer(known: Mapping[str, Any], done: Mapping[str, float] | None = None) -> dict[str, float]:
     """The values of a layer that can be computed from what is known of it.
 
@@ -267,7 +562,7 @@ def of_layer(known: Mapping[str, Any], done: Mapping[str, float] | None = None) 
         done: Values that were computed before, say from the Gram before it was overwritten.
 
     Returns:
-        All values by name, with those of before.
+        All values by name, with those of before, and their standard errors (:attr:`Measure.spread_name`).
 
     Example:
         >>> import torch
@@ -276,15 +571,29 @@ def of_layer(known: Mapping[str, Any], done: Mapping[str, float] | None = None) 
     """
     values = dict(done or {})
     for record in MEASURES:
-        if record.over == "layer" and record.name not in values:
-            given: dict[str, Any] = {}
-            for need in record.needs:
-                if (part := known.get(need)) is None:
-                    break  # before the next is made
-                given[need] = part
-            else:
-                values[record.name] = float(record.value(**given))
+        if record.over == "layer" and record.name not in values and (given := _given(record, known)) is not None:
+            values |= _numbers(record, record.value(**given))
     return values
+
+
+def of_inputs(known: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What can be computed of every input of a layer, tensors ``(N,)`` by name; see :func:`of_layer`."""
+    return {record.name: record.value(**given) for record in INPUTS if (given := _given(record, known)) is not None}
+
+
+def _given(record: Measure, known: Mapping[str, Any]) -> dict[str, Any] | None:
+    given: dict[str, Any] = {}
+    for need in record.needs:
+        if (part := known.get(need)) is None:
+            return None  # before the next is made
+        given[need] = part
+    return given
+
+
+def _numbers(record: Measure, value: Any) -> dict[str, float]:
+    if not record.spread:
+        return {record.name: float(value)}
+    return {record.name: float(value.value), record.spread_name: float(value.spread)}
 
 
 def between(over: Over, one: Any, other: Any) -> dict[str, float]:
@@ -296,14 +605,30 @@ def between(over: Over, one: Any, other: Any) -> dict[str, float]:
         other: The layer of the same name in the other snapshot.
 
     Returns:
-        Values by name; without those that need something that one of the two lacks.
+        Values by name, with their standard errors; without those that need something that one of the two lacks.
     """
-    values = {}
+    values: dict[str, float] = {}
     for record in MEASURES:
         if record.over == over:
             first, second = (getattr(of, record.needs[0]) for of in (one, other))
             if first is not None and second is not None:
-                values[record.name] = float(record.value(first, second))
+                values |= _numbers(record, record.value(first, second))
+    return values
+
+
+def of_history(one: Any, step: int, earlier: Sequence[tuple[int, Any]]) -> dict[str, float]:
+    """The values of a layer and some of its earlier states.
+
+    Args:
+        one: A layer of a snapshot.
+        step: Training steps that were done.
+        earlier: Steps and layers of the same name of earlier snapshots, ascending.
+    """
+    values: dict[str, float] = {}
+    for record in MEASURES:
+        if record.over == "history":
+            parts = [(at, getattr(layer, record.needs[0])) for at, layer in earlier]
+            values |= _numbers(record, record.value(getattr(one, record.needs[0]), step, parts))
     return values
 
 
@@ -324,6 +649,7 @@ def markdown() -> str:
         >>> markdown().splitlines()[0]
         '| tag | what it is |'
     """
-    tags = {record.tag + ("" if record.over == "pair" else "/<layer>"): record.meaning for record in MEASURES}
+    logged = [record for record in MEASURES if record.over != "input"]
+    tags = {record.tag + ("" if record.over == "pair" else "/<layer>"): record.meaning for record in logged}
     lines = ["| tag | what it is |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in tags.items())]
     return "\n".join(lines)

@@ -7,8 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -31,10 +31,21 @@ from lightning_ssc.capture import (
 )
 from lightning_ssc.functional import communities, self_expression
 from lightning_ssc.functional.advice import collected
+from lightning_ssc.functional.collapse import neural_collapse
 from lightning_ssc.functional.gram_sketch import gram_sketch
 from lightning_ssc.functional.grams import CentredGram
+from lightning_ssc.functional.graph import all_known
 from lightning_ssc.ranks import Alone, Ranks
-from lightning_ssc.snapshots import LayerGraph, Moment, Settings, Snapshot, epochs_as_steps
+from lightning_ssc.snapshots import (
+    LayerGraph,
+    Moment,
+    Settings,
+    Snapshot,
+    SnapshotError,
+    SnapshotHeader,
+    Store,
+    epochs_as_steps,
+)
 from lightning_ssc.threads import at_most, worth
 
 log = logging.getLogger(__name__)
@@ -78,7 +89,8 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
     try:
         with few():
             linear = gram_sketch(gram.centred).cpu() if settings.linear_cka else None
-            values = measures.of_layer({"gram": gram.centred, "labels": labels})
+            known = _of_gram(layer, gram, labels)
+            values, of_inputs = measures.of_layer(known), measures.of_inputs(known)
         with collected() as advice:
             solved = self_expression(
                 gram=gram.raw_(precise=needs_double(settings)),
@@ -99,6 +111,8 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
         graph = replace(graph, is_output=layer.is_output)
         if settings.groups == "communities":
             graph = replace(graph, communities=communities(graph.affinity))
+        of_inputs = {name: column.cpu() for name, column in of_inputs.items()}
+        graph = replace(graph, of_inputs=of_inputs | measures.of_inputs(graph.measurable(labels)))
         return graph.with_values(measures.of_layer(graph.measurable(labels), values))
 
 
@@ -112,24 +126,115 @@ def needs_double(settings: Settings) -> bool:
     return not settings.normalize or settings.alpha is not None or settings.tau * _ROUNDING > settings.tol
 
 
-def compared(taken: Snapshot, previous: Snapshot | None = None, reference: Snapshot | None = None) -> Snapshot:
-    """A snapshot with what its layers measure against those of others and against one another.
+def _of_gram(layer: WatchedLayer, gram: CentredGram, labels: Tensor | None) -> Mapping[str, Any]:
+    """What measures may need of a layer that is not yet solved, on the device of its Gram."""
+    known = all_known(labels)
+    labels = None if known is None else known.to(gram.centred.device)
+    return measures.Parts(
+        {
+            "gram": lambda: gram.centred,
+            "idle": lambda: gram.idle,
+            "features": lambda: layer.features,
+            "labels": lambda: labels,
+            "collapse": lambda: None if labels is None else neural_collapse(gram.centred, labels),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a snapshot is compared with.
+
+    Attributes:
+        previous: The snapshot before, if there is one.
+        start: The first one of the run, if there is one before.
+        reference: The one that layers of the same name are compared with throughout.
+        settled: Step and state of every layer when it became what it was at the previous snapshot.
+        best: Largest RankMe of every layer so far.
+    """
+
+    previous: Snapshot | None = None
+    start: Snapshot | None = None
+    reference: Snapshot | None = None
+    settled: Mapping[str, tuple[int, LayerGraph]] = field(default_factory=dict)
+    best: Mapping[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def recalled(store: Store, step: int) -> Past:
+        """The past of a run that goes on after one of its snapshots; of earlier ones what can be read.
+
+        Raises:
+            SnapshotError: That snapshot cannot be read.
+        """
+        previous, start, settled = store.load(step=step), None, dict[str, tuple[int, LayerGraph]]()
+        with suppress(SnapshotError):
+            start = store.load(step=min(store.steps))
+        for name, layer in previous.layers.items():
+            since = layer.values.get("settled")
+            if since is not None and (at := int(since)) in store.steps:
+                with suppress(SnapshotError):
+                    settled[name] = at, store.load_layer(layer=name, step=at)
+        best: Mapping[str, float] = {}
+        for header in store.headers():
+            if isinstance(header, SnapshotHeader) and header.step <= step:
+                best = _best(best, header.values)
+        return Past(previous, start, settled=settled, best=best)
+
+    def followed_by(self, taken: Snapshot) -> Past:
+        """The past of the next snapshot, given one that was compared with this one."""
+        settled = {}
+        for name, layer in taken.layers.items():
+            since = int(layer.values["settled"])
+            settled[name] = since, dict(self._earlier(name)).get(since, layer)
+        best = _best(self.best, {name: layer.values for name, layer in taken.layers.items()})
+        return replace(self, previous=taken, start=self.start or taken, settled=settled, best=best)
+
+    def _earlier(self, name: str) -> list[tuple[int, LayerGraph]]:
+        """Moments at which a layer may have become what it is, ascending."""
+        found = dict([self.settled[name]] if name in self.settled else [])
+        if self.previous is not None and name in self.previous.layers:
+            found[self.previous.step] = self.previous.layers[name]
+        return sorted(found.items(), key=lambda moment: moment[0])
+
+    def values(self, name: str, layer: LayerGraph, step: int) -> dict[str, float]:
+        """What a layer of a snapshot measures against it."""
+        values = measures.of_history(layer, step, self._earlier(name))
+        states: tuple[tuple[measures.Over, Snapshot | None], ...] = (
+            ("previous", self.previous),
+            ("start", self.start),
+            ("reference", self.reference),
+        )
+        for over, state in states:
+            if state is not None and name in state.layers:
+                values |= measures.between(over, layer, state.layers[name])
+        return values
+
+
+def _best(before: Mapping[str, float], values: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:
+    """The largest RankMe of every layer, given that of before; NaN counts as none."""
+    now = {name: of_layer.get("rankme", 0.0) for name, of_layer in values.items()}
+    return {**before, **{name: max(before.get(name, 0.0), rank) for name, rank in now.items()}}
+
+
+def compared(taken: Snapshot, past: Past) -> Snapshot:
+    """A snapshot with what its layers measure against the network's output, those of others and one another.
 
     Args:
         taken: The snapshot.
-        previous: The one before, if there is one.
-        reference: The one that layers of the same name are compared with throughout.
+        past: What it is compared with.
     """
-    layers = {}
-    for name, layer in taken.layers.items():
-        values = dict(layer.values)
-        if previous is not None and name in previous.layers:
-            values |= measures.between("previous", layer, previous.layers[name])
-        if reference is not None and name in reference.layers:
-            values |= measures.between("reference", layer, reference.layers[name])
-        layers[name] = layer.with_values(values)
+    layers = {
+        name: layer.with_values(
+            {
+                **measures.of_layer(layer.measurable(taken.labels, taken.predictions), layer.values),
+                **past.values(name, layer, taken.step),
+            }
+        )
+        for name, layer in taken.layers.items()
+    }
     pairs = {name: table.float() for name, table in measures.of_pairs(layers.values()).items()}
-    return replace(taken, layers=layers, pairs=pairs, previous=None if previous is None else previous.step)
+    previous, start = (None if state is None else state.step for state in (past.previous, past.start))
+    return replace(taken, layers=layers, pairs=pairs, previous=previous, start=start)
 
 
 def classified(outputs: list[Tensor], probe: Probe) -> tuple[Tensor | None, Tensor | None]:
@@ -386,4 +491,4 @@ def snapshot(
     watched = trace(runner, layers, probe.batches, pooling)
     moment = Moment(epochs_as_steps(epoch) if step is None else step, epoch)
     taken = begin_snapshot(runner, probe, watched, settings, moment, learning_rate=learning_rate).result()
-    return compared(taken)
+    return compared(taken, Past())

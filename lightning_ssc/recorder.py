@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from lightning_ssc import writers
+from lightning_ssc.alarms import warn_of_collapse
 from lightning_ssc.analysis import Dynamics, dynamics, stored
 from lightning_ssc.background import Background
 from lightning_ssc.capture import (
@@ -33,7 +34,7 @@ from lightning_ssc.capture import (
     trace,
     unwrapped,
 )
-from lightning_ssc.pipeline import Pending, Stopwatch, begin_snapshot, compared
+from lightning_ssc.pipeline import Past, Pending, Stopwatch, begin_snapshot, compared
 from lightning_ssc.ranks import Ranks
 from lightning_ssc.reference import read_reference
 from lightning_ssc.snapshots import (
@@ -160,13 +161,13 @@ class Recorder:
             )
         self.watched: list[WatchedLayer] = self._ranks.together(lambda: self._trace(layers))
         self._reference_source = reference if isinstance(reference, Snapshot) or reference is None else Path(reference)
-        self._reference: Snapshot | None = None
+        self._past = Past()  # on rank zero
+        self._collapsed: list[str] = []  # layers that a warning was given of
         self._steps: list[int] = []
         self._weights: list[float] | None = None  # fingerprint of the last snapshot's, where this process took it
         self._begun: _Begun | None = None
         self._worker: Background | None = None
         self._drawing: tuple[int, Future[list[writers.Drawn]]] | None = None  # on rank zero, with the step it is of
-        self._last: Snapshot | None = None  # on rank zero
         self._to_recall = False
         self._finished_at: list[int] = []
         self._claim: Claim | None = None  # on rank zero
@@ -245,20 +246,24 @@ class Recorder:
         if layout:
             self._ranks.on_zero(lambda: writers.log_layout(self.loggers, layout))
         if self._reference_source is not None:
-            self._reference = self._load_reference(self._reference_source)
+            self._past = replace(self._past, reference=self._load_reference(self._reference_source))
             self._reference_source = None  # not before it is there: without it no snapshot is taken
         recall, self._to_recall = self._to_recall, False  # on every rank, though only rank zero keeps the last one
         if recall:
-            self._last = self._ranks.on_zero(self._recall)
-            self._tell(self._last)
+            self._recall(self._steps[-1])
+            self._tell(self.last)
 
-    def _recall(self) -> Snapshot | None:
-        """The last snapshot of the run that is resumed; the run goes on without one that cannot be read."""
-        try:
-            return self.store.load(step=self._steps[-1])
-        except SnapshotError as error:
-            log.warning("%s The next snapshot is not compared with it.", error)
-            return None
+    def _recall(self, step: int | None) -> None:
+        """Take up the past after a snapshot, on rank zero; the run goes on without one that cannot be read."""
+
+        def recalled() -> Past:
+            try:
+                return Past() if step is None else Past.recalled(self.store, step)
+            except SnapshotError as error:
+                log.warning("%s The next snapshot is not compared with it.", error)
+                return Past()
+
+        self._past = replace(self._ranks.on_zero(recalled) or Past(), reference=self._past.reference)
 
     def _load_reference(self, source: Snapshot | Path) -> Snapshot | None:
         """The reference on rank zero, which alone compares with it; every rank takes part where it is a checkpoint."""
@@ -366,8 +371,7 @@ class Recorder:
     def withdraw_last(self) -> None:
         """Make way for another snapshot of the same step, which is compared with the one before; the store replaces."""
         self._steps.pop()
-        before = self._steps[-1] if self._steps else None
-        self._last = self._ranks.on_zero(lambda: None if before is None else self.store.load(step=before))
+        self._recall(self._steps[-1] if self._steps else None)
 
     @property
     def has_news(self) -> bool:
@@ -407,7 +411,9 @@ class Recorder:
             raise
         self._steps = sorted({*self._steps, moment.step})
         self._begun = None  # not before it is stored: whoever is interrupted until then finds it again
-        self._last = taken
+        if taken is not None:
+            self._collapsed += warn_of_collapse(taken, self._past.best, self._collapsed)
+            self._past = self._past.followed_by(taken)
         self._ranks.on_zero(lambda: self._log(timed))
         return self.scalars
 
@@ -415,7 +421,7 @@ class Recorder:
         """A snapshot with what it measures against others, on rank zero."""
         assert taken is not None
         with timed("measure"), at_most(worth(len(self.probe))):
-            taken = compared(taken, self._last, self._reference)
+            taken = compared(taken, self._past)
         return replace(taken, seconds={**taken.seconds, **timed.seconds}, run=self._run)
 
     def _begin(self, moment: Moment, learning_rate: float | None, background: bool) -> _Begun:
@@ -476,11 +482,11 @@ class Recorder:
         self.scalars = self._ranks.from_zero(lambda: {} if taken is None else writers.scalars_of(taken, self.name))
 
     def _log(self, timed: Stopwatch) -> None:
-        assert self._last is not None
+        assert self.last is not None
         with timed("log"), at_most(worth(len(self.probe))):
             drawing = writers.log_snapshot(
                 self.loggers,
-                self._last,
+                self.last,
                 self.scalars,
                 self.images,
                 self.card,
@@ -488,9 +494,9 @@ class Recorder:
                 partial(self._curves, frozenset(self._steps)),
                 self._worker.do if self._worker is not None else None,
             )
-        self._drawing = None if drawing is None else (self._last.moment.logged, drawing)
+        self._drawing = None if drawing is None else (self.last.moment.logged, drawing)
         seconds = {f"{self.name}/seconds/{stage}": timed.seconds[stage] for stage in ("store", "log")}
-        writers.log_scalars(self.loggers, seconds, self._last.moment.logged)
+        writers.log_scalars(self.loggers, seconds, self.last.moment.logged)
         writers.flush(self.loggers)
 
     def _curves(self, steps: frozenset[int]) -> Dynamics:
@@ -511,7 +517,7 @@ class Recorder:
     @property
     def last(self) -> Snapshot | None:
         """The last snapshot, on rank zero."""
-        return self._last
+        return self._past.previous
 
     def finish(self) -> None:
         """Wait for what is still being solved, and compare every snapshot with the last one.
@@ -551,9 +557,9 @@ class Recorder:
             raise SnapshotError("; ".join(map(str, damaged)))
 
     def _log_projector(self) -> None:
-        assert self._last is not None
+        assert self.last is not None
         with at_most(worth(len(self.probe))):
-            writers.log_projector(self.loggers, self._last, self.card, self.name)
+            writers.log_projector(self.loggers, self.last, self.card, self.name)
         writers.flush(self.loggers)
 
     def close(self) -> None:

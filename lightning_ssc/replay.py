@@ -31,9 +31,9 @@ from lightning_ssc.capture import (
     pictures,
     trace,
 )
-from lightning_ssc.pipeline import begin_snapshot, compared
+from lightning_ssc.pipeline import Past, begin_snapshot, compared
 from lightning_ssc.progress import Progress
-from lightning_ssc.snapshots import Moment, ProbeCard, Settings, Snapshot, SnapshotStore, differences
+from lightning_ssc.snapshots import Moment, ProbeCard, Settings, SnapshotStore, differences
 from lightning_ssc.weights import CheckpointError, load_weights, network_of, read_checkpoint
 
 _SUFFIXES = (".ckpt", ".pt", ".pth")
@@ -290,19 +290,21 @@ def analyze(
     if len(store) and checkpoints:  # also where nothing is left to do
         _check_layers(store, [layer.label for layer in watch(checkpoints[0])[1]])
     store.save_card(ProbeCard(probe.fingerprint, pictures(probe.inputs), class_names(*owners)))
-    previous: Snapshot | None = None
+    past: Past | None = None
     for checkpoint in progress(checkpoints):
         if checkpoint.moment.step in store.steps:
-            previous = None
+            past = None
             continue
         runner, watched = watch(checkpoint)
-        if previous is None and (earlier := [step for step in store.steps if step < checkpoint.moment.step]):
-            previous = store.load(step=earlier[-1])
+        if past is None:
+            earlier = [step for step in store.steps if step < checkpoint.moment.step]
+            past = Past.recalled(store, earlier[-1]) if earlier else Past()
         begun = begin_snapshot(
             runner, probe, watched, settings, checkpoint.moment, learning_rate=checkpoint.learning_rate
         )
-        previous = compared(begun.result(), previous)
-        store.save(previous)
+        taken = compared(begun.result(), past)
+        past = past.followed_by(taken)
+        store.save(taken)
 
 
 def _check_alike(store: SnapshotStore, probe: Probe, settings: Settings) -> None:

@@ -125,6 +125,36 @@ def scalars_of(taken: Snapshot, root: str = "ssc") -> dict[str, float]:
     return scalars
 
 
+def summary(taken: Snapshot) -> str:
+    """A snapshot in a line: how modularity rises from the first layer to the last, how exact and how long.
+
+    Example:
+        >>> import torch
+        >>> from lightning_ssc import snapshot
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+        >>> print(summary(snapshot(net, torch.rand(20, 4), layers="Linear")))  # doctest: +ELLIPSIS
+        SSC epoch 0: 2 layers, worst gap ..., ... s
+    """
+    modularities = {name: layer.values.get("modularity", float("nan")) for name, layer in taken.layers.items()}
+    (first, q1), (last, q2) = next(iter(modularities.items())), list(modularities.items())[-1]
+    rise = "" if q1 != q1 else f"modularity {q1:.2f} ({first}) to {q2:.2f} ({last}), "
+    worst = max(float(layer.gap.max()) for layer in taken.layers.values())
+    return (
+        f"SSC {taken.moment}: {len(taken.layers)} layers, {rise}{_settled(taken)}worst gap {worst:.0e}, "
+        f"{taken.seconds.get('total', 0):.1f} s"
+    )
+
+
+def _settled(taken: Snapshot) -> str:
+    """Which layers have been what they are for longest, and how many have been so for some time."""
+    since = {name: layer.values.get("settled", float(taken.step)) for name, layer in taken.layers.items()}
+    settled = [name for name, step in since.items() if step < taken.step]
+    if not settled:
+        return ""
+    first = min(settled, key=lambda name: since[name])
+    return f"{len(settled)} settled ({first} since step {since[first]:.0f}), "
+
+
 def log_scalars(loggers: Iterable[Any], scalars: Mapping[str, float], step: int) -> None:
     """Write scalars under a step."""
     for logger in loggers:
@@ -228,7 +258,7 @@ def drawn(
             tables = {name: table.numpy() for name, table in taken.pairs.items()}
             for name, image in cards.heatmaps(tables, names, str(taken.moment)):
                 yield measures.tag(measures.measure(name), root), image
-        for name, image in cards.curves(curves()) if curves is not None else ():
+        for name, image in cards.curves(curves(), few=True) if curves is not None else ():
             yield f"{root}/curves/{name}", image
         for name, image in plots.embedding_images(embeddings, taken.labels, f", {taken.moment}"):
             yield f"{root}/embedding/{name}", image

@@ -87,7 +87,7 @@ def train_distributed(world: int, root: Path, layers: str | list[str] = "**", ba
     model = Classifier()
     run = trainer(root, monitor, max_epochs=2, strategy="ddp", devices=world)
     run.fit(model)
-    tags = sorted(tag for tag in run.callback_metrics if tag.startswith("ssc/modularity"))
+    tags = sorted(tag for tag in run.callback_metrics if tag.startswith("ssc/modularity/"))
     torch.save({tag: run.callback_metrics[tag] for tag in tags}, root / f"metrics-{run.global_rank}.pt")
     if run.is_global_zero:
         torch.save(model.state_dict(), root / "weights.pt")
@@ -224,7 +224,7 @@ def record(world: int, root: Path) -> None:
         watching.record(0)
         train(net, optimizer(net), lambda epoch: (watching.poll(), watching.record(epoch)))
         watching.finish()
-        modularity = {tag: value for tag, value in watching.scalars.items() if tag.startswith("ssc/modularity")}
+        modularity = {tag: value for tag, value in watching.scalars.items() if tag.startswith("ssc/modularity/")}
         told["modularity"].append(modularity)
         told["logged"].append(list(logs.values.get("ssc/cka_to_final/4", {})))
 

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from lightning_ssc import measures, snapshot, writers
+from lightning_ssc.functional.health import sample
+from lightning_ssc.functional.probes import margin, ridge_probe
 from lightning_ssc.measures import CURVES, MEASURES
 from lightning_ssc.snapshots import Snapshot
 
@@ -31,7 +33,7 @@ def test_the_readme_has_the_table_that_the_records_make() -> None:
 def test_names_and_tags_are_their_own() -> None:
     assert len({record.name for record in MEASURES}) == len({record.tag for record in MEASURES}) == len(MEASURES)
     for record in MEASURES:
-        assert re.fullmatch(r"(ssc|linear_cka)/[a-z_]+", record.tag)
+        assert re.fullmatch(r"(ssc|linear_cka)/[a-z0-9_]+", record.tag)
         assert record.meaning.endswith(".")
         assert record.title
         assert record.axis
@@ -39,12 +41,15 @@ def test_names_and_tags_are_their_own() -> None:
 
 
 def test_whatever_a_layer_measures_is_kept_and_told(taken: Snapshot) -> None:
-    of_layer = {record.name for record in CURVES if record.over == "layer"}
+    records = [record for record in CURVES if record.over in ("layer", "history")]
+    of_layer = {record.name for record in records} | {record.spread_name for record in records if record.spread}
     for layer in taken.layers.values():
         assert set(layer.values) == of_layer
+        assert set(layer.of_inputs) == {record.name for record in measures.INPUTS}
+        assert {len(column) for column in layer.of_inputs.values()} == {40}
     tags = writers.scalars_of(taken)
     for record in CURVES:
-        assert (f"{measures.tag(record)}/0" in tags) == (record.over == "layer")
+        assert (f"{measures.tag(record)}/0" in tags) == (record.over in ("layer", "history"))
 
 
 def test_tables_between_layers_are_kept(taken: Snapshot) -> None:
@@ -88,3 +93,27 @@ def test_effective_rank_of_a_constant_layer_is_nan() -> None:
 def test_an_unknown_name_is_an_error() -> None:
     with pytest.raises(KeyError):
         measures.measure("modularty")
+
+
+def test_the_linear_probe_is_of_some_of_many_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "_PROBED", 20)
+    labels = torch.arange(60) % 2
+    x = torch.randn(60, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x[:, 0] += 6 * labels
+    x = x - x.mean(0)
+    margins = measures.of_inputs({"gram": x @ x.T, "labels": labels})["ridge_margin"]
+    known = ~margins.isnan()
+    assert torch.equal(known.nonzero()[:, 0], sample(60, 20))
+    part = x[known] - x[known].mean(0)
+    expected = margin(ridge_probe(part @ part.T, labels[known]), labels[known])
+    torch.testing.assert_close(margins[known], expected.half(), rtol=0, atol=1e-3)
+    values = measures.of_layer({"ridge_margin": margins})
+    assert values["ridge_accuracy"] == 1
+    assert values["ridge_accuracy_spread"] == 0
+
+
+def test_of_inputs_all_alike_no_probe_says_anything() -> None:
+    known = {"gram": torch.zeros(6, 6), "labels": torch.arange(6) % 2}
+    values = measures.of_layer({**known, **measures.of_inputs(known)})
+    for name in ("nearest_neighbour_accuracy", "ridge_accuracy", "effective_rank", "rankme"):
+        assert math.isnan(values[name])

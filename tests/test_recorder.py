@@ -50,7 +50,7 @@ def assert_same_numbers(one: Store, other: Store) -> None:
     """Bit for bit, but for names of triggers, logged steps and seconds."""
     assert one.steps == other.steps
     for a, b in zip(one, other, strict=True):
-        for key in ("step", "epoch", "settings", "probe", "learning_rate", "previous"):
+        for key in ("step", "epoch", "settings", "probe", "learning_rate", "previous", "start"):
             assert getattr(a, key) == getattr(b, key), key
         for key in ("labels", "predictions", "confidence"):
             assert torch.equal(getattr(a, key), getattr(b, key)), key
@@ -98,6 +98,9 @@ class TestPlainLoop:
                 assert ("cka_to_previous" in values) == ("linear_cka_to_previous" in values) == (i > 0)
                 if i > 0:
                     assert values["cka_to_previous"] == pytest.approx(cka(now, taken[i - 1], name), abs=1e-7)
+                    assert values["cka_to_start"] == pytest.approx(cka(now, taken[0], name), abs=1e-7)
+                    assert values["cka_to_start_spread"] > 0
+                assert header.start == (0 if i else None)
             table = [
                 [definitions.cka(a.affinity, b.affinity) for b in now.layers.values()] for a in now.layers.values()
             ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,15 @@ class Dynamics:
         moments: The T moments of the snapshots, ascending.
         learning_rate: ``(T,)`` learning rate of the finished epoch; NaN where it is not known.
         curves: ``(T, L)`` values by the names of :data:`lightning_ssc.measures.CURVES`; NaN where there is none.
+        spreads: ``(T, L)`` standard errors of those that have one (:attr:`lightning_ssc.measures.Measure.spread`), by
+            the same names; NaN where they are not known.
     """
 
     layers: list[str]
     moments: Sequence[Moment]
     learning_rate: Table
     curves: Mapping[str, Table]
+    spreads: Mapping[str, Table] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Table:
         """A curve by its name."""
@@ -140,6 +143,7 @@ class Dynamics:
                 "learning_rate": np.repeat(self.learning_rate, count),
                 "layer": np.tile(self.layers, len(self.epochs)),
                 **self.curves,
+                **{measures.measure(name).spread_name: spread for name, spread in self.spreads.items()},
             },
         )
 
@@ -162,19 +166,33 @@ def stored(headers: Sequence[SnapshotHeader]) -> Dynamics:
         (1, 1)
     """
     layers = headers[-1].layers
-    curves = {record.name: np.full((len(headers), len(layers)), np.nan) for record in measures.CURVES}
+    empty = np.full((len(headers), len(layers)), np.nan)
+    curves = {record.name: empty.copy() for record in measures.CURVES}
+    spreads = {record.name: empty.copy() for record in measures.CURVES if record.spread}
     for t, header in enumerate(headers):
-        for name in _known(header, headers[t - 1] if t else None):
+        valid = _valid(header, headers[t - 1] if t else None, headers[0])
+        for name, table in _by_name(curves, spreads, valid).items():
             for i, layer in enumerate(layers):
-                curves[name][t, i] = header.values.get(layer, {}).get(name, np.nan)
+                table[t, i] = header.values.get(layer, {}).get(name, np.nan)
     rates = np.array([header.learning_rate for header in headers], dtype=float)
-    return Dynamics(layers, [header.moment for header in headers], rates, curves)
+    return Dynamics(layers, [header.moment for header in headers], rates, curves, spreads)
 
 
-def _known(header: SnapshotHeader, before: SnapshotHeader | None) -> list[str]:
-    """Names of the curves that a header may have values of; those to another snapshot than the one before are none."""
-    follows = header.previous == (None if before is None else before.step)
-    return [record.name for record in measures.CURVES if record.over != "previous" or follows]
+def _valid(header: SnapshotHeader, before: SnapshotHeader | None, first: SnapshotHeader) -> list[measures.Measure]:
+    """The curves that a header may have values of; those to another snapshot than the one before or first are none."""
+    wrong = {"previous"} if header.previous != (None if before is None else before.step) else set()
+    wrong |= {"start"} if header.start != first.step else set()
+    return [record for record in measures.CURVES if record.over not in wrong]
+
+
+def _by_name(
+    curves: Mapping[str, Table],
+    spreads: Mapping[str, Table],
+    of: Sequence[measures.Measure] = measures.CURVES,
+) -> dict[str, Table]:
+    """Tables by the names that their values have in headers."""
+    tables = {record.name: curves[record.name] for record in of}
+    return tables | {record.spread_name: spreads[record.name] for record in of if record.spread}
 
 
 def dynamics(
@@ -230,25 +248,31 @@ def dynamics(
     labels = store.labels(final.step)
     table = stored(headers)
     if reference is not None:  # one named now stands for the run's own in every layer
-        for record in measures.CURVES:
-            if record.over == "reference":
-                table.curves[record.name][:] = np.nan
+        to_reference = [record for record in measures.CURVES if record.over == "reference"]
+        for curve in _by_name(table.curves, table.spreads, to_reference).values():
+            curve[:] = np.nan
+    tables = _by_name(table.curves, table.spreads)
     before: dict[str, LayerGraph] = {}
+    first: dict[str, LayerGraph] = {}
     with at_most(1):
         for t, header in enumerate(progress(headers)):
             follows = header.previous == (headers[t - 1].step if t else None)
+            from_start = header.start == headers[0].step
             now = dict(store.layers(header.step, final.layers))
+            first = first or now
             for name, layer in now.items():
                 i, measured = final.layers.index(name), header.values[name]
                 values = measures.of_layer(layer.measurable(labels), measured)  # with what was not measured then
                 values = {key: value for key, value in values.items() if key not in measured}
                 values |= measures.between("final", layer, last[name])
+                if name in first and not from_start:
+                    values |= measures.between("start", layer, first[name])
                 if name in before and not (measured and follows):
                     values |= measures.between("previous", layer, before[name])
                 if reference is not None and name in reference.layers:
                     values |= measures.between("reference", layer, reference.layers[name])
                 for key, value in values.items():
-                    table.curves[key][t, i] = value
+                    tables[key][t, i] = value
             before = now
     return table
 

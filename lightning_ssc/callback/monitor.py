@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
 from itertools import zip_longest
 from os.path import abspath
 from pathlib import Path
@@ -15,6 +13,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from lightning_ssc import writers
+from lightning_ssc.callback.agenda import Agenda
+from lightning_ssc.callback.checks import refuse_what_does_not_go_together, say_what_is_lacking
 from lightning_ssc.callback.lightning import (
     SIGTERM,
     Callback,
@@ -24,18 +25,7 @@ from lightning_ssc.callback.lightning import (
     Training,
     interruptible,
 )
-from lightning_ssc.callback.triggers import (
-    Now,
-    Occasion,
-    Pace,
-    Run,
-    Schedule,
-    Steps,
-    as_triggers,
-    has_dropped,
-    on_lr_drop,
-    uncovered,
-)
+from lightning_ssc.callback.triggers import Occasion, Schedule, as_triggers
 from lightning_ssc.capture import (
     Forward,
     LayerPattern,
@@ -49,7 +39,7 @@ from lightning_ssc.capture import (
 )
 from lightning_ssc.pipeline import NO_LABELS
 from lightning_ssc.recorder import Recorder
-from lightning_ssc.snapshots import MismatchError, OnMismatch, Settings, Snapshot, Store
+from lightning_ssc.snapshots import MismatchError, OnMismatch, Settings, Store
 from lightning_ssc.weights import CheckpointError
 from lightning_ssc.writers import Images, linear_root
 
@@ -204,13 +194,8 @@ class SSCMonitor(Callback):
         self._recorders: list[Recorder] = []  # one a series
         self._take_back: Callable[[], None] | None = None
         self._parameters: frozenset[int] = frozenset()
-        self._learning_rate: float | None = None
-        self._dropped: int | None = None
-        self._taken_at: int | None = None
-        self._steps = Steps()
-        self._run = Run()
-        self._pace = Pace(self._clock)
-        self._is_steered = self._has_waited = self._has_ended = False
+        self._agenda = Agenda(self.schedule, self._clock)
+        self._has_ended = False
 
     @property
     def recorder(self) -> Recorder | None:
@@ -244,9 +229,7 @@ class SSCMonitor(Callback):
         if not self._recorders:
             return dict(self._restored)
         first, *others = (recorder.state_dict() for recorder in self._recorders)
-        when = {"learning_rate": self._learning_rate, "dropped": self._dropped, "counted": asdict(self._steps)}
-        when["ended"] = self._has_ended
-        return {**first, **when, "series": others}
+        return {**first, **self._agenda.state_dict(), "ended": self._has_ended, "series": others}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember where a resumed run has left its snapshots; they are taken over at the start of fit."""
@@ -259,7 +242,15 @@ class SSCMonitor(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what does not go together."""
-        self._refuse_what_does_not_go_together(Training(trainer, pl_module))
+        training = Training(trainer, pl_module)
+        refuse_what_does_not_go_together(
+            training,
+            self,
+            weights=self.weights,
+            background=self.background,
+            schedule=self.schedule,
+            steered=self._steered(training),
+        )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose layers and probe, and take the untrained network; what cannot be watched fails now, not later."""
@@ -286,23 +277,14 @@ class SSCMonitor(Callback):
     def _was_replaced(self, training: Training) -> bool:
         """Whether the final state, of other weights, took the place of the step's snapshot after the checkpoint."""
         last = self._recorders[0].last  # on rank zero
-        ended = last is not None and (last.moment.trigger, last.step) == ("end", self._steps.done)
+        ended = last is not None and (last.moment.trigger, last.step) == ("end", self._agenda.step)
         return bool(training.ranks.broadcast(ended)) and not self._restored.get("ended", True)
 
     def _begin(self, training: Training) -> None:
-        self._learning_rate, self._dropped = (self._restored.get(key) for key in ("learning_rate", "dropped"))
-        self._steps = Steps(**counted) if (counted := self._restored.get("counted")) else training.steps
-        self._steps.advance(training.of_optimizers)  # a checkpoint may be saved before this callback counts a batch
-        self._run, self._pace = training.run, Pace(self._clock)
         steered = self._steered(training)
-        self._is_steered = bool(steered)
-        if self._run.ends == 0 and all(trigger.at_ends_only for trigger in self.schedule) and training.is_zero:
-            log.warning(
-                "No epoch is known to end in this run, and schedule= takes only ends of epochs: there will be the "
-                "untrained network and the final state. schedule='auto' or every(steps=...) shows what is between."
-            )
-        for metric, trigger, saved in training.checkpoints(steered):
-            self._say_what_a_checkpoint_lacks(training, metric, trigger, saved)
+        self._agenda = Agenda.of_fit(self.schedule, self._clock, training, self._restored, bool(steered))
+        if training.is_zero:
+            say_what_is_lacking(self.schedule, self._agenda.run, training.checkpoints(steered))
         probe, names = self._make_probe(training)
         monitors, folder = training.callbacks(SSCMonitor), self._folder(training)
         layout = {name: m._reference is not None for m in monitors for name in m._series}
@@ -338,20 +320,16 @@ class SSCMonitor(Callback):
         """Note the learning rate of the step to come: after it, schedulers move on."""
         training = Training(trainer, pl_module)
         rate = training.learning_rate(self._parameters)
-        dropped = has_dropped(self._learning_rate, rate)
-        if any(isinstance(trigger, on_lr_drop) for trigger in self.schedule):
-            dropped = training.ranks.broadcast(dropped)  # plateaus of metrics differ between ranks
-        if dropped:
-            self._dropped = self._steps.done
+        if self._agenda.sees_drop(training, rate):
             self._consider(training, "drop")
-        self._learning_rate = rate
+        self._agenda.learning_rate = rate
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take a snapshot of the step, if one is due, or log one that was solved in the background."""
         training = Training(trainer, pl_module)
-        if self._steps.advance(training.of_optimizers) and self._consider(training, "step"):
+        if self._agenda.advance(training) and self._consider(training, "step"):
             return
         if training.is_alone and any(recorder.has_news for recorder in self._recorders):  # ranks would have to agree
             self._poll(training)
@@ -419,9 +397,9 @@ class SSCMonitor(Callback):
                         recorder.collect()
                 if isinstance(exception, KeyboardInterrupt) and self._lacks_what_there_is(training):
                     log.warning(
-                        "SSCMonitor takes the final snapshot, of step %d; Ctrl-C leaves it out.", self._steps.done
+                        "SSCMonitor takes the final snapshot, of step %d; Ctrl-C leaves it out.", self._agenda.step
                     )
-                    announced.append((self._recorders[0], self._steps.done))
+                    announced.append((self._recorders[0], self._agenda.step))
                     self._take(training, "interrupt")
                     self._collect(training)
         except KeyboardInterrupt:
@@ -430,63 +408,11 @@ class SSCMonitor(Callback):
 
     def _lacks_what_there_is(self, training: Training) -> bool:
         """Whether the last step has no snapshot, and the module no averaged weights in the place of its own."""
-        self._steps.advance(training.of_optimizers)  # in the middle of a batch
+        self._agenda.advance(training)  # in the middle of a batch
         is_swapped = training.is_validating and bool(training.averages_before)
-        return bool(self._recorders) and self._steps.done not in self._recorders[0].steps and not is_swapped
+        return bool(self._recorders) and self._agenda.step not in self._recorders[0].steps and not is_swapped
 
     # -- Parts of them
-
-    def _refuse_what_does_not_go_together(self, training: Training) -> None:
-        if training.sharded_by is not None:
-            raise MisconfigurationError(
-                f"SSCMonitor does not support {training.sharded_by}, which shards the model: no process holds whole "
-                f"layers. Use strategy='ddp', or ModelParallelStrategy with fully_shard (FSDP2), or take snapshots of "
-                f"checkpoints with lightning_ssc.snapshot()."
-            )
-        averages = training.averages_before
-        if self.weights != "training" and not averages:
-            raise MisconfigurationError(
-                f"weights={self.weights!r} needs one of Lightning's callbacks that average weights in the Trainer, "
-                f"such as EMAWeightAveraging, and there is none. Add one, or use weights='training'."
-            )
-        if self.weights != "training" and self in averages:
-            raise MisconfigurationError(
-                f"weights={self.weights!r} needs SSCMonitor behind {type(averages[-1]).__name__} in the Trainer's "
-                f"callbacks: before it, it would see the average that was before the step."
-            )
-        steered = self._steered(training)
-        if self.background and steered:
-            raise MisconfigurationError(
-                f"{steered[0]!r} steers the training, and background=True would bring it late, by a time that differs "
-                f"from run to run. Use background=False, or monitor another metric."
-            )
-        if steered and any(trigger.timed for trigger in self.schedule):
-            raise MisconfigurationError(
-                f"{steered[0]!r} steers the training, and every(minutes=...) would bring it at steps that differ from "
-                f"run to run. Use every(steps=...), or monitor another metric."
-            )
-
-    def _say_what_a_checkpoint_lacks(
-        self, training: Training, metric: str, trigger: str, saved: Iterable[tuple[Now, ...]]
-    ) -> None:
-        """A checkpoint that is saved when no snapshot is taken carries a value of an earlier state."""
-        step = uncovered(self.schedule, saved, self._run)
-        if step is None or not training.is_zero:
-            return
-        if trigger:
-            log.warning(
-                "ModelCheckpoint(monitor=%r) saves at moments, first at step %d, at which no snapshot is taken: its "
-                "value is then that of an earlier state. Add %s to schedule=.",
-                metric,
-                step,
-                trigger,
-            )
-        else:
-            log.warning(
-                "ModelCheckpoint(monitor=%r, train_time_interval=...) saves by the clock, when no snapshot is taken: "
-                "its value is that of an earlier state. Use every_n_train_steps= there and every(steps=) in schedule=.",
-                metric,
-            )
 
     def _steered(self, training: Training) -> list[str]:
         """Metrics of this monitor that something in the training goes by."""
@@ -521,41 +447,15 @@ class SSCMonitor(Callback):
         return folder / self.name if self._store is True else Path(abspath(self._store))  # "." has no name
 
     def _consider(self, training: Training, occasion: Occasion, is_last: bool = False) -> bool:
-        """Take a snapshot if one is due; returns whether one was. All ranks decide alike, by rank zero's clock."""
-        minutes = 0.0
-        if occasion == "step" and any(trigger.timed for trigger in self.schedule):
-            minutes = training.ranks.broadcast(self._pace.minutes)
-        epoch = training.epochs_begun if occasion == "epoch" else training.epochs_done
-        now = Now(occasion, self._steps.done, epoch, self._run, minutes, self._dropped)
-        share = max(trigger.share(now) for trigger in self.schedule)
-        if is_last and self.weights == "both":  # fit may leave the average behind, so this is the last of the others
-            share = math.inf
-        if share == 0 or (share < math.inf and self._taken_at == now.step):
-            return False
-        # The final state is taken anyway, and what the training goes by must not differ from run to run.
-        is_bound = share < math.inf and not is_last and not self._is_steered
-        if is_bound and not training.ranks.broadcast(self._pace.allows(share)):
-            self._say_that_it_waits(training, now, share)
-            return False
-        self._take(training, occasion)
-        return True
-
-    def _say_that_it_waits(self, training: Training, now: Now, share: float) -> None:
-        if not self._has_waited and training.is_zero:
-            log.warning(
-                "No snapshot is taken after step %d (epoch %d), nor after others to come: snapshots would have taken "
-                "more than %.3g %% of the run's time so far. schedule=1 takes every epoch, and auto(budget=...) gives "
-                "them more time.",
-                now.step,
-                now.epoch,
-                100 * share,
-            )
-        self._has_waited = True
+        """Take a snapshot if one is due; returns whether one was."""
+        always = is_last and self.weights == "both"  # fit may leave the average behind: this is the others' last
+        if due := self._agenda.is_due(training, occasion, is_last=is_last, always=always):
+            self._take(training, occasion)
+        return due
 
     def _take(self, training: Training, occasion: Occasion | Literal["end", "interrupt"]) -> None:
         """Take a snapshot after the one before is done, and in the foreground end it, too."""
-        self._taken_at = self._steps.done
-        with self._pace.taking():
+        with self._agenda.taking():
             for recorder, average in self._watched(training, is_end=occasion == "end"):
                 with self._guard(training, recorder):  # what is wrong with that one does not cost this one
                     recorder.collect()
@@ -576,14 +476,14 @@ class SSCMonitor(Callback):
     def _record(self, training: Training, recorder: Recorder, occasion: str) -> None:
         recorder.record(
             training.epoch(running=occasion not in ("start", "end")),
-            self._steps.done,
-            self._learning_rate,
+            self._agenda.step,
+            self._agenda.learning_rate,
             trigger=occasion,
             logged=training.logged(in_batch=occasion in ("step", "validation")),
         )
 
     def _poll(self, training: Training) -> None:
-        with self._pace.finishing():
+        with self._agenda.finishing():
             for recorder in self._recorders:
                 with self._guard(training, recorder):
                     recorder.poll()
@@ -606,24 +506,4 @@ class SSCMonitor(Callback):
         finally:
             training.publish(recorder.scalars)
             if self._verbose and recorder.last is not None and recorder.steps != before:
-                training.print(summary(recorder.last))
-
-
-def summary(taken: Snapshot) -> str:
-    """A snapshot in a line: how modularity rises from the first layer to the last, how exact and how long.
-
-    Example:
-        >>> import torch
-        >>> from lightning_ssc import snapshot
-        >>> net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
-        >>> print(summary(snapshot(net, torch.rand(20, 4), layers="Linear")))  # doctest: +ELLIPSIS
-        SSC epoch 0: 2 layers, worst gap ..., ... s
-    """
-    modularities = {name: layer.values.get("modularity", float("nan")) for name, layer in taken.layers.items()}
-    (first, q1), (last, q2) = next(iter(modularities.items())), list(modularities.items())[-1]
-    rise = "" if q1 != q1 else f"modularity {q1:.2f} ({first}) to {q2:.2f} ({last}), "
-    worst = max(float(layer.gap.max()) for layer in taken.layers.values())
-    return (
-        f"SSC {taken.moment}: {len(taken.layers)} layers, {rise}worst gap {worst:.0e}, "
-        f"{taken.seconds.get('total', 0):.1f} s"
-    )
+                training.print(writers.summary(recorder.last))

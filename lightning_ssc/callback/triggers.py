@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -433,54 +432,6 @@ class Steps:
         stepped = of_optimizers > self.of_optimizers
         self.done, self.of_optimizers = self.done + stepped, of_optimizers
         return stepped
-
-
-class Pace:
-    """How much of a run's time its snapshots have taken, by the clock of one process.
-
-    Args:
-        clock: Gives the time in seconds.
-
-    Example:
-        >>> times = iter([0, 10, 10, 13, 100, 200])
-        >>> pace = Pace(lambda: next(times))
-        >>> with pace.taking():  # takes three seconds
-        ...     pass
-        >>> pace.allows(0.05), pace.allows(0.05)  # of a hundred seconds, and of two hundred
-        (False, True)
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._start = self._last = clock()
-        self._spent = self._one = 0.0
-
-    @contextmanager
-    def taking(self) -> Iterator[None]:
-        """In it a snapshot is taken."""
-        self._one, self._last = 0.0, self._clock()
-        with self.finishing():
-            yield
-
-    @contextmanager
-    def finishing(self) -> Iterator[None]:
-        """In it more is done for the last snapshot, such as to log it."""
-        begun = self._clock()
-        try:
-            yield
-        finally:
-            seconds = self._clock() - begun
-            self._one += seconds
-            self._spent += seconds
-
-    def allows(self, share: float) -> bool:
-        """Whether snapshots, with one more that takes as long as the last, stay within a share of the time."""
-        return self._spent + self._one <= share * (self._clock() - self._start)
-
-    @property
-    def minutes(self) -> float:
-        """Minutes since a snapshot was begun, or since the start."""
-        return (self._clock() - self._last) / 60
 
 
 @lru_cache(maxsize=8)

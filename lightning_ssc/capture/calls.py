@@ -21,6 +21,7 @@ from lightning_ssc.capture.isolation import without_trace
 from lightning_ssc.capture.names import named_layers
 from lightning_ssc.capture.runner import Runner
 from lightning_ssc.capture.samples import some
+from lightning_ssc.capture.sharding import reshard
 
 _Known = frozenset[tuple[int, int]]  # tensors by their number and version, which an in-place operation raises
 
@@ -137,6 +138,7 @@ def observe(runner: Runner, inputs: Any) -> Call:
         call.has_rows = any(samples in shape[:2] for shape in call.shapes)
 
     with without_trace(runner.model), runner.context(), ExitStack() as hooks:
+        hooks.callback(reshard, runner.model)  # or what it has gathered would be undone as a trace
         for name, module in {"": runner.model, **named_layers(runner.model)}.items():
 
             def before(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
@@ -166,4 +168,4 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def _shapes(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(t.shape) for t in tensors)
+    return tuple((t.size(0),) if t.is_nested else tuple(t.shape) for t in tensors)  # nested ones have no other size

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -59,11 +60,13 @@ class Dependence(TorchFunctionMode):
 
 
 def rows_are_equal(tensor: Tensor) -> bool:
-    """Whether a tensor has the same in all its rows.
+    """Whether a tensor has the same in all its rows; one whose rows cannot be compared (nested, quantised) has not.
 
     Example:
         >>> import torch
         >>> rows_are_equal(torch.tensor([[1, 2], [1, 2]])), rows_are_equal(torch.tensor([[1, 2], [1, 3]]))
         (True, False)
     """
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+        return False
     return tensor.dim() == 0 or bool((tensor == tensor[:1]).all())

@@ -8,6 +8,8 @@ from typing import Any
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from lightning_ssc.capture.batches import tensors
+
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether several processes hold parts of the network's weights and run it together.
@@ -21,6 +23,8 @@ def is_sharded(model: nn.Module) -> bool:
 
 def whole(output: Any) -> Any:
     """What a layer puts out with tensors that are spread over processes, all of which ask for it, made whole."""
+    if not holds_parts(output):
+        return output
     return apply_to_collection(output, Tensor, lambda tensor: tensor.full_tensor() if _is_part(tensor) else tensor)
 
 
@@ -32,9 +36,7 @@ def holds_parts(output: Any) -> bool:
         >>> holds_parts((torch.zeros(2), None))
         False
     """
-    found: list[bool] = []
-    apply_to_collection(output, Tensor, lambda tensor: found.append(_is_part(tensor)))
-    return any(found)
+    return any(map(_is_part, tensors(output)))
 
 
 def reshard(model: nn.Module) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lightning_ssc.functional.health import Idle, idle_features
 
 _BLOCK = 256  # rows of a Gram that are formed or mirrored at once
 _HALVED = 1536  # samples above which a Gram is split into halves, whose product runs at full speed
 _TINY = 1e-15  # largest feature of a sample below which squares come near to the least that float32 can hold
 _STEEP = 10  # times that the mean's squared length may exceed the spread's before its rounding counts
 _AT_ONCE = 1 << 22  # entries that are turned into float64 at once
+_NONE_IDLE = Idle(0, 0)
 _LOST = 64  # epsilons of the mean's squared length below which that of a sample is rounding
 
 
@@ -30,12 +33,14 @@ class CentredGram:
         offset: ``(N,)`` float64, what row and column i have to gain in the raw Gram.
         gain: What every entry has to gain in the raw Gram.
         steep: Whether the mean is so long beside the spread that the raw Gram in float32 would lose of it.
+        idle: How many features do not vary.
     """
 
     centred: Tensor
     offset: Tensor
     gain: float
     steep: bool = False
+    idle: Idle = _NONE_IDLE
 
     def add_(self, other: CentredGram) -> None:
         """Add the Gram of other features of the same samples."""
@@ -43,6 +48,7 @@ class CentredGram:
         self.offset += other.offset
         self.gain += other.gain
         self.steep |= other.steep
+        self.idle = Idle(*(sum(both) for both in zip(self.idle, other.idle, strict=True)))
 
     def raw_(self, precise: bool = False) -> Tensor:
         """The raw Gram X Xᵀ, written over :attr:`centred`; in float64 if asked for, or where the mean is long.
@@ -61,7 +67,7 @@ class CentredGram:
 
     def to(self, device: torch.device) -> CentredGram:
         """The same on another device."""
-        return CentredGram(self.centred.to(device), self.offset.to(device), self.gain, self.steep)
+        return CentredGram(self.centred.to(device), self.offset.to(device), self.gain, self.steep, self.idle)
 
 
 def centred_gram(x: Tensor, precise: bool = False) -> CentredGram:
@@ -90,8 +96,9 @@ def centred_gram(x: Tensor, precise: bool = False) -> CentredGram:
         if len(bad := (~torch.isfinite(x)).any(1).nonzero().squeeze(1)):
             raise ValueError(f"NaN or infinity for {len(bad)} of {n} samples, first for sample {int(bad[0])}")
         mean = x.mean(0, dtype=torch.float64).to(x.dtype)  # finite values, whose sum was too large
+    idle = idle_features(x)
     if (precise or too_small) and x.dtype == torch.float32:
-        return _in_double(x)
+        return replace(_in_double(x), idle=idle)
     x -= mean
     gram = torch.empty(n, n, device=x.device, dtype=x.dtype)
     with _full_precision(x.device):
@@ -103,7 +110,7 @@ def centred_gram(x: Tensor, precise: bool = False) -> CentredGram:
         rows[:, start:stop] = own + own.triu(1).T
         gram[stop:, start:stop] = rows[:, stop:].T
     gain, spread = torch.stack([mean.double().square().sum(), gram.diagonal().double().mean()]).tolist()
-    return CentredGram(gram, offset, gain, gain > _STEEP * spread)
+    return CentredGram(gram, offset, gain, gain > _STEEP * spread, idle)
 
 
 def _in_double(x: Tensor) -> CentredGram:

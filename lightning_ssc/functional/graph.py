@@ -117,6 +117,16 @@ def labelled(affinity: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return to_csr(kept), labels[known]
 
 
+def all_known(labels: Tensor | None) -> Tensor | None:
+    """The labels where every sample has one; ``None`` where there are none or some are negative.
+
+    Example:
+        >>> all_known(torch.tensor([0, 2])), all_known(torch.tensor([0, -1])), all_known(None)
+        (tensor([0, 2]), None, None)
+    """
+    return None if labels is None or bool((labels < 0).any()) else labels
+
+
 @torch.no_grad()
 def class_affinity(affinity: Tensor, labels: Tensor | Sequence[int], num_classes: int | None = None) -> Tensor:
     """Share of each input's affinity that goes to each class (section 6.2 of Saini et al. 2021).

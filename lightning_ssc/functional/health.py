@@ -67,8 +67,11 @@ def rankme(gram: Tensor, inputs: int = _INPUTS) -> Tensor:
         3.0
     """
     check_square(gram, "gram")
-    chosen = sample(len(gram), inputs).to(gram.device)
-    part = gram[chosen][:, chosen].double()
+    part = gram
+    if len(gram) > inputs:
+        chosen = sample(len(gram), inputs).to(gram.device)
+        part = gram[chosen][:, chosen]
+    part = part.double()
     mean = part.mean(1)
     part = part - mean[:, None] - mean + mean.mean()
     values = torch.linalg.eigvalsh(part)

@@ -73,6 +73,11 @@ class Partition:
         return 1 - float((self._degrees / self.total).square().sum()) if self.total else math.nan
 
     @property
+    def assortativity(self) -> float:
+        """Modularity over its :attr:`ceiling` (Newman, "Mixing patterns in networks", 2003); NaN where that is 0."""
+        return self.modularity / self.ceiling if self.ceiling > 0 else math.nan
+
+    @property
     def labels(self) -> Tensor:
         """``(N,)`` int64 class with most of an input's affinity, its SSC label (section 6.2 of Saini et al. 2021).
 

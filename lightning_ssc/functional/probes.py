@@ -50,7 +50,7 @@ def nearest_neighbour(gram: Tensor) -> Tensor:
 
 @torch.no_grad()
 def ridge_probe(gram: Tensor, labels: Tensor, ridge: float = RIDGE) -> Tensor:
-    r"""What a linear classifier, fitted by ridge regression to all other inputs, says of every input.
+    r"""How a linear classifier, fitted by ridge regression to all other inputs, scores every input.
 
     With the centred Gram K, its mean diagonal k and :math:`P = \lambda (K + \lambda I)^{-1}`, :math:`\lambda = ridge
     \cdot k`, regression of the classes' indicators with an intercept leaves the residuals :math:`R = (P - \tfrac1N
@@ -63,14 +63,15 @@ def ridge_probe(gram: Tensor, labels: Tensor, ridge: float = RIDGE) -> Tensor:
         ridge: Penalty on the weights, relative to the mean squared length of the centred inputs; positive.
 
     Returns:
-        (N,) int64 label that each input would be given.
+        (N, K) scores of the K classes by ascending label, in the dtype of `gram`; the largest is the class that the
+        input would be given. Each row sums to 1.
 
     Raises:
         ValueError: `gram` is not square, `labels` is not N integers, or `ridge` is not positive.
 
     Example:
         >>> x = torch.tensor([[-3.0], [-2.0], [-1.0], [1.0], [2.0], [3.0]])
-        >>> ridge_probe(x @ x.T, torch.tensor([0, 0, 0, 1, 1, 1]))
+        >>> ridge_probe(x @ x.T, torch.tensor([0, 0, 0, 1, 1, 1])).argmax(1)
         tensor([0, 0, 0, 1, 1, 1])
     """
     names, classes = torch.unique(classes_of(labels, gram), return_inverse=True)
@@ -85,5 +86,27 @@ def ridge_probe(gram: Tensor, labels: Tensor, ridge: float = RIDGE) -> Tensor:
     indicators = torch.nn.functional.one_hot(classes, len(names)).to(gram.dtype)
     residuals = left @ indicators - indicators.mean(0)
     without = residuals / (left.diagonal() - 1 / n)[:, None]
-    said: Tensor = names[(indicators - without).argmax(1)]
-    return said
+    scores: Tensor = indicators - without
+    return scores
+
+
+@torch.no_grad()
+def margin(scores: Tensor, labels: Tensor) -> Tensor:
+    """Score of every input's own class less the best of the others: positive where it would be classified correctly.
+
+    Args:
+        scores: (N, K) scores of the K classes by ascending label, such as those of :func:`ridge_probe`.
+        labels: (N,) integers, of K distinct values.
+
+    Returns:
+        (N,) in the dtype of the scores; NaN where there is one class.
+
+    Example:
+        >>> margin(torch.tensor([[0.75, 0.25], [0.5, 0.5]]), torch.tensor([3, 7]))
+        tensor([0.5000, 0.0000])
+    """
+    if scores.shape[1] < 2:
+        return torch.full_like(scores[:, 0], torch.nan)
+    classes = torch.unique(labels, return_inverse=True)[1][:, None]
+    rest = scores.scatter(1, classes, -torch.inf).amax(1)
+    return scores.gather(1, classes)[:, 0] - rest

@@ -10,14 +10,17 @@ from torch import Tensor
 
 from lightning_ssc.functional._sparse import sum_by
 
+WIDTH = 1.96
+"""Standard errors to either side of a number that make an interval of 95 %."""
+
 
 class Estimate(NamedTuple):
     """A number and its standard error.
 
     Attributes:
         value: The number.
-        spread: Its standard error, in the same unit; an interval of 95 % reaches 1.96 of it to either side. NaN where
-            it is not known.
+        spread: Its standard error, in the same unit; an interval of 95 % is :data:`WIDTH` of it to either side. NaN
+            where it is not known.
 
     Example:
         >>> Estimate(0.5, 0.01).spread

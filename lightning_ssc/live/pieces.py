@@ -85,7 +85,7 @@ def run(store: SnapshotStore) -> Piece:
         "drops": [[t, t + 1] for t in table.before_drops().tolist()],
         "unit": table.unit,
         "measures": [
-            curve(record, table.curves[record.name])
+            curve(record, table.curves[record.name], table.spreads.get(record.name))
             for record in plots.present(table)
             if record.over != "final"  # which is not known yet
         ],
@@ -100,8 +100,8 @@ def run(store: SnapshotStore) -> Piece:
     }
 
 
-def curve(record: Measure, values: Table) -> Piece:
-    """A measure of every layer over the moments."""
+def curve(record: Measure, values: Table, spreads: Table | None = None) -> Piece:
+    """A measure of every layer over the moments, with its standard errors where it has any."""
     return {
         "name": record.name,
         "title": record.title,
@@ -111,6 +111,7 @@ def curve(record: Measure, values: Table) -> Piece:
         "log": plots.is_logarithmic(record, values),
         "over": record.over,
         "values": pack(values),
+        **({} if spreads is None or np.isnan(spreads).all() else {"spreads": pack(spreads)}),
     }
 
 
@@ -129,12 +130,15 @@ def computed_curves(
     """Curves from what was computed of every snapshot, by layer and measure; those that no header has values of."""
     layers = headers[-1].layers
     known = {record.name for record in plots.present(stored(headers))}
-    found = []
-    for record in measures.CURVES:
-        rows = [[of.get(layer, {}).get(record.name, np.nan) for layer in layers] for of in values]
-        if record.name not in known and not np.isnan(table := np.array(rows, dtype=float)).all():
-            found.append(curve(record, table))
-    return found
+
+    def table(name: str) -> Table:
+        return np.array([[of.get(layer, {}).get(name, np.nan) for layer in layers] for of in values], dtype=float)
+
+    return [
+        curve(record, curves, table(record.spread_name) if record.spread else None)
+        for record in measures.CURVES
+        if record.name not in known and not np.isnan(curves := table(record.name)).all()
+    ]
 
 
 def heatmap(store: SnapshotStore, step: int, layers: Sequence[str]) -> Piece:

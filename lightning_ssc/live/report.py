@@ -184,12 +184,15 @@ def _against(store: SnapshotStore, steps: list[int], layers: list[str], probe: s
     """Curves to a reference that is named now."""
     if reference.probe != probe:
         raise SnapshotError(f"The reference and the snapshots in {store} are of different probes.")
-    tables = {r.name: np.full((len(steps), len(layers)), np.nan) for r in measures.CURVES if r.over == "reference"}
+    records = [record for record in measures.CURVES if record.over == "reference"]
+    names = [name for record in records for name in (record.name, record.spread_name)]
+    tables = {name: np.full((len(steps), len(layers)), np.nan) for name in names}
     for t, step in enumerate(steps):
         for name, graph in store.layers(step, [layer for layer in layers if layer in reference.layers]):
             for key, value in measures.between("reference", graph, reference.layers[name]).items():
                 tables[key][t, layers.index(name)] = value
-    return [pieces.curve(measures.measure(name), table) for name, table in tables.items() if not np.isnan(table).all()]
+    known = [record for record in records if not np.isnan(tables[record.name]).all()]
+    return [pieces.curve(record, tables[record.name], tables[record.spread_name]) for record in known]
 
 
 def _last(store: SnapshotStore) -> int:

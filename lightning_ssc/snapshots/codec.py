@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -152,6 +153,8 @@ def encode(snapshot: Snapshot) -> Arrays:
         arrays[f"{i}/gap"] = layer.gap.numpy()
         if layer.communities is not None:
             arrays[f"{i}/communities"] = layer.communities.numpy()
+        for key, of_inputs in layer.of_inputs.items():
+            arrays[f"{i}/inputs/{key}"] = of_inputs.numpy()
         if layer.linear is not None:
             arrays[f"{i}/linear/diagonal"] = layer.linear.diagonal.numpy()
             arrays[f"{i}/linear/pairs"] = layer.linear.pairs.numpy()
@@ -183,7 +186,9 @@ def encode(snapshot: Snapshot) -> Arrays:
         "probe": snapshot.probe,
         "learning_rate": _number(snapshot.learning_rate),
         "previous": snapshot.previous,
+        "start": snapshot.start,
         "run": snapshot.run,
+        "names": _digest(arrays),
     }
     arrays["header"] = _as_bytes(header)
     return arrays
@@ -216,11 +221,13 @@ def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> Snapsh
         sound = sound and layer.get("is_output") in (None, True, False)
         _check(sound and _are_numbers(of_layer), f"layer {layer['name']!r} is damaged")
         values[layer["name"]] = {key: _float(value) for key, value in of_layer.items()}
-    rate, previous, size = (header.get(key) for key in ("learning_rate", "previous", "size"))
+    rate, previous, start, size = (header.get(key) for key in ("learning_rate", "previous", "start", "size"))
     run = header.get("run", "")
     _check(isinstance(header["probe"], str) and isinstance(run, str), "its probe or run is damaged")
     _check(rate is None or type(rate) in (int, float), f"its learning rate is {rate!r}")
-    _check(all(number is None or type(number) is int for number in (previous, size)), "its size or order is damaged")
+    _check(
+        all(number is None or type(number) is int for number in (previous, start, size)), "its size or order is damaged"
+    )
     for key in ("settings", "seconds", "versions"):
         _check(isinstance(header.get(key, {}), dict), f"its {key} are damaged")
     _check(_are_numbers(header["seconds"]), "its seconds are damaged")
@@ -236,6 +243,7 @@ def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> Snapsh
         versions=header.get("versions", {}),
         learning_rate=rate,
         previous=previous,
+        start=start,
         run=run,
         outputs=outputs,
         **{key: header[key] for key in ("probe", "seconds")},
@@ -264,6 +272,7 @@ def decode(arrays: Arrays, path: Path, step: int | None = None) -> Snapshot:
         learning_rate=header.learning_rate,
         pairs=decode_pairs(arrays, len(layers)),
         previous=header.previous,
+        start=header.start,
         run=header.run,
     )
 
@@ -345,6 +354,11 @@ def _layer(arrays: Arrays, i: int, entry: Mapping[str, Any]) -> LayerGraph:
         coef = torch.sparse_csr_tensor(rows, columns, torch.from_numpy(value), (n, n), check_invariants=True)
     except RuntimeError as error:
         raise ValueError(str(error).splitlines()[0]) from error
+    of_inputs = {}
+    for key in [key for key in arrays if key.startswith(f"{i}/inputs/")]:
+        column = arrays[key]
+        _check(column.shape == (n,) and column.dtype.kind in "if", f"layer {name!r} has a damaged column {key!r}")
+        of_inputs[key.removeprefix(f"{i}/inputs/")] = torch.from_numpy(column)
     linear = None
     if f"{i}/linear/pairs" in arrays:
         diagonal, pairs = (torch.from_numpy(arrays[f"{i}/linear/{part}"]) for part in ("diagonal", "pairs"))
@@ -357,6 +371,7 @@ def _layer(arrays: Arrays, i: int, entry: Mapping[str, Any]) -> LayerGraph:
         linear,
         None if found is None else torch.from_numpy(found),
         {key: _float(measured) for key, measured in entry.get("values", {}).items()},
+        of_inputs,
         _known(entry, "norm"),
         entry.get("is_output"),
     )
@@ -373,7 +388,14 @@ def _header(arrays: Arrays, path: Path) -> dict[str, Any]:
             f"{path} has snapshot format {header['format']}; this version of lightning_ssc reads up to {FORMAT}. "
             f"Upgrade lightning-ssc to read it."
         )
+    # Names of arrays have no checksum of their own, and one that is missing may mean that there was nothing to keep.
+    _check(header.get("names", _digest(arrays)) == _digest(arrays), "the names of its arrays are damaged")
     return header
+
+
+def _digest(arrays: Iterable[str]) -> int:
+    """A checksum of the names of arrays, but for the header."""
+    return zlib.crc32("\n".join(name for name in arrays if name != "header").encode())
 
 
 def _moment(header: Mapping[str, Any], step: int | None) -> Moment:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from operator import index
 from typing import Any
 
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from lightning_ssc.functional import affinity, modularity
 from lightning_ssc.functional.gram_sketch import GramSketch
-from lightning_ssc.functional.graph import labelled
+from lightning_ssc.functional.graph import all_known, labelled
 from lightning_ssc.functional.graph_cka import CentredGraph
+from lightning_ssc.functional.partition import partition
+from lightning_ssc.measures import Parts
 
 
 class SnapshotError(RuntimeError):
@@ -125,6 +127,8 @@ class LayerGraph:
         communities: ``(N,)`` int64 community of every sample that Louvain's method found in the graph, where
             ``groups="communities"`` asked for them.
         values: What was measured of the layer, by the names of :data:`lightning_ssc.measures.MEASURES`.
+        of_inputs: What was measured of every input in it, ``(N,)`` by the names of
+            :data:`lightning_ssc.measures.INPUTS`.
         norm: Norm of the centred affinity, if it was kept.
         is_output: Whether the layer puts out what the network returns, as a classifier does; ``None`` where it is not
             known.
@@ -137,6 +141,7 @@ class LayerGraph:
     linear: GramSketch | None = None
     communities: Tensor | None = None
     values: Mapping[str, float] = field(default_factory=dict)
+    of_inputs: Mapping[str, Tensor] = field(default_factory=dict)
     norm: float | None = None
     is_output: bool | None = None
 
@@ -160,9 +165,26 @@ class LayerGraph:
         """``(N,)`` what modularity is over: the graph's communities if it has them, else the class labels."""
         return labels if self.communities is None else self.communities
 
-    def measurable(self, labels: Tensor | None) -> Mapping[str, Any]:
+    def measurable(self, labels: Tensor | None, predictions: Tensor | None = None) -> Mapping[str, Any]:
         """What measures may need of the layer (:attr:`lightning_ssc.measures.Measure.needs`), but for its Gram."""
-        return _Measurable(self, labels)
+        groups = self.groups(labels)
+        classes = all_known(labels)
+        makers: dict[str, Callable[[], Any]] = {
+            "labels": lambda: classes,
+            "predictions": lambda: predictions,
+            "groups": lambda: groups,
+            "parted": lambda: None if groups is None else partition(*labelled(self.affinity, groups)),
+            "classed": lambda: (
+                parts["parted"] if groups is classes else None if classes is None else partition(self.affinity, classes)
+            ),
+            **{
+                part: partial(getattr, self, part)
+                for part in ("coef", "affinity", "gap", "graph", "linear", "features")
+            },
+            **{name: partial(self.of_inputs.__getitem__, name) for name in self.of_inputs},
+        }
+        parts = Parts(makers)
+        return parts
 
     def modularity(self, labels: Tensor | None) -> float:
         """Modularity of the graph (Eq. 5 of the paper) over its :meth:`groups`, among the samples that have a class.
@@ -176,28 +198,6 @@ class LayerGraph:
     def neighbours(self) -> float:
         """Mean number of samples that rebuild a sample."""
         return self.coef.values().numel() / len(self.gap)
-
-
-class _Measurable(Mapping[str, Any]):
-    """Parts of a layer by name, each made when it is asked for."""
-
-    _PARTS = ("coef", "affinity", "gap", "graph", "linear", "labels", "groups")
-
-    def __init__(self, layer: LayerGraph, labels: Tensor | None) -> None:
-        self._layer, self._labels = layer, labels
-
-    def __getitem__(self, part: str) -> Any:
-        if part not in self._PARTS:
-            raise KeyError(part)
-        if part == "labels":
-            return self._labels
-        return self._layer.groups(self._labels) if part == "groups" else getattr(self._layer, part)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._PARTS)
-
-    def __len__(self) -> int:
-        return len(self._PARTS)
 
 
 @dataclass(frozen=True)
@@ -218,6 +218,7 @@ class Snapshot(_OfAMoment):
         learning_rate: Learning rate of the finished epoch, or ``None`` where it is not known.
         pairs: Tables ``(L, L)`` float32 between the layers, by the names of the measures.
         previous: Step of the snapshot that values "to previous" are to, or ``None`` for a first one.
+        start: Step of the snapshot that values "to start" are to, or ``None`` where there are none.
         run: What tells the run that took it from any other; may be empty.
     """
 
@@ -233,6 +234,7 @@ class Snapshot(_OfAMoment):
     learning_rate: float | None = None
     pairs: Mapping[str, Tensor] = field(default_factory=dict)
     previous: int | None = None
+    start: int | None = None
     run: str = ""
 
     @property
@@ -252,7 +254,8 @@ class SnapshotHeader(_OfAMoment):
         layers: Labels of the layers, in order of execution.
         values: What was measured of every layer, by label and by the name of the measure.
         size: Number of samples, N; ``None`` where it is not said (format 1).
-        settings: See :class:`Snapshot`, as for ``probe``, ``seconds``, ``learning_rate``, ``previous`` and ``run``.
+        settings: See :class:`Snapshot`, as for ``probe``, ``seconds``, ``learning_rate``, ``previous``, ``start`` and
+            ``run``.
         versions: Versions of what the numbers come from.
         outputs: See :attr:`Snapshot.outputs`.
     """
@@ -267,6 +270,7 @@ class SnapshotHeader(_OfAMoment):
     versions: Mapping[str, str]
     learning_rate: float | None
     previous: int | None
+    start: int | None = None
     run: str = ""
     outputs: Sequence[str] | None = None
 

@@ -369,6 +369,7 @@ class MemoryStore(Store):
             versions=codec.versions(),
             learning_rate=taken.learning_rate,
             previous=taken.previous,
+            start=taken.start,
             run=taken.run,
             outputs=taken.outputs,
         )

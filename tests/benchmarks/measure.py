@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # recipes are not 
 
 from lightning_ssc import Snapshot, SnapshotStore, writers
 from lightning_ssc.capture import Runner, make_probe, pictures, trace
-from lightning_ssc.pipeline import Stopwatch, begin_snapshot, compared
+from lightning_ssc.pipeline import Past, Stopwatch, begin_snapshot, compared
 from lightning_ssc.snapshots import Moment, ProbeCard, Settings
 
 
@@ -90,7 +90,7 @@ def log_seconds(taken: Snapshot, x: Tensor, folder: Path) -> dict[str, float]:
 
     stopwatch, logger, card = Stopwatch(), Logger(), ProbeCard("", pictures(x))
     with stopwatch("measure"):
-        taken = compared(taken, taken)
+        taken = compared(taken, Past(taken, taken))
     with stopwatch("store"):
         SnapshotStore(folder).save(taken)
     with stopwatch("log"):

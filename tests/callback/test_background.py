@@ -257,7 +257,8 @@ def test_control_c_while_a_snapshot_is_written_loses_nothing(
     with pytest.raises(SystemExit):
         fit(tmp_path, watching, max_epochs=3)
     assert interrupted
-    assert watching.store.epochs == [0, 1]  # type: ignore[union-attr]
+    # What there is in the end is taken, too, perhaps at the end of an epoch.
+    assert watching.store.epochs[:2] == [0, 1]  # type: ignore[union-attr]
     assert "left out." not in caplog.text
 
 
@@ -617,9 +618,9 @@ def test_pictures_are_drawn_beside_training_and_logged_in_its_thread(
     threads: dict[str, set[str]] = {"draw": set(), "log": set()}
     curves, log_image = writers.cards.curves, writers.log_image
 
-    def draw(table: Any) -> Any:
+    def draw(table: Any, **options: Any) -> Any:
         threads["draw"].add(current_thread().name)
-        return curves(table)
+        return curves(table, **options)
 
     def write(loggers: Any, tag: str, image: Any, step: int) -> None:
         threads["log"].add(current_thread().name)

@@ -155,7 +155,7 @@ def test_both_series_are_resumed(tmp_path: Path) -> None:
         assert one.root == other.root == tmp_path / name  # type: ignore[union-attr]
     assert again.store.steps == [0, 3, 6]  # type: ignore[union-attr]
     assert again.store_of_average.steps == [3, 6]  # type: ignore[union-attr]
-    tags = {tag for tag in run.callback_metrics if "modularity" in tag}
+    tags = {tag for tag in run.callback_metrics if "modularity/" in tag}
     assert tags == {f"ssc/modularity/{LAYER}", f"ssc_average/modularity/{LAYER}"}
 
 

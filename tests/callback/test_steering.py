@@ -39,7 +39,7 @@ class Notes(ModelCheckpoint):
         assert recorder is not None
         value = recorder.scalars[TAG]
         assert float(trainer.callback_metrics[TAG]) == pytest.approx(value)
-        self.current.append(recorder.steps[-1] == self.watching._steps.done)
+        self.current.append(recorder.steps[-1] == self.watching._agenda.step)
         super()._save_checkpoint(trainer, filepath)
 
 

@@ -84,7 +84,7 @@ class ModelOutput:
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state", "ignore:The PyTorch API of nested")
-@pytest.mark.filterwarnings("ignore:.*torch.quantize_per_tensor:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.quantize_per_tensor")
 def test_the_activation_of_an_output(make: Callable[..., Any], expected: Tensor) -> None:
     assert_rows(gram(Returns(make), X, "m"), expected)
 

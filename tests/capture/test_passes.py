@@ -205,11 +205,11 @@ def test_a_small_budget_gives_the_same_in_more_passes(x: Tensor) -> None:
     whole = grams(net, "**", x, memory=1 << 30)
     one = len(forwards)
     tight = grams(net, "**", x, memory=2 * 300 * 300 * 4 + 300 * 4 * 100)  # a hundred features at a time
-    assert one == 2 + 2  # two that are traced, then 300 samples in chunks of 256
+    assert one == 3 + 2  # three that are traced, then 300 samples in chunks of 256
     assert (
-        len(forwards) - one == 2 + 2 * 19
+        len(forwards) - one == 3 + 2 * 19
     )  # four layers of 384 features in 4 slices each, then 72, 72, and 72 + 8 + 8 + 3
-    assert len(ends) == 2 + 2 + 2 + 2  # all passes but the last end with the layers they want
+    assert len(ends) == 3 + 2 + 3 + 2  # all passes but the last end with the layers they want
     assert list(whole) == list(tight)
     for name, gram in whole.items():
         torch.testing.assert_close(tight[name], gram, rtol=1e-5, atol=1e-4)

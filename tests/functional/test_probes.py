@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_ssc.functional.collapse import neural_collapse
 from lightning_ssc.functional.health import idle_features, participation_ratio, rankme, sample
-from lightning_ssc.functional.probes import nearest_neighbour, ridge_probe
+from lightning_ssc.functional.probes import margin, nearest_neighbour, ridge_probe
 
 N, CLASSES = 45, 4
 
@@ -20,7 +20,7 @@ def layer(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor]:
     """Centred features and labels of classes of several sizes, named by numbers with holes."""
     generator = torch.Generator().manual_seed(request.param)
     labels = torch.arange(N) % 9 % CLASSES * 2 - 3
-    means = torch.randn(12, request.param, dtype=torch.float64, generator=generator)
+    means = 0.5 * torch.randn(12, request.param, dtype=torch.float64, generator=generator)
     x = means[labels] + torch.randn(N, request.param, dtype=torch.float64, generator=generator)
     return x - x.mean(0), labels
 
@@ -46,23 +46,35 @@ class TestRidgeProbe:
     def test_is_n_refits(self, layer: tuple[Tensor, Tensor], ridge: float) -> None:
         """With weights and an intercept, fitted to all other inputs by the normal equations."""
         x, labels = layer
-        names, classes = labels.unique(return_inverse=True)
+        classes = labels.unique(return_inverse=True)[1]
         y = torch.nn.functional.one_hot(classes).double()
         penalty, expected = ridge * x.square().sum(1).mean(), []
         for i in range(N):
             keep = torch.arange(N) != i
             shift, mean = x[keep].mean(0), y[keep].mean(0)
             a, b = x[keep] - shift, y[keep] - mean
-            weights = torch.linalg.solve(a.T @ a + penalty * torch.eye(x.shape[1]), a.T @ b)
-            expected.append(int(((x[i] - shift) @ weights + mean).argmax()))
-        assert torch.equal(ridge_probe(x @ x.T, labels, ridge), names[expected])
+            weights = torch.linalg.solve(a.T @ a + penalty * torch.eye(x.shape[1], dtype=x.dtype), a.T @ b)
+            expected.append((x[i] - shift) @ weights + mean)
+        torch.testing.assert_close(ridge_probe(x @ x.T, labels, ridge), torch.stack(expected), rtol=0, atol=1e-9)
 
     def test_of_a_constant_layer_goes_by_the_sizes_of_classes(self) -> None:
-        assert ridge_probe(torch.zeros(6, 6), torch.tensor([7, 7, 7, 7, 2, 2])).tolist() == [7] * 6
+        assert ridge_probe(torch.zeros(6, 6), torch.tensor([7, 7, 7, 7, 2, 2])).argmax(1).tolist() == [1] * 6
 
     def test_needs_a_penalty(self) -> None:
         with pytest.raises(ValueError, match="ridge must be positive"):
             ridge_probe(torch.eye(3), torch.arange(3), 0.0)
+
+
+class TestMargin:
+    def test_is_positive_where_the_class_is_right(self, layer: tuple[Tensor, Tensor]) -> None:
+        x, labels = layer
+        scores = ridge_probe(x @ x.T, labels)
+        right = labels.unique()[scores.argmax(1)] == labels
+        assert torch.equal(margin(scores, labels) > 0, right)
+        assert right.any()
+
+    def test_of_one_class_there_is_none(self) -> None:
+        assert bool(margin(torch.ones(4, 1), torch.ones(4).long()).isnan().all())
 
 
 class TestNeuralCollapse:

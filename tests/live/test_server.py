@@ -86,7 +86,7 @@ def test_curves_to_the_latest_snapshot_come_bit_by_bit(
     assert (found["done"], found["latest"]) == (True, 20)
     assert known == sorted(known)
     final = [measure for measure in found["measures"] if measure["over"] == "final"]
-    assert [measure["name"] for measure in final] == ["cka_to_final", "linear_cka_to_final"]
+    assert [measure["name"] for measure in final] == ["cka_to_final", "linear_cka_to_final", "debiased_cka_to_final"]
     for measure in final:
         assert unpack(measure["values"]) == pytest.approx(table.curves[measure["name"]], abs=1e-6)
 

@@ -108,7 +108,7 @@ export class Model extends EventTarget {
       const before = this.read.get(name);
       if (!listed || listed.signature === before?.signature) continue;
       const found = await this.source.get("run", { run: name });
-      const measures = found.measures.map((measure) => ({ ...measure, table: unpack(measure.values) }));
+      const measures = found.measures.map((measure) => ({ ...measure, table: unpack(measure.values), errors: measure.spreads ? unpack(measure.spreads) : null }));
       this.read.set(name, { ...found, name, measures, signature: listed.signature, computed: before?.computed ?? [], complete: false });
       changed = true;
     }
@@ -142,7 +142,7 @@ export class Model extends EventTarget {
       const found = await this.source.get("computed", { run: run.name });
       const current = this.read.get(run.name);
       if (current !== run || found.latest !== run.moments.at(-1).step) continue; // it has grown meanwhile
-      run.computed = found.measures.map((measure) => ({ ...measure, table: unpack(measure.values) })).filter((m) => m.table.shape[0] === run.moments.length);
+      run.computed = found.measures.map((measure) => ({ ...measure, table: unpack(measure.values), errors: measure.spreads ? unpack(measure.spreads) : null })).filter((m) => m.table.shape[0] === run.moments.length);
       run.complete = found.done;
       this.tell("refined");
     }

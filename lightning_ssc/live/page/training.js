@@ -3,6 +3,7 @@ import { column } from "./data.js";
 import { DASHES, glyph, layerColour, symbol } from "./colors.js";
 import { Chart, LazyTable, button, check, element, ink, plain, range, select, table, value } from "./ui.js";
 
+const WIDTH = 1.96; // standard errors on both sides of a value: where 95 of 100 lie
 const FEW = 6; // layers of "a few"
 const MARKS = 1500; // points of a chart that all get a marker; of more, some of each line do
 const SOME = 6;
@@ -99,8 +100,11 @@ class Curves {
           if (hidden.has(layer)) return;
           const ys = column(found.table, i);
           const colour = layerColour(i, run.layers.length);
+          const errors = found.errors ? column(found.errors, i).map((error) => WIDTH * error) : null;
+          const within = (t) => (errors && Number.isFinite(errors[t]) ? ` ± ${value(found, errors[t])}` : "");
           traces.push({ x: xs, y: ys, mode: "lines+markers", hoverinfo: "text", connectgaps: true,
-            text: ys.map((y, t) => `<b>${plain(run.short[i])}</b>${runs.length > 1 ? ` ${plain(run.name)}` : ""}<br>${plain(run.moments[t].text)}, step ${run.moments[t].step}: ${value(found, y)}`),
+            text: ys.map((y, t) => `<b>${plain(run.short[i])}</b>${runs.length > 1 ? ` ${plain(run.name)}` : ""}<br>${plain(run.moments[t].text)}, step ${run.moments[t].step}: ${value(found, y)}${within(t)}`),
+            ...(errors && !many ? { error_y: { type: "data", array: errors, color: colour, thickness: 1, width: 2 } } : {}),
             line: { color: colour, width: 1.6, dash: DASHES[apart ? 0 : r % DASHES.length] },
             marker: { symbol: symbol(i), size: 6, color: colour, maxdisplayed: many ? SOME : 0 } });
         });
