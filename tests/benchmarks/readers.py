@@ -45,6 +45,9 @@ def make(folder: Path, snapshots: int, layers: int, inputs: int, neighbours: int
     measured = hasattr(kept, "Moment")  # format 2 keeps what was measured
     if measured:
         from lightning_ssc import measures
+        from lightning_ssc.pipeline import Past, compared
+
+        past = Past()
 
     def graph(share: float, layer: int) -> Any:
         """Neighbours drawn near an input's class, more so the later the snapshot, with weights that drift."""
@@ -60,19 +63,16 @@ def make(folder: Path, snapshots: int, layers: int, inputs: int, neighbours: int
         x = torch.from_numpy(fixed.normal(size=(inputs, 32)) + (1 - share) * rng.normal(size=(inputs, 32)))
         return kept.LayerGraph(coef, torch.full((inputs,), 1e-6), True, 64, gram_sketch((x @ x.T).float()))
 
-    store, before = kept.SnapshotStore(folder), None
+    store = kept.SnapshotStore(folder)
     for t in range(snapshots):
         taken = {f"net.layer{i}": graph(t / max(1, snapshots - 1), i) for i in range(layers)}
         common = {"labels": labels, "predictions": labels.roll(1), "confidence": torch.full((inputs,), 0.5)}
         common |= {"settings": {"tau": 10.0}, "probe": "made", "seconds": {"total": 1.0}, "learning_rate": 0.1}
         if measured:
-            for name, layer in taken.items():
+            for layer in taken.values():
                 layer.values.update(measures.of_layer(layer.measurable(labels)))
-                if before is not None:
-                    layer.values.update(measures.between("previous", layer, before.layers[name]))
-            pairs = measures.of_pairs(list(taken.values()))
-            previous = None if before is None else before.step
-            before = kept.Snapshot(kept.Moment(100 * t, t), taken, pairs=pairs, previous=previous, **common)
+            before = compared(kept.Snapshot(kept.Moment(100 * t, t), taken, **common), past)  # as a run does
+            past = past.followed_by(before)
         else:
             before = kept.Snapshot(t, 100 * t, taken, **common)
         store.save(before)
