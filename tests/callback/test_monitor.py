@@ -1,10 +1,10 @@
 from __future__ import annotations
 
+import itertools
 import logging
 import pickle
 import sys
 import warnings
-from itertools import count
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -564,7 +564,7 @@ def test_after_an_error_in_drawing_no_more_is_computed(monkeypatch: pytest.Monke
         def log_metrics(self, *_: Any, **__: Any) -> None: ...
 
     calls: list[int] = []
-    go_on, original, numbers = Event(), writers.spectral_embedding, count()
+    go_on, original, numbers = Event(), writers.spectral_embedding, itertools.count()
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         number = next(numbers)
