@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_ssc.files import obstacle
@@ -157,8 +157,12 @@ def fingerprint(model: nn.Module) -> list[float]:
         (True, False)
     """
     tensors = [getattr(t, "to_local", lambda t=t: t)().detach() for t in (*model.parameters(), *model.buffers())]
-    norms = [torch.linalg.vector_norm(t if t.is_complex() else t.float()) for t in tensors if t.numel()]
-    return torch.stack([norm.double().cpu() for norm in norms]).nan_to_num().tolist() if norms else []
+    norms: dict[torch.device, list[Tensor]] = {}
+    for t in filter(Tensor.numel, tensors):
+        norms.setdefault(t.device, []).append(torch.linalg.vector_norm(t if t.is_complex() else t.float()))
+    # A device is waited for once, however many tensors are on it; only the CPU has float64 for sure.
+    stacked = [torch.stack([norm.float() for norm in of]).cpu() for of in norms.values()]
+    return torch.cat(stacked).double().nan_to_num().tolist() if stacked else []
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from lightning_ssc.measures import MEASURES
 from lightning_ssc.metrics import AffinityModularity, LinearCKA
 from lightning_ssc.pipeline import begin_snapshot
 from lightning_ssc.snapshots import Moment, Settings
+from lightning_ssc.weights import fingerprint
 from tests.nets import Classifier, convnet, data, trainer
 from tests.pretend import PretendGPU
 
@@ -215,6 +216,13 @@ class TestWaits:
         chunks, buffers = -(-60 // CHUNK), len([*net.buffers()])
         assert stages["forward"] <= 2 * chunks + buffers  # inputs there and outputs back; were buffers changed?
         assert stages["gram"] <= 5 * layers  # is it finite? its gain, and a few looks for features that do not vary
+
+    def test_of_a_look_for_changed_weights(self, pretend: PretendGPU) -> None:
+        """Once, however many tensors there are."""
+        net = network().cuda()
+        pretend.waits.clear()
+        assert len(fingerprint(net)) == len([*net.parameters(), *net.buffers()])
+        assert pretend.waits.total() == 1
 
     def test_of_a_snapshot(self, pretend: PretendGPU, probe: tuple[Tensor, Tensor]) -> None:
         """Bounds are what was counted; the solver's part, which rounding may change, has a tenth to spare."""

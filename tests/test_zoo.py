@@ -10,7 +10,7 @@ import pytest
 from tests.zoo import TABLE, cell, check, expand
 from tests.zoo_networks import networks
 
-NETWORKS = {f"{network.library}/{network.name}": network for network in networks()}
+NETWORKS = {f"{network.package}/{network.name}": network for network in networks()}
 SMALL = [
     "torchvision/resnet18", "torchvision/squeezenet1_1", "torchvision/mobilenet_v3_small", "transformers/bert",
     "transformers/gpt2", "transformers/t5", "timm/convnext_atto", "timm/regnety_002", "peft/bert Lora",
@@ -21,15 +21,15 @@ SMALL = [
 @pytest.mark.parametrize("name", SMALL)
 def test_network(name: str) -> None:
     network = NETWORKS[name]
-    if find_spec(network.library) is None:
-        pytest.skip(f"{network.library} is not installed; pip install '.[zoo]' has it")
+    if find_spec(network.package) is None:
+        pytest.skip(f"{network.package} is not installed; pip install '.[zoo]' has it")
     assert network.blocks
     assert check(network).faults == []
 
 
 def test_names_are_their_own() -> None:
     assert len(NETWORKS) == len(list(networks()))
-    assert len({network.library for network in NETWORKS.values()}) >= 12
+    assert len({network.package for network in NETWORKS.values()}) >= 12
     assert sum(bool(network.blocks) for network in NETWORKS.values()) >= 40
 
 

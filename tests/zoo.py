@@ -236,11 +236,11 @@ def shortened(names: list[str]) -> list[str]:
 
 
 def _fits(only: list[str] | None) -> int:
-    known = {f"{network.library}/{network.name}": network for network in networks()}
+    known = {f"{network.package}/{network.name}": network for network in networks()}
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     faulty = []
     for title, name in FITS.items():
-        if (only and title not in only) or find_spec(known[name].library) is None:
+        if (only and title not in only) or find_spec(known[name].package) is None:
             continue
         start = time.perf_counter()
         try:
@@ -270,27 +270,27 @@ def main() -> int:
         network
         for network in networks()
         if (not args.only or network.name in args.only)
-        and (not args.library or network.library in args.library)
-        and (not args.table or f"{network.library}/{network.name}" in TABLE.values())
+        and (not args.library or network.package in args.library)
+        and (not args.table or f"{network.package}/{network.name}" in TABLE.values())
     ]
     outcomes = {}
     faulty, skipped, written = [], set(), 0
     for network in chosen:
-        if find_spec(network.library) is None:
-            skipped.add(network.library)
+        if find_spec(network.package) is None:
+            skipped.add(network.package)
             continue
         start = time.perf_counter()
         try:
             outcome = check(network)
         except Exception as error:  # a network that cannot be made or run is a line, too
             outcome = Outcome({}, float("nan"), [f"{type(error).__name__}: {str(error)[:500]}"])
-        outcomes[f"{network.library}/{network.name}"] = outcome
+        outcomes[f"{network.package}/{network.name}"] = outcome
         counts = " ".join(f"{preset} {len(names)}" for preset, names in outcome.layers.items())
         known = " expected" if network.blocks and not outcome.faults else ""
         seconds = time.perf_counter() - start
         verdict = "FAULT" if outcome.faults else "ok"
         print(
-            f"{verdict:5} {network.library}/{network.name}: {counts} gap {outcome.gap:.0e}{known} {seconds:.1f} s",
+            f"{verdict:5} {network.package}/{network.name}: {counts} gap {outcome.gap:.0e}{known} {seconds:.1f} s",
             flush=True,
         )
         for fault in outcome.faults:
@@ -300,7 +300,7 @@ def main() -> int:
                 print(f"      {preset}: {' '.join(names)}", flush=True)
         faulty += [network.name] if outcome.faults else []
         written += bool(network.blocks)
-    ran = len([network for network in chosen if network.library not in skipped])
+    ran = len([network for network in chosen if network.package not in skipped])
     print(
         f"{ran} networks, {written} with layers written down, {len(faulty)} with faults: {', '.join(faulty) or 'none'}"
     )

@@ -19,7 +19,7 @@ class Network:
 
     Attributes:
         name: Its name here.
-        library: The package that it comes from.
+        package: The package that it comes from.
         make: Makes it.
         inputs: Makes its inputs.
         blocks: What ``"blocks"`` is to watch, see :func:`expand`; empty where nobody has written it down.
@@ -28,7 +28,7 @@ class Network:
     """
 
     name: str
-    library: str
+    package: str
     make: Callable[[], nn.Module]
     inputs: Callable[[], Any]
     blocks: str = ""

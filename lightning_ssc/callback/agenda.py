@@ -63,6 +63,32 @@ class Pace:
         return (self._clock() - self._last) / 60
 
 
+class LearningRate:
+    """The rate at which most of some parameters are trained.
+
+    Which group of parameters that is, is looked for again only where groups have come or grown: a batch must not have
+    to wait until all parameters are counted.
+
+    Args:
+        parameters: Identities of the parameters.
+    """
+
+    def __init__(self, parameters: frozenset[int] = frozenset()) -> None:
+        self._parameters = parameters
+        self._seen: list[int] = []
+        self._place: int | None = None
+
+    def now(self, training: Training) -> float | None:
+        """The rate now, or ``None`` where nothing trains them; without parameters that of a lone optimizer."""
+        groups = training.groups
+        seen = [len(group["params"]) for group in groups]
+        if seen != self._seen:
+            sizes = [sum(p.numel() for p in group["params"] if id(p) in self._parameters) for group in groups]
+            alone = training.has_one_optimizer and not self._parameters
+            self._seen, self._place = seen, sizes.index(max(sizes)) if any(sizes) else 0 if alone else None
+        return None if self._place is None else float(groups[self._place]["lr"])
+
+
 class Agenda:
     """Which moments of a fit are taken. All ranks decide alike, by rank zero's clock.
 

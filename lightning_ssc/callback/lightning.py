@@ -304,17 +304,15 @@ class Training:
         modules = named_layers(self._module)
         return frozenset(id(parameter) for name in layers for parameter in modules[name].parameters())
 
-    def learning_rate(self, parameters: frozenset[int]) -> float | None:
-        """The rate now at which most of some parameters are trained, or ``None`` where nothing trains them.
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimizers' groups of parameters."""
+        return [group for optimizer in self._trainer.optimizers for group in optimizer.param_groups]
 
-        Layers without parameters of their own go with a lone optimizer.
-        """
-        optimizers = self._trainer.optimizers
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        sizes = [sum(p.numel() for p in group["params"] if id(p) in parameters) for group in groups]
-        if not any(sizes):
-            return float(groups[0]["lr"]) if len(optimizers) == 1 and not parameters else None
-        return float(groups[sizes.index(max(sizes))]["lr"])
+    @property
+    def has_one_optimizer(self) -> bool:
+        """Whether one optimizer trains everything."""
+        return len(self._trainer.optimizers) == 1
 
     def checkpoints(self, metrics: Iterable[str]) -> Iterator[tuple[str, str, Iterator[tuple[Now, ...]]]]:
         """Checkpoints that go by some metrics.

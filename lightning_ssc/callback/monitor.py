@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from lightning_ssc import writers
-from lightning_ssc.callback.agenda import Agenda
+from lightning_ssc.callback.agenda import Agenda, LearningRate
 from lightning_ssc.callback.checks import refuse_what_does_not_go_together, say_what_is_lacking
 from lightning_ssc.callback.lightning import (
     SIGTERM,
@@ -193,7 +193,7 @@ class SSCMonitor(Callback):
         self._restored: dict[str, Any] = {}
         self._recorders: list[Recorder] = []  # one a series
         self._take_back: Callable[[], None] | None = None
-        self._parameters: frozenset[int] = frozenset()
+        self._learning_rate = LearningRate()
         self._agenda = Agenda(self.schedule, self._clock)
         self._has_ended = False
 
@@ -314,12 +314,12 @@ class SSCMonitor(Callback):
             except MismatchError as error:
                 raise MisconfigurationError(str(error)) from error
             self._recorders.append(recorder)
-        self._parameters = training.parameters_of(layer.layer.name for layer in recorder.watched)
+        self._learning_rate = LearningRate(training.parameters_of(layer.layer.name for layer in recorder.watched))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note the learning rate of the step to come: after it, schedulers move on."""
         training = Training(trainer, pl_module)
-        rate = training.learning_rate(self._parameters)
+        rate = self._learning_rate.now(training)
         if self._agenda.sees_drop(training, rate):
             self._consider(training, "drop")
         self._agenda.learning_rate = rate

@@ -6,6 +6,7 @@ import math
 import sys
 from itertools import count, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_ssc import SSCMonitor, at, auto, every, log_spaced, on_lr_drop, on_validation
 from lightning_ssc.analysis import dynamics
+from lightning_ssc.callback.agenda import LearningRate
 from lightning_ssc.callback.triggers import ENOUGH, Now, Run, Trigger, as_triggers
 from tests.nets import Classifier, data, trainer
 
@@ -260,6 +262,26 @@ def test_what_steers_the_training_does_not_go_by_the_clock(tmp_path: Path) -> No
     ]
     with pytest.raises(Exception, match=r"'ssc/modularity/model.9' steers the training, and every\(minutes"):
         fit(monitor(schedule=every(minutes=1)), tmp_path, None, kept, enable_checkpointing=True)
+
+
+def test_the_group_that_trains_the_layers_is_looked_for_where_groups_change() -> None:
+    class Counted:
+        looks = 0
+
+        def numel(self) -> int:
+            Counted.looks += 1
+            return 1
+
+    watched, others = [Counted(), Counted()], [Counted(), Counted(), Counted()]
+    training: Any = SimpleNamespace(groups=[{"params": others, "lr": 0.1}], has_one_optimizer=True)
+    rate = LearningRate(frozenset(map(id, watched)))
+    assert rate.now(training) is None  # they are frozen
+    training.groups.append({"params": watched, "lr": 0.01})
+    assert [rate.now(training) for _ in range(3)] == [0.01] * 3
+    assert Counted.looks == len(watched)
+    training.groups[1]["lr"] = 0.001
+    assert rate.now(training) == 0.001
+    assert LearningRate().now(training) == 0.1  # of layers without parameters
 
 
 @pytest.mark.parametrize("how", ["step", "epoch", "plateau"])
