@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_ssc.functional import affinity, modularity
+from lightning_ssc.functional import affinity
 from lightning_ssc.functional.gram_sketch import GramSketch
 from lightning_ssc.functional.graph import all_known, labelled
 from lightning_ssc.functional.graph_cka import CentredGraph
@@ -191,8 +191,8 @@ class LayerGraph:
 
         NaN where there are none, or the graph is empty.
         """
-        groups = self.groups(labels)
-        return float("nan") if groups is None else modularity(*labelled(self.affinity, groups))
+        parted = self.measurable(labels)["parted"]
+        return float("nan") if parted is None else float(parted.modularity)
 
     @property
     def neighbours(self) -> float:
