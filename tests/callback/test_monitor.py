@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import logging
 import pickle
 import sys
@@ -563,17 +562,17 @@ def test_after_an_error_in_drawing_no_more_is_computed(monkeypatch: pytest.Monke
 
         def log_metrics(self, *_: Any, **__: Any) -> None: ...
 
-    calls: list[int] = []
-    go_on, original, numbers = Event(), writers.spectral_embedding, itertools.count()
+    calls: list[float] = []
+    go_on, original = Event(), writers.spectral_embedding
 
-    def slow(*args: Any, **kwargs: Any) -> Any:
-        number = next(numbers)
-        calls.append(number)
-        assert number < 2 or go_on.wait(60)
-        return original(*args, **kwargs)
+    def slow(affinity: Any, *args: Any, **kwargs: Any) -> Any:
+        layer = float(affinity.values().max())  # threads begin them in any order
+        calls.append(layer)
+        assert layer <= 2 or go_on.wait(60)
+        return original(affinity, *args, **kwargs)
 
     monkeypatch.setattr(writers, "spectral_embedding", slow)
-    made = taken({f"layer{i}": np.roll(np.eye(12), 1, 1) for i in range(8)})
+    made = taken({f"layer{i}": (i + 1) * np.roll(np.eye(12), 1, 1) for i in range(8)})
     with pytest.raises(ZeroDivisionError):
         writers.log_snapshot([Logger()], made, {}, Images(heatmap=False, embedding=True))
     go_on.set()
