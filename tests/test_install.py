@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from lightning_ssc import Recorder, cli
+from lightning_ssc import Recorder, __version__, cli
 from tests.nets import convnet, data
 
-PROJECT = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+ROOT = Path(__file__).parents[1]
 
 
 class Board:
@@ -72,7 +73,14 @@ def test_what_draws_alone_is_named_with_the_extra(name: str | None, drawing: boo
 
 
 def test_what_draws_is_what_the_extra_brings() -> None:
-    report = re.search(r"^report = \[.*?\n\]", PROJECT, re.M | re.S)
+    report = re.search(r"^report = \[.*?\n\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)
     assert report is not None
     names = {name.replace("pillow", "PIL") for name in re.findall(r'"(\w+)>', report[0])}
     assert names == set(cli._DRAWING)
+
+
+def test_package_citation_and_changelog_agree_on_the_release() -> None:
+    changelog = ROOT / ".ci" / "changelog.py"
+    if not changelog.is_file():
+        pytest.skip(".ci is not part of the sdist")
+    assert runpy.run_path(str(changelog))["disagreements"](f"v{__version__}") == []
