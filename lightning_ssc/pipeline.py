@@ -350,7 +350,7 @@ def begin_snapshot(
         runner,
         watched,
         probe.batches,
-        settings.pooling,
+        settings.rows,
         processes=ranks,
         timed=timed,
         outputs=outputs,
@@ -417,6 +417,8 @@ def snapshot(
     tol: float = 1e-5,
     preset: Literal["paper"] | None = None,
     pooling: Pooling = "flatten",
+    pad: float | None = None,
+    batch_dim: int | None = None,
     linear_cka: bool = True,
     groups: Literal["classes", "communities"] = "classes",
     epoch: float = 0,
@@ -444,6 +446,8 @@ def snapshot(
         preset: ``"paper"`` for the published setting.
         pooling: How activations become features: ``"flatten"``, ``"mean"``, ``"cls"``, ``"last"`` or a function, see
             :class:`~lightning_ssc.Settings`.
+        pad: What sequences of other lengths are filled up with to the longest one, see the same.
+        batch_dim: Which dimension of what layers put out is the sample, where it is not found, see the same.
         linear_cka: Keep what linear CKA needs.
         groups: What modularity is measured over: the classes, or ``"communities"`` that Louvain's method finds in each
             graph.
@@ -470,12 +474,12 @@ def snapshot(
         (['0', '2'], torch.Size([30, 30]), True)
     """
     inner, context = unwrapped(model)
-    settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups, alpha)
+    settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups, alpha, pad, batch_dim)
     probe = make_probe((inputs,) if labels is None else (inputs, labels))
     if labels is not None and probe.labels is None and groups == "classes":
         log.warning(NO_LABELS)
     runner = Runner(inner, forward, context, chunk=chunk, memory=memory)
-    watched = trace(runner, layers, probe.batches, pooling)
+    watched = trace(runner, layers, probe.batches, settings.rows)
     moment = Moment(epochs_as_steps(epoch) if step is None else step, epoch)
     taken = begin_snapshot(runner, probe, watched, settings, moment, learning_rate=learning_rate).result()
     return compared(taken, Past())

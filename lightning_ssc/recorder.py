@@ -185,7 +185,7 @@ class Recorder:
     # -- Before the first snapshot
 
     def _trace(self, layers: str | type[nn.Module] | Sequence[LayerPattern]) -> list[WatchedLayer]:
-        watched = trace(self._runner, layers, self.probe.batches, self.settings.pooling)
+        watched = trace(self._runner, layers, self.probe.batches, self.settings.rows)
         if sharded := is_sharded(self._runner.model):
             watched = self._without_parts(watched)
         if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
@@ -195,7 +195,7 @@ class Recorder:
 
     def _without_parts(self, watched: list[WatchedLayer]) -> list[WatchedLayer]:
         """The layers of a sharded network that put out the same on all processes; none holds the others whole."""
-        parts = in_parts(self._runner, watched, self.probe.batches, self._ranks, self.settings.pooling)
+        parts = in_parts(self._runner, watched, self.probe.batches, self._ranks, self.settings.rows)
         whole = [layer for layer in watched if layer not in parts]
         if not parts:
             return whole

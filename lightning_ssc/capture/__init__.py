@@ -14,7 +14,7 @@ from lightning_ssc.capture.probe import Probe, ProbeSource, balanced, make_probe
 from lightning_ssc.capture.runner import Forward, NotRunError, Runner, check_sizes, unwrapped
 from lightning_ssc.capture.sharding import is_sharded
 from lightning_ssc.capture.trace import WatchedLayer, in_parts, trace
-from lightning_ssc.settings import Pooling
+from lightning_ssc.settings import Pooling, Rows
 
 __all__ = [
     "Forward",
@@ -24,6 +24,7 @@ __all__ = [
     "Pooling",
     "Probe",
     "ProbeSource",
+    "Rows",
     "Runner",
     "WatchedLayer",
     "balanced",

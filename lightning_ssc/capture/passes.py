@@ -35,7 +35,7 @@ from lightning_ssc.capture.spread import Post, rows_a_turn, turns
 from lightning_ssc.capture.tokens import masks_mark_tokens, view_of
 from lightning_ssc.capture.trace import WatchedLayer, hooked, in_one_chunk
 from lightning_ssc.functional.grams import CentredGram, centred_gram
-from lightning_ssc.settings import Pooling
+from lightning_ssc.settings import FLAT, Rows
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def capture(
     runner: Runner,
     layers: Sequence[WatchedLayer],
     inputs: Any,
-    pooling: Pooling = "flatten",
+    how: Rows = FLAT,
     *,
     processes: Processes | None = None,
     timed: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext(),
@@ -70,7 +70,7 @@ def capture(
             that its ``forward`` must let through. Grams are formed on its device.
         layers: What :func:`lightning_ssc.capture.trace` returned, or some of it.
         inputs: The probe's inputs, on any device; they are moved to the network's a chunk at a time.
-        pooling: How activations become features, see :func:`lightning_ssc.capture.outputs.features`.
+        how: How activations become features, see :func:`lightning_ssc.capture.outputs.features`.
         processes: Those that do this together, with equal arguments. Each has to take all of its layers, or the others
             wait for it. By default a lone one.
         timed: ``timed("forward")`` and ``timed("gram")`` are opened around the two stages.
@@ -127,7 +127,7 @@ def capture(
                     for s in group
                 }
                 # A sharded network that is left halfway would keep the weights that it has gathered.
-                run = partial(_run, runner, wanted, inputs, rows, pooling, marks, cut=not (last or sharded))
+                run = partial(_run, runner, wanted, inputs, rows, how, marks, cut=not (last or sharded))
                 before, failed = failed, None
                 output = processes.together(partial(_unless, before, run))
                 if post is not None:
@@ -165,7 +165,7 @@ def _run(
     wanted: dict[tuple[Layer, int], _Wanted],
     inputs: Any,
     rows: slice,
-    pooling: Pooling,
+    how: Rows,
     marks: bool | None,
     *,
     cut: bool,
@@ -177,7 +177,7 @@ def _run(
     """
     output, samples = None, take(inputs, rows)
     view = view_of(samples, runner.model, marks)
-    keep = partial(_keep, wanted, set(wanted) if cut else set(), rows, view, pooling)
+    keep = partial(_keep, wanted, set(wanted) if cut else set(), rows, view, how)
     seed_everything(rows.start)  # a network that is random even now is so in the same way every time
     with (
         _cut_short(runner.model) if cut else nullcontext(),
@@ -214,7 +214,7 @@ def _keep(
     missing: set[tuple[Layer, int]],
     rows: slice,
     view: View,
-    pooling: Pooling,
+    how: Rows,
     layer: Layer,
     call: int,
     output: Any,
@@ -224,12 +224,12 @@ def _keep(
     if (layer, call) in wanted:
         part, place, watched = wanted[layer, call]
         if place is not None:
-            found = features(output, watched.source, view, pooling, watched.channels_last, watched.axis)
+            found = features(output, watched.source, view, how, watched.channels_last, watched.axis, watched.shape)
             if found.shape[1] != watched.features:
                 raise OutputError(
                     f"Layer {watched.label!r} puts out {found.shape[1]} features a sample for samples {rows.start} to "
                     f"{rows.stop - 1} and {watched.features} for the first ones, as of sequences of other lengths. Use "
-                    f"pooling='mean' or 'last', pad all of them to one length, or watch a layer behind that."
+                    f"pooling='mean' or 'last', fill them up with pad=0.0, or watch a layer behind that."
                 )
             place[:] = found[:, part.start : part.stop]
     if missing:
