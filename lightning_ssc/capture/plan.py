@@ -115,7 +115,7 @@ def plan_shared(
         >>> from lightning_ssc.capture import Layer
         >>> layers = [WatchedLayer(Layer(name), 0, name, size) for name, size in (("a", 50), ("b", 30), ("c", 250))]
         >>> [[(s.layer, s.start, s.stop) for s in p] for p in plan_shared(layers, 10, 2 * 400 + 4000, 2, staged=False)]
-        [[(0, 0, 50), (1, 0, 30), (2, 0, 70)], [(2, 70, 170)], [(2, 170, 250)]]
+        [[(0, 0, 50), (1, 0, 30), (2, 0, 100)], [(2, 100, 200)], [(2, 200, 250)]]
     """
     plans = []
     for rank in range(ranks):
