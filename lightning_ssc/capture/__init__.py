@@ -1,6 +1,7 @@
 """From a network and a probe to one Gram matrix a watched layer, without a trace on the network."""
 
 from lightning_ssc.capture.batches import batch_size, first_loader
+from lightning_ssc.capture.gradients import parameters_through
 from lightning_ssc.capture.isolation import isolated_random_state, without_trace
 from lightning_ssc.capture.labels import split_batch
 from lightning_ssc.capture.layers import LayerPattern, select_layers
@@ -36,6 +37,7 @@ __all__ = [
     "is_spread",
     "isolated_random_state",
     "make_probe",
+    "parameters_through",
     "pictures",
     "plan_passes",
     "plan_shared",
