@@ -28,6 +28,7 @@ from lightning_ssc.capture import (
     WatchedLayer,
     in_parts,
     is_sharded,
+    is_spread,
     make_probe,
     parameters_through,
     pictures,
@@ -186,10 +187,11 @@ class Recorder:
 
     def _trace(self, layers: str | type[nn.Module] | Sequence[LayerPattern]) -> list[WatchedLayer]:
         watched = trace(self._runner, layers, self.probe.batches, self.settings.rows)
-        if sharded := is_sharded(self._runner.model):
+        if is_sharded(self._runner.model):
             watched = self._without_parts(watched)
         if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
-            staged, ranks = self._ranks.size > 1 and not sharded, self._ranks.size
+            ranks = self._ranks.size
+            staged = is_spread(self._runner.model, watched, ranks)
             plan_shared(watched, len(self.probe), self._runner.memory, ranks, staged=staged)  # or it is too small
         return watched
 

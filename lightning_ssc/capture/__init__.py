@@ -7,7 +7,7 @@ from lightning_ssc.capture.labels import split_batch
 from lightning_ssc.capture.layers import LayerPattern, select_layers
 from lightning_ssc.capture.names import Layer
 from lightning_ssc.capture.overview import show_layers
-from lightning_ssc.capture.passes import capture
+from lightning_ssc.capture.passes import capture, is_spread
 from lightning_ssc.capture.pictures import class_names, pictures
 from lightning_ssc.capture.plan import plan_passes, plan_shared, share_layers
 from lightning_ssc.capture.probe import Probe, ProbeSource, balanced, make_probe
@@ -35,6 +35,7 @@ __all__ = [
     "first_loader",
     "in_parts",
     "is_sharded",
+    "is_spread",
     "isolated_random_state",
     "make_probe",
     "parameters_through",
