@@ -56,9 +56,6 @@ log = logging.getLogger(__name__)
 NO_LABELS = "The probe has no class labels (one integer a sample), so modularity is left out."
 
 
-_ROUNDING = 5e-7  # of a unit of tau: what single precision does to the objective
-
-
 class Stopwatch:
     """Seconds spent by stage."""
 
@@ -95,7 +92,7 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
             values, of_inputs = measures.of_layer(known), measures.of_inputs(known)
         with collected() as advice:
             solved = self_expression(
-                gram=gram.raw_(precise=needs_double(settings)),
+                gram=gram.raw_(precise=settings.needs_double),
                 tau=settings.tau,
                 alpha=settings.alpha,
                 normalize=settings.normalize,
@@ -116,16 +113,6 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
         of_inputs = {name: column.cpu() for name, column in of_inputs.items()}
         graph = replace(graph, of_inputs=of_inputs | measures.of_inputs(graph.measurable(labels)))
         return graph.with_values(measures.of_layer(graph.measurable(labels), values))
-
-
-def needs_double(settings: Settings) -> bool:
-    """Whether Grams in single precision would not bear out the gap that is asked for.
-
-    Rounding of inner products is weighed by tau: about 1e-6 of the objective of unit-length samples at tau = 10.
-    """
-    if settings.solver != "active_set" or settings.preset is not None:
-        return False
-    return not settings.normalize or settings.alpha is not None or settings.tau * _ROUNDING > settings.tol
 
 
 def _of_gram(layer: WatchedLayer, gram: CentredGram, labels: Tensor | None) -> Mapping[str, Any]:
@@ -382,7 +369,7 @@ def begin_snapshot(
         timed=timed,
         outputs=outputs,
         head=head,
-        precise=needs_double(settings),
+        precise=settings.needs_double,
     )
     failed: Exception | None = None
     try:

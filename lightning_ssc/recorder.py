@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from lightning_ssc import writers
+from lightning_ssc.ahead import compile_ahead
 from lightning_ssc.alarms import warn_of_collapse
 from lightning_ssc.analysis import Dynamics, dynamics, stored
 from lightning_ssc.background import Background
@@ -152,6 +153,8 @@ class Recorder:
         self._ranks, self._bar = ranks or Ranks(), bar
         self._layout = {name: reference is not None} if layout is None else dict(layout)
         self._runner = network if isinstance(network, Runner) else _runner(network)
+        assert self._runner.device is not None
+        compile_ahead(self.settings, self._runner.device)
         self.probe: Probe = self._ranks.together(
             lambda: probe if isinstance(probe, Probe) else make_probe(probe, probe_size)
         )

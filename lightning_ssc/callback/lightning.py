@@ -179,6 +179,12 @@ class Training:
 
     # -- How the network runs
 
+    @property
+    def device(self) -> torch.device:
+        """Where this process trains."""
+        device: torch.device = self._trainer.strategy.root_device
+        return device
+
     def runner(self, forward: Forward | None, chunk: int, memory: int | None) -> Runner:
         """The module as validation runs it: in the Trainer's precision, on its device.
 
@@ -187,7 +193,7 @@ class Training:
             chunk: Samples a forward pass.
             memory: Bytes for activations and Grams; by default half of what this process may count as its own.
         """
-        plugin, device = self._trainer.precision_plugin, self._trainer.strategy.root_device
+        plugin, device = self._trainer.precision_plugin, self.device
         return Runner(
             self._module,
             forward,

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from lightning_ssc import writers
+from lightning_ssc.ahead import compile_ahead
 from lightning_ssc.callback.agenda import Agenda, LearningRate
 from lightning_ssc.callback.checks import refuse_what_does_not_go_together, say_what_is_lacking
 from lightning_ssc.callback.lightning import (
@@ -286,9 +287,10 @@ class SSCMonitor(Callback):
         self._restored = dict(state_dict)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier fit."""
+        """Forget an earlier fit, and get the solver ready while data and training start."""
         if stage == "fit":
             self._forget()
+            compile_ahead(self.settings, Training(trainer, pl_module).device)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what does not go together."""

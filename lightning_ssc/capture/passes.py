@@ -144,9 +144,7 @@ def capture(
             layer = layers[s.layer]
             try:
                 with timed("gram"):
-                    gram = _gram(buffers.pop(s.layer), layer, precise)
-                    if s.layer in parts:
-                        gram.add_(parts.pop(s.layer))
+                    gram = _gram(buffers.pop(s.layer), layer, precise, parts.pop(s.layer, None))
             except ValueError as error:
                 failed = error
                 break  # the others hear of it in the next turn
@@ -246,9 +244,9 @@ def _keep(
             raise _EnoughError
 
 
-def _gram(x: Tensor, layer: WatchedLayer, precise: bool) -> CentredGram:
+def _gram(x: Tensor, layer: WatchedLayer, precise: bool, onto: CentredGram | None) -> CentredGram:
     try:
-        return centred_gram(x, precise)
+        return centred_gram(x, precise, onto)
     except ValueError as error:
         raise ValueError(
             f"Layer {layer.label!r} puts out {error}. Its graph is not defined: look at the learning rate, the "

@@ -119,5 +119,9 @@ def plan_shared(
 
 
 def room(layers: Sequence[WatchedLayer], samples: int, memory: int) -> int:
-    """Bytes that a budget leaves for activations beside two Grams."""
+    """Bytes that a budget leaves for activations beside two Grams.
+
+    One is formed and, of a layer in slices, one waits for it; or there is a float64 one of a float32 layer, which takes
+    as much and to which slices are added in place.
+    """
     return memory - 2 * samples * samples * max(layer.dtype.itemsize for layer in layers)
