@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ssc.capture.batches import batch_size, take
+from lightning_ssc.capture.classifier import Head
 from lightning_ssc.capture.isolation import seed_everything, without_trace
 from lightning_ssc.capture.names import Layer
 from lightning_ssc.capture.outputs import OutputError, View, features, logits_of
@@ -61,6 +62,7 @@ def capture(
     processes: Processes | None = None,
     timed: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext(),
     outputs: dict[int, Tensor] | None = None,
+    head: Head | None = None,
     precise: bool = False,
 ) -> Iterator[tuple[WatchedLayer, CentredGram]]:
     """The Gram matrices of the layers over the probe, one after the other, each when it is whole.
@@ -76,6 +78,7 @@ def capture(
         timed: ``timed("forward")`` and ``timed("gram")`` are opened around the two stages.
         outputs: Gains what the network returned, a chunk at a time, by its first sample and on the CPU, if that is one
             row of numbers a sample, or has such ``logits``. Several processes each gain what they have run.
+        head: Listens to what the classifier is given, once for every sample; of several processes each to what it runs.
         precise: Form Grams in double precision.
 
     Yields:
@@ -123,7 +126,8 @@ def capture(
                     for s in group
                 }
                 # A sharded network that is left halfway would keep the weights that it has gathered.
-                run = partial(_run, runner, wanted, inputs, rows, how, marks, cut=not (last or sharded))
+                whole = head if last else None  # other passes may not reach the classifier
+                run = partial(_run, runner, wanted, inputs, rows, how, marks, whole, cut=not (last or sharded))
                 before, failed = failed, None
                 output = processes.together(partial(_unless, before, run))
                 if post is not None:
@@ -171,6 +175,7 @@ def _run(
     rows: slice,
     how: Rows,
     marks: bool | None,
+    head: Head | None,
     *,
     cut: bool,
 ) -> Tensor | None:
@@ -186,6 +191,7 @@ def _run(
     with (
         _cut_short(runner.model) if cut else nullcontext(),
         hooked(runner.model, [layer for layer, _ in wanted], keep) as seen,
+        nullcontext() if head is None else head.listening(rows),
         runner.context(),
     ):
         output = runner(samples)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_ssc.capture.batches import batch_size, take
 from lightning_ssc.capture.calls import observe, tensors_in
-from lightning_ssc.capture.classifier import output_calls
+from lightning_ssc.capture.classifier import Head, output_calls
 from lightning_ssc.capture.dependence import Dependence, rows_are_equal
 from lightning_ssc.capture.isolation import seed_everything, without_trace
 from lightning_ssc.capture.layers import LayerPattern, select_layers
@@ -255,6 +255,27 @@ def try_layers(runner: Runner, layers: Sequence[Layer], inputs: Any, how: Rows =
         else:
             tried.append(replace(found, label=label, mixes=(layer, call) in mixing))
     return tried
+
+
+def linear_head(runner: Runner, layers: Sequence[WatchedLayer], labels: Tensor) -> Head | None:
+    """The watched layer that puts out the network's logits, where it is a linear one whose weights are all here.
+
+    Args:
+        runner: The network.
+        layers: What :func:`trace` returned.
+        labels: ``(N,)`` class of every sample.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3)), torch.rand(9, 2)
+        >>> linear_head(Runner(net), trace(Runner(net), "Linear", x), torch.arange(9) % 3).label
+        '2'
+    """
+    modules = named_layers(runner.model)
+    for watched in layers:
+        module = modules[watched.layer.name]
+        if watched.is_output and type(module) is nn.Linear and not holds_parts(module.weight):
+            return Head(watched.label, module, labels)
+    return None
 
 
 def in_one_chunk(layers: Sequence[WatchedLayer], samples: int, memory: int) -> bool:
