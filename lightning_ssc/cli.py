@@ -194,9 +194,9 @@ def labels(run: str, *, csv: Path = Path("labels.csv"), count: int = 20, layers:
     from lightning_ssc import analysis
 
     store = analysis.find_store(run)
-    found = analysis.doubts(store, layers or None, progress=_progress("reading"))
-    card = store.load_card()
+    card = store.load_card()  # before what takes long
     names = () if card is None else card.class_names
+    found = analysis.doubts(store, layers or None, progress=_progress("reading"))
     csv.parent.mkdir(parents=True, exist_ok=True)
     found.to_csv(csv, names)
     listed = found.in_doubt()
@@ -260,7 +260,6 @@ def analyze(
     from lightning_ssc import replay
     from lightning_ssc.snapshots import SnapshotStore
 
-    sys.path.insert(0, os.getcwd())  # as python -m does, so that a script beside the runs can be named
     try:
         factory, source = replay.import_object(model), replay.import_object(data)
     except ValueError as error:
@@ -325,7 +324,6 @@ def layers(
         shape = [int(size) for size in input.split("x")]
     except ValueError:
         raise _UsageError(f"--input {input} is no shape; write it as 3x224x224 or 128.") from None
-    sys.path.insert(0, os.getcwd())  # as python -m does
     try:
         found = replay.import_object(model)
     except ValueError as error:
@@ -353,6 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Traceback (most recent call last):
         SystemExit: 0
     """
+    sys.path.insert(0, os.getcwd())  # as python -m does, so that a script beside the runs can be named
     given = _parser().parse_args(_dotted(sys.argv[1:] if arguments is None else arguments))
     options = given[given.command].as_dict()
     del options["config"]

@@ -36,7 +36,7 @@ MODULES = (
 )
 PIECES = (
     *("runs", "run", "computed", "pictures", "heatmap", "between"),
-    *("samples", "embedding", "neighbours", "input", "history"),
+    *("samples", "embedding", "neighbours", "input", "history", "doubts"),
 )
 
 _JAVASCRIPT, _JSON = "text/javascript; charset=utf-8", "application/json"
