@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -275,15 +275,28 @@ def _rank(path: str, part: Any, view: View) -> int | None:
     return (1 if first else 2) if floating else 3
 
 
-def logits_of(output: Any, view: View) -> Tensor | None:
-    """What a network returned, or the ``logits`` in it, on the CPU, where that is a row of numbers a sample."""
-    if not isinstance(output, (Tensor, PackedSequence)):
+class Returned(NamedTuple):
+    """What a network returned for some samples.
+
+    Attributes:
+        rows: ``(n, width)`` on the CPU.
+        are_logits: Whether it is called so in what was returned.
+    """
+
+    rows: Tensor
+    are_logits: bool
+
+
+def returned(output: Any, view: View) -> Returned | None:
+    """What a network returned, or the ``logits`` in it, where that is a row of numbers a sample."""
+    named = not isinstance(output, (Tensor, PackedSequence))
+    if named:
         output = _entries(output).get("logits")
     if not isinstance(output, Tensor) or output.layout != torch.strided or output.is_nested or output.dim() != 2:
         return None
     if view.nodes is not None and len(output) > int(view.nodes.max()):
         output = output[view.nodes.to(output.device)]
-    return output.detach().cpu() if len(output) == view.samples else None
+    return Returned(output.detach().cpu(), named) if len(output) == view.samples else None
 
 
 def copied(output: Any) -> Any:
