@@ -37,7 +37,7 @@ def fields(batch: Any) -> dict[Any, Any]:
     if isinstance(batch, (tuple, list, Tensor)) or not hasattr(batch, "__dict__"):
         return {}
     if callable(getattr(batch, "to_dict", None)):  # PyG's, which do not keep them as attributes
-        named = dict(batch.to_dict())
+        named: dict[Any, Any] = dict(batch.to_dict())
         return named | named.pop("_global_store", {})  # of graphs with nodes of several kinds, what is of the graph
     return dict(vars(batch))
 
