@@ -20,6 +20,7 @@ from lightning_ssc.version import __version__
 
 OK, FAILED, USAGE = 0, 1, 2
 _SECONDS_BETWEEN_LINES = 5.0
+_DRAWING = ("matplotlib", "PIL", "plotly", "tensorboard", "werkzeug")  # what the extra "report" brings
 
 _DESCRIPTION = "Read what SSCMonitor stored of a run: how the layers of a network formed, settled and relate."
 
@@ -362,12 +363,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lightning-ssc {given.command}: error: {error}", file=sys.stderr)
         return USAGE
     except (SnapshotError, ValueError, ImportError, OSError) as error:
-        print(f"lightning-ssc {given.command}: {error}", file=sys.stderr)
+        print(f"lightning-ssc {given.command}: {error}{_remedy(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     return OK
+
+
+def _remedy(error: Exception) -> str:
+    """What to install where a module that draws is missing."""
+    missing = isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in _DRAWING
+    return ". All that draws comes with: pip install 'lightning-ssc[report]'" if missing else ""
 
 
 def _check_arguments(option: str, path: str, factory: Any, arguments: Mapping[str, Any]) -> None:

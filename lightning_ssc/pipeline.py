@@ -19,6 +19,7 @@ from lightning_ssc import measures
 from lightning_ssc.background import Foreground, Solver
 from lightning_ssc.capture import (
     Forward,
+    Head,
     LayerPattern,
     Pooling,
     Probe,
@@ -27,6 +28,7 @@ from lightning_ssc.capture import (
     WatchedLayer,
     capture,
     classes_told,
+    linear_head,
     make_probe,
     trace,
     unwrapped,
@@ -54,9 +56,6 @@ log = logging.getLogger(__name__)
 
 
 NO_LABELS = "The probe has no class labels (one integer a sample), so modularity is left out."
-
-
-_ROUNDING = 5e-7  # of a unit of tau: what single precision does to the objective
 
 
 class Stopwatch:
@@ -95,7 +94,7 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
             values, of_inputs = measures.of_layer(known), measures.of_inputs(known)
         with collected() as advice:
             solved = self_expression(
-                gram=gram.raw_(precise=needs_double(settings)),
+                gram=gram.raw_(precise=settings.needs_double),
                 tau=settings.tau,
                 alpha=settings.alpha,
                 normalize=settings.normalize,
@@ -116,16 +115,6 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
         of_inputs = {name: column.cpu() for name, column in of_inputs.items()}
         graph = replace(graph, of_inputs=of_inputs | measures.of_inputs(graph.measurable(labels)))
         return graph.with_values(measures.of_layer(graph.measurable(labels), values))
-
-
-def needs_double(settings: Settings) -> bool:
-    """Whether Grams in single precision would not bear out the gap that is asked for.
-
-    Rounding of inner products is weighed by tau: about 1e-6 of the objective of unit-length samples at tau = 10.
-    """
-    if settings.solver != "active_set" or settings.preset is not None:
-        return False
-    return not settings.normalize or settings.alpha is not None or settings.tau * _ROUNDING > settings.tol
 
 
 def _of_gram(layer: WatchedLayer, gram: CentredGram, labels: Tensor | None) -> Mapping[str, Any]:
@@ -265,20 +254,26 @@ def classified(
     labels, rows = probe.labels, [output.rows for output in outputs]
     if labels is None or sum(map(len, rows)) != len(probe) or len({part.shape[1] for part in rows}) > 1:
         return None, None
-    width, seen = rows[0].shape[1], int(labels.max()) + 1
-    if not max(2, seen) <= width or not all(part.is_floating_point() for part in rows):
+    width = rows[0].shape[1]
+    if not max(2, int(labels.max()) + 1) <= width or not all(part.is_floating_point() for part in rows):
         return None, None
     confidence, predictions = torch.cat(rows).float().softmax(1).max(1)
-    if probe.classes is not None:
-        are_logits = width == probe.classes
-    else:
-        are_logits = width <= 2 * seen or width in told or outputs[0].are_logits
+    are_logits = _are_classes(width, probe, told) or (probe.classes is None and outputs[0].are_logits)
     known = labels >= 0
     commonest = int(labels[known].bincount().max())
     right = int((predictions == labels)[known].sum())
     if are_logits or right > max(int(known.sum()) / 2, commonest):
         return predictions, confidence
     return None, None
+
+
+def _are_classes(width: int, probe: Probe, told: Collection[int] = ()) -> bool:
+    """Whether so many numbers a sample are one a class of a labelled probe."""
+    assert probe.labels is not None
+    seen = int(probe.labels.max()) + 1
+    if probe.classes is not None:
+        return width == probe.classes > 1
+    return 1 < width >= seen and (width <= 2 * seen or width in told)
 
 
 @dataclass
@@ -291,6 +286,7 @@ class Pending:
         timed: Seconds spent by stage.
         started: When it was begun, on the clock of ``time.perf_counter``.
         ended: When each layer was solved.
+        measured: What the forward pass alone says of layers, by label.
     """
 
     taken: Snapshot
@@ -298,6 +294,7 @@ class Pending:
     timed: Stopwatch
     started: float
     ended: list[float]
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def done(self) -> bool:
         """Whether :meth:`result` would return, or raise, at once."""
@@ -325,7 +322,8 @@ class Pending:
             for label, graph in self.graphs.items():
                 while not wait([graph], timeout=0.5).done:
                     progress(0)
-                layers[label] = graph.result()
+                solved = graph.result()
+                layers[label] = solved.with_values({**solved.values, **self.measured.get(label, {})})
                 progress(1)
         except Exception:
             self.cancel()
@@ -380,6 +378,10 @@ def begin_snapshot(
         ended.append(time.perf_counter())
         return graph
 
+    labels, told = all_known(probe.labels), classes_told(runner.model)
+    head = None if labels is None else linear_head(runner, watched, labels)
+    if head is not None and not _are_classes(head.module.out_features, probe, told):
+        head = None
     grams = capture(
         runner,
         watched,
@@ -388,7 +390,8 @@ def begin_snapshot(
         processes=ranks,
         timed=timed,
         outputs=outputs,
-        precise=needs_double(settings),
+        head=head,
+        precise=settings.needs_double,
     )
     failed: Exception | None = None
     try:
@@ -410,7 +413,8 @@ def begin_snapshot(
         if (parts := ranks.gather(outputs)) is not None:  # on rank zero
             everything = {start: rows for part in parts for start, rows in part.items()}
             rows = [everything[start] for start in sorted(everything)]
-            predictions, confidence = classified(rows, probe, classes_told(runner.model))
+            predictions, confidence = classified(rows, probe, told)
+        measured = {} if head is None else {head.label: _of_head(head, ranks)}
     except BaseException:
         for graph in graphs.values():
             graph.cancel()
@@ -427,7 +431,12 @@ def begin_snapshot(
         seconds={},
         learning_rate=learning_rate,
     )
-    return Pending(taken, graphs, timed, started, ended)
+    return Pending(taken, graphs, timed, started, ended, measured)
+
+
+def _of_head(head: Head, ranks: Ranks) -> dict[str, float]:
+    """What a linear classifier's weights and inputs measure, on every process."""
+    return measures.of_layer({"head": head.known(ranks.everyones(head.heard))})
 
 
 def snapshot(

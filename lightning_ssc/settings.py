@@ -23,6 +23,8 @@ class Rows:
 
 FLAT = Rows()
 
+_ROUNDING = 5e-7  # of a unit of tau: what single precision does to the objective
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -83,6 +85,20 @@ class Settings:
     def rows(self) -> Rows:
         """How what layers put out becomes one row of features a sample."""
         return Rows(self.pooling, self.pad, self.batch_dim)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the active-set method solves the graphs."""
+        return self.solver == "active_set" and self.preset is None
+
+    @property
+    def needs_double(self) -> bool:
+        """Whether Grams in single precision would not bear out the gap that is asked for.
+
+        Rounding of inner products is weighed by tau: about 1e-6 of the objective of unit-length samples at tau = 10.
+        """
+        rounds = not self.normalize or self.alpha is not None or self.tau * _ROUNDING > self.tol
+        return self.is_exact and rounds
 
     def stored(self) -> dict[str, Any]:
         """The fields as they are kept with a snapshot: of a function its name."""

@@ -38,7 +38,8 @@ def fields(batch: Any) -> dict[Any, Any]:
         return {}
     if callable(getattr(batch, "to_dict", None)):  # PyG's, which do not keep them as attributes
         named: dict[Any, Any] = dict(batch.to_dict())
-        return named | named.pop("_global_store", {})  # of graphs with nodes of several kinds, what is of the graph
+        named.update(named.pop("_global_store", {}))  # of graphs with nodes of several kinds, what is of the graph
+        return named
     return dict(vars(batch))
 
 

@@ -246,17 +246,18 @@ def candidates(output: Any, view: View, given: Sequence[Tensor] = ()) -> list[tu
     """The parts of an output that a layer may stand for, each with its path, the likeliest first."""
     if isinstance(output, (Tensor, PackedSequence)):
         return [("", output)]
-    addresses = {(t.data_ptr(), t.shape) for t in given if t.layout == torch.strided and not t.is_nested}
+    addresses = {_address(t) for t in given} - {None}
     ranked = ((path, part, _rank(path, part, view)) for path, part in _leaves(output))
     found = [(rank, path, part) for path, part, rank in ranked if rank is not None]
-    own = [entry for entry in found if not _is_among(entry[2], addresses)] or found
+    own = [entry for entry in found if _address(entry[2]) not in addresses] or found
     return [(path, part) for _, path, part in sorted(own, key=lambda entry: entry[0])]
 
 
-def _is_among(part: Any, addresses: set[Any]) -> bool:
+def _address(part: Any) -> tuple[int, int] | None:
+    """Where the numbers of a tensor lie and how many they are, the same of a view of all of them."""
     if not isinstance(part, Tensor) or part.layout != torch.strided or part.is_nested:
-        return False
-    return (part.data_ptr(), part.shape) in addresses
+        return None
+    return part.data_ptr(), part.numel()
 
 
 def _rank(path: str, part: Any, view: View) -> int | None:

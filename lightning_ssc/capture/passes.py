@@ -7,8 +7,8 @@ several passes, and a layer that does not fit alone is taken in slices of its fe
 but the last ends with its deepest layer, so that shallow layers, whose activations are the largest, cost little of it.
 
 Several processes go through the same passes, turn by turn: each runs its share of the samples and sends what they give
-to the process that owns the layer, which forms its Gram. A network whose weights they share (FSDP2, tensor parallel) is
-run on the same samples by all of them, from which each keeps its own layers.
+to the process that owns the layer, which forms its Gram. A network whose work they share, too (tensor parallel), is run
+on the same samples by all of them, from which each keeps its own layers.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ssc.capture.batches import batch_size, take
+from lightning_ssc.capture.classifier import Head
 from lightning_ssc.capture.isolation import seed_everything, without_trace
 from lightning_ssc.capture.names import Layer
 from lightning_ssc.capture.outputs import OutputError, Returned, View, features, returned
@@ -30,7 +31,7 @@ from lightning_ssc.capture.plan import FeatureSlice, plan_shared, room, share_la
 from lightning_ssc.capture.processes import Alone, Processes
 from lightning_ssc.capture.runner import Runner
 from lightning_ssc.capture.samples import chunks
-from lightning_ssc.capture.sharding import is_sharded
+from lightning_ssc.capture.sharding import is_sharded, runs_apart
 from lightning_ssc.capture.spread import Post, rows_a_turn, turns
 from lightning_ssc.capture.tokens import masks_mark_tokens, view_of
 from lightning_ssc.capture.trace import WatchedLayer, hooked, in_one_chunk
@@ -61,6 +62,7 @@ def capture(
     processes: Processes | None = None,
     timed: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext(),
     outputs: dict[int, Returned] | None = None,
+    head: Head | None = None,
     precise: bool = False,
 ) -> Iterator[tuple[WatchedLayer, CentredGram]]:
     """The Gram matrices of the layers over the probe, one after the other, each when it is whole.
@@ -76,6 +78,7 @@ def capture(
         timed: ``timed("forward")`` and ``timed("gram")`` are opened around the two stages.
         outputs: Gains what the network returned, a chunk at a time, by its first sample and on the CPU, if that is one
             row of numbers a sample, or has such ``logits``. Several processes each gain what they have run.
+        head: Listens to what the classifier is given, once for every sample; of several processes each to what it runs.
         precise: Form Grams in double precision.
 
     Yields:
@@ -92,9 +95,7 @@ def capture(
     model, device, rank, ranks = runner.model, runner.device, processes.rank, processes.size
     assert device is not None
     home = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # others lack float64
-    sharded = is_sharded(model)
-    # What a layer that mixes samples puts out is of the chunk: every process runs the same ones.
-    spread = ranks > 1 and not sharded and not any(layer.mixes for layer in layers)
+    sharded, spread = is_sharded(model), is_spread(model, layers, ranks)
     memory = min(processes.everyones(runner.budget()))
     passes = plan_shared(layers, n, memory, ranks, staged=spread)
     marks = masks_mark_tokens(inputs, model)
@@ -119,22 +120,21 @@ def capture(
         with timed("forward"), without_trace(model):
             for turn in turns(chunks(inputs, chunk), ranks if spread else 1):
                 rows = turn.of(rank)
-                parcels, places = ([], {}) if post is None else post.parcels(turn)
-                if post is None:
-                    places = {layer: buffer[rows] for layer, buffer in buffers.items()}
+                places = {k: b[rows] for k, b in buffers.items()} if post is None else post.places(turn)
                 wanted = {
                     (layers[s.layer].layer, layers[s.layer].call): _Wanted(s, places.get(s.layer), layers[s.layer])
                     for s in group
                 }
                 # A sharded network that is left halfway would keep the weights that it has gathered.
-                run = partial(_run, runner, wanted, inputs, rows, how, marks, cut=not (last or sharded))
+                whole = head if last else None  # other passes may not reach the classifier
+                run = partial(_run, runner, wanted, inputs, rows, how, marks, whole, cut=not (last or sharded))
                 before, failed = failed, None
                 output = processes.together(partial(_unless, before, run))
                 if post is not None:
-                    post.deliver(turn, parcels)
+                    post.deliver(turn, places)
                 if outputs is not None and last and output is not None:
                     outputs[rows.start] = output
-                del output, wanted, places, parcels, run  # or they would be held while Grams are formed
+                del output, wanted, places, run  # or they would be held while Grams are formed
         post = None
         for s in mine:
             layer = layers[s.layer]
@@ -153,6 +153,14 @@ def capture(
             raise failed
 
 
+def is_spread(model: nn.Module, layers: Sequence[WatchedLayer], ranks: int) -> bool:
+    """Whether each of several processes runs samples of its own, which takes some memory for features on their way.
+
+    What a layer that mixes samples puts out is of the chunk, so that all run the same ones.
+    """
+    return ranks > 1 and runs_apart(model) and not any(layer.mixes for layer in layers)
+
+
 def _unless(failed: Exception | None, action: Callable[[], Any]) -> Any:
     """What an action gives, but where something has failed before."""
     if failed is not None:
@@ -167,6 +175,7 @@ def _run(
     rows: slice,
     how: Rows,
     marks: bool | None,
+    head: Head | None,
     *,
     cut: bool,
 ) -> Returned | None:
@@ -182,6 +191,7 @@ def _run(
     with (
         _cut_short(runner.model) if cut else nullcontext(),
         hooked(runner.model, [layer for layer, _ in wanted], keep) as seen,
+        nullcontext() if head is None else head.listening(rows),
         runner.context(),
     ):
         output = runner(samples)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_ssc.capture.batches import batch_size, take
 from lightning_ssc.capture.calls import observe, tensors_in
-from lightning_ssc.capture.classifier import output_calls
+from lightning_ssc.capture.classifier import Head, output_calls
 from lightning_ssc.capture.dependence import Dependence, rows_are_equal
 from lightning_ssc.capture.isolation import seed_everything, without_trace
 from lightning_ssc.capture.layers import LayerPattern, select_layers
@@ -257,6 +257,27 @@ def try_layers(runner: Runner, layers: Sequence[Layer], inputs: Any, how: Rows =
     return tried
 
 
+def linear_head(runner: Runner, layers: Sequence[WatchedLayer], labels: Tensor) -> Head | None:
+    """The watched layer that puts out the network's logits, where it is a linear one whose weights are all here.
+
+    Args:
+        runner: The network.
+        layers: What :func:`trace` returned.
+        labels: ``(N,)`` class of every sample.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3)), torch.rand(9, 2)
+        >>> linear_head(Runner(net), trace(Runner(net), "Linear", x), torch.arange(9) % 3).label
+        '2'
+    """
+    modules = named_layers(runner.model)
+    for watched in layers:
+        module = modules[watched.layer.name]
+        if watched.is_output and type(module) is nn.Linear and not holds_parts(module.weight):
+            return Head(watched.label, module, labels)
+    return None
+
+
 def in_one_chunk(layers: Sequence[WatchedLayer], samples: int, memory: int) -> bool:
     """Whether all samples run in one chunk: some layer mixes those of a chunk, and the memory suffices by far."""
     largest = max((layer.bytes_a_sample for layer in layers), default=0)
@@ -339,7 +360,7 @@ def _mixing(
                 other = activations(output, made.source, fewer.view, how, made.axis)
             except OutputError:
                 continue
-            if tuple(other.shape[1:]) == made.shape and _differ(rows[layer, call][: len(other)], other.flatten(1)):
+            if tuple(other.shape[1:]) == made.shape and _differ(rows[layer, call][: len(other)], other):
                 found.add((layer, call))
     if not found:
         return found
@@ -349,7 +370,7 @@ def _mixing(
         for one in [key for key in found if (key[0].name, key[1]) == (layer.name, call)]:
             made = next(m for la, c, m, _ in calls if (la, c) == one)
             assert isinstance(made, WatchedLayer)
-            if _differ(rows[one], activations(output, made.source, view, how, made.axis).flatten(1)):
+            if _differ(rows[one], activations(output, made.source, view, how, made.axis)):
                 found.discard(one)  # random even now
 
     with without_trace(runner.model), hooked(runner.model, list(asked.values()), record), runner.context():
@@ -360,7 +381,7 @@ def _mixing(
 
 def _differ(one: Tensor, other: Tensor) -> bool:
     tolerance = _APART_HALF if one.is_floating_point() and one.dtype.itemsize < 4 else _APART
-    one, other = one.double(), other.double()
+    one, other = one.double(), other.double().reshape(len(other), -1)
     return bool((one - other).norm() > tolerance * other.norm())
 
 

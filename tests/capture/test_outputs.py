@@ -67,6 +67,8 @@ class ModelOutput:
     ("make", "expected"),
     [
         (lambda x: (x, 2 * x), 2 * X),  # not the input
+        (lambda x: (x.transpose(1, 2), 2 * x), 2 * X),  # not a view of the input
+        (lambda x: x.sum((1, 2)), X.sum((1, 2))),
         (lambda x: (x.argmax(1), 3 * x), 3 * X),  # not the indices
         (lambda x: Output(2 * x, x.argmax(1)), 2 * X),
         (lambda x: {"hidden": 2 * x, "last_hidden_state": 3 * x}, 3 * X),
@@ -83,7 +85,8 @@ class ModelOutput:
         (lambda x: torch.nested.as_nested_tensor(list(2 * x)), 2 * X),
     ],
     ids=[
-        "handed through", "indices first", "named tuple", "last hidden state", "logits", "nested", "batch second",
+        "handed through", "a view handed through", "one number a sample",
+        "indices first", "named tuple", "last hidden state", "logits", "nested", "batch second",
         "sparse", "csr", "quantised", "bfloat16", "half", "truth values", "complex", "nested tensor",
     ],
 )  # fmt: skip
