@@ -194,9 +194,9 @@ def labels(run: str, *, csv: Path = Path("labels.csv"), count: int = 20, layers:
     from lightning_ssc import analysis
 
     store = analysis.find_store(run)
-    found = analysis.doubts(store, layers or None, progress=_progress("reading"))
-    card = store.load_card()
+    card = store.load_card()  # before what takes long
     names = () if card is None else card.class_names
+    found = analysis.doubts(store, layers or None, progress=_progress("reading"))
     csv.parent.mkdir(parents=True, exist_ok=True)
     found.to_csv(csv, names)
     listed = found.in_doubt()

@@ -228,11 +228,12 @@ def converged_section(results: Path = RESULTS) -> str:
     parts.append("\nWhat the snapshots took, beside other work on the machine:\n")
     parts.append(
         markdown(
-            ["network", "layers", "inputs", "seconds", "peak memory, GB"],
+            ["network", "layers", "inputs", "seconds", "of processors", "peak memory, GB"],
             [
                 [
                     *(line[key] for key in ("network", "layers", "inputs")),
                     f"{float(line['seconds']):.0f}",
+                    f"{float(line['processor_seconds']):.0f}".replace("nan", "not known"),
                     f"{float(line['peak_gb']):.1f}",
                 ]
                 for of in every

@@ -78,11 +78,19 @@ def report(
     if table is not None:
         table.table1_to_csv(folder / "table1.csv")
     if (found := doubted_labels(store)) is not None:
-        card = store.load_card()
-        found.to_csv(folder / "labels.csv", () if card is None else card.class_names)
+        found.to_csv(folder / "labels.csv", _class_names(store))
     if figures:
         write_figures(summarise(store, layer=layer, reference=other, progress=progress), folder / "figures", progress)
     return path
+
+
+def _class_names(store: SnapshotStore) -> tuple[str, ...]:
+    """What the classes are called; where that cannot be read, the page has said so."""
+    try:
+        card = store.load_card()
+    except SnapshotError:
+        return ()
+    return () if card is None else card.class_names
 
 
 def read_reference(folder: str | Path | None) -> Snapshot | None:
