@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_ssc import FreezeSettled, Images, Recorder, SnapshotStore, SSCMonitor, auto, every, pipeline, snapshot
-from lightning_ssc.capture import Runner, capture, trace
+from lightning_ssc.capture import Returned, Runner, capture, trace
 from lightning_ssc.metrics import AffinityModularity, LinearCKA
 from lightning_ssc.ranks import Ranks
 from tests.nets import Classifier, Logs, convnet, data, optimizer, train, trainer
@@ -271,11 +271,11 @@ def spread(world: int, root: Path) -> None:
     for name, memory, chunk in (("one pass", None, 256), ("several", 2 * 31 * 31 * 8 + 31 * 60 * 8, 4)):
         runner = Runner(net, run, chunk=chunk, memory=memory)
         layers = trace(runner, "**", x)
-        outputs: dict[int, torch.Tensor] = {}
+        outputs: dict[int, Returned] = {}
         sent = ranks.sent
         shared = {layer.label: gram for layer, gram in capture(runner, layers, x, processes=ranks, outputs=outputs)}
         told[f"bytes {name}"] = ranks.sent - sent
-        told[f"rows {name}"] = {start: len(output) for start, output in outputs.items()}
+        told[f"rows {name}"] = {start: len(output.rows) for start, output in outputs.items()}
         alone = {layer.label: gram for layer, gram in capture(Runner(net, run), layers, x)}
         told[f"layers {name}"] = list(shared)
         told[f"apart {name}"] = max(

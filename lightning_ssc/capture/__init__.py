@@ -1,12 +1,13 @@
 """From a network and a probe to one Gram matrix a watched layer, without a trace on the network."""
 
 from lightning_ssc.capture.batches import batch_size, first_loader
-from lightning_ssc.capture.classifier import Head
+from lightning_ssc.capture.classifier import Head, classes_told
 from lightning_ssc.capture.gradients import parameters_through
 from lightning_ssc.capture.isolation import isolated_random_state, without_trace
 from lightning_ssc.capture.labels import split_batch
 from lightning_ssc.capture.layers import LayerPattern, select_layers
 from lightning_ssc.capture.names import Layer
+from lightning_ssc.capture.outputs import Returned
 from lightning_ssc.capture.overview import show_layers
 from lightning_ssc.capture.passes import capture, is_spread
 from lightning_ssc.capture.pictures import class_names, pictures
@@ -26,6 +27,7 @@ __all__ = [
     "Pooling",
     "Probe",
     "ProbeSource",
+    "Returned",
     "Rows",
     "Runner",
     "WatchedLayer",
@@ -34,6 +36,7 @@ __all__ = [
     "capture",
     "check_sizes",
     "class_names",
+    "classes_told",
     "first_loader",
     "in_parts",
     "is_sharded",

@@ -1,4 +1,4 @@
-"""Which calls of a forward pass put out what the network returns: the classifier, and what it lies in."""
+"""The classifier of a network: which calls put out what it returns, and how many classes it says it has."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ssc.capture.calls import Call
+
+_CLASSES = ("num_classes", "num_labels", "n_classes")
 
 
 def output_calls(root: Call) -> set[tuple[str, int]]:
@@ -53,6 +55,20 @@ def output_calls(root: Call) -> set[tuple[str, int]]:
     found = [*found, *(call for layer in found[:1] for call in layer.below() if call.units)]
     around = [call for call in found if call.name and (gives_the_tensor(call) or gives_its_shape(call))]
     return {(call.name, number[id(call)]) for call in around if is_row or len(call.units) == 1}
+
+
+def classes_told(model: nn.Module) -> set[int]:
+    """The numbers of classes that a network, its hyperparameters, configuration and metrics name.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 100))
+        >>> net.num_classes = 100
+        >>> classes_told(net)
+        {100}
+    """
+    holders = [holder for m in model.modules() for holder in (m, vars(m).get("config"), vars(m).get("_hparams"))]
+    found = [h.get(name) if isinstance(h, Mapping) else getattr(h, name, None) for h in holders for name in _CLASSES]
+    return {value for value in found if type(value) is int}
 
 
 class Head:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -246,17 +246,18 @@ def candidates(output: Any, view: View, given: Sequence[Tensor] = ()) -> list[tu
     """The parts of an output that a layer may stand for, each with its path, the likeliest first."""
     if isinstance(output, (Tensor, PackedSequence)):
         return [("", output)]
-    addresses = {(t.data_ptr(), t.shape) for t in given if t.layout == torch.strided and not t.is_nested}
+    addresses = {_address(t) for t in given} - {None}
     ranked = ((path, part, _rank(path, part, view)) for path, part in _leaves(output))
     found = [(rank, path, part) for path, part, rank in ranked if rank is not None]
-    own = [entry for entry in found if not _is_among(entry[2], addresses)] or found
+    own = [entry for entry in found if _address(entry[2]) not in addresses] or found
     return [(path, part) for _, path, part in sorted(own, key=lambda entry: entry[0])]
 
 
-def _is_among(part: Any, addresses: set[Any]) -> bool:
+def _address(part: Any) -> tuple[int, int] | None:
+    """Where the numbers of a tensor lie and how many they are, the same of a view of all of them."""
     if not isinstance(part, Tensor) or part.layout != torch.strided or part.is_nested:
-        return False
-    return (part.data_ptr(), part.shape) in addresses
+        return None
+    return part.data_ptr(), part.numel()
 
 
 def _rank(path: str, part: Any, view: View) -> int | None:
@@ -275,15 +276,28 @@ def _rank(path: str, part: Any, view: View) -> int | None:
     return (1 if first else 2) if floating else 3
 
 
-def logits_of(output: Any, view: View) -> Tensor | None:
-    """What a network returned, or the ``logits`` in it, on the CPU, where that is a row of numbers a sample."""
-    if not isinstance(output, (Tensor, PackedSequence)):
+class Returned(NamedTuple):
+    """What a network returned for some samples.
+
+    Attributes:
+        rows: ``(n, width)`` on the CPU.
+        are_logits: Whether it is called so in what was returned.
+    """
+
+    rows: Tensor
+    are_logits: bool
+
+
+def returned(output: Any, view: View) -> Returned | None:
+    """What a network returned, or the ``logits`` in it, where that is a row of numbers a sample."""
+    named = not isinstance(output, (Tensor, PackedSequence))
+    if named:
         output = _entries(output).get("logits")
     if not isinstance(output, Tensor) or output.layout != torch.strided or output.is_nested or output.dim() != 2:
         return None
     if view.nodes is not None and len(output) > int(view.nodes.max()):
         output = output[view.nodes.to(output.device)]
-    return output.detach().cpu() if len(output) == view.samples else None
+    return Returned(output.detach().cpu(), named) if len(output) == view.samples else None
 
 
 def copied(output: Any) -> Any:

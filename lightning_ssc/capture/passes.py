@@ -26,7 +26,7 @@ from lightning_ssc.capture.batches import batch_size, take
 from lightning_ssc.capture.classifier import Head
 from lightning_ssc.capture.isolation import seed_everything, without_trace
 from lightning_ssc.capture.names import Layer
-from lightning_ssc.capture.outputs import OutputError, View, features, logits_of
+from lightning_ssc.capture.outputs import OutputError, Returned, View, features, returned
 from lightning_ssc.capture.plan import FeatureSlice, plan_shared, room, share_layers
 from lightning_ssc.capture.processes import Alone, Processes
 from lightning_ssc.capture.runner import Runner
@@ -61,7 +61,7 @@ def capture(
     *,
     processes: Processes | None = None,
     timed: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext(),
-    outputs: dict[int, Tensor] | None = None,
+    outputs: dict[int, Returned] | None = None,
     head: Head | None = None,
     precise: bool = False,
 ) -> Iterator[tuple[WatchedLayer, CentredGram]]:
@@ -178,11 +178,11 @@ def _run(
     head: Head | None,
     *,
     cut: bool,
-) -> Tensor | None:
+) -> Returned | None:
     """Run the network on some samples, up to the last layer that is wanted where the pass may be cut short.
 
     Returns:
-        Its logits, where it has any.
+        What it returned, where that may be logits.
     """
     output, samples = None, take(inputs, rows)
     view = view_of(samples, runner.model, marks)
@@ -200,7 +200,7 @@ def _run(
             f"Layer {missing[0]!r} ran for the first samples of the probe but not for samples {rows.start} to "
             f"{rows.stop - 1}. Watch only layers that run for every input."
         )
-    return logits_of(output, view)
+    return returned(output, view)
 
 
 @contextmanager

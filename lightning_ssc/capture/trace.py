@@ -360,7 +360,7 @@ def _mixing(
                 other = activations(output, made.source, fewer.view, how, made.axis)
             except OutputError:
                 continue
-            if tuple(other.shape[1:]) == made.shape and _differ(rows[layer, call][: len(other)], other.flatten(1)):
+            if tuple(other.shape[1:]) == made.shape and _differ(rows[layer, call][: len(other)], other):
                 found.add((layer, call))
     if not found:
         return found
@@ -370,7 +370,7 @@ def _mixing(
         for one in [key for key in found if (key[0].name, key[1]) == (layer.name, call)]:
             made = next(m for la, c, m, _ in calls if (la, c) == one)
             assert isinstance(made, WatchedLayer)
-            if _differ(rows[one], activations(output, made.source, view, how, made.axis).flatten(1)):
+            if _differ(rows[one], activations(output, made.source, view, how, made.axis)):
                 found.discard(one)  # random even now
 
     with without_trace(runner.model), hooked(runner.model, list(asked.values()), record), runner.context():
@@ -381,7 +381,7 @@ def _mixing(
 
 def _differ(one: Tensor, other: Tensor) -> bool:
     tolerance = _APART_HALF if one.is_floating_point() and one.dtype.itemsize < 4 else _APART
-    one, other = one.double(), other.double()
+    one, other = one.double(), other.double().reshape(len(other), -1)
     return bool((one - other).norm() > tolerance * other.norm())
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ssc import Snapshot, snapshot
 from lightning_ssc.capture import Rows, Runner, capture, make_probe, trace
@@ -64,6 +67,8 @@ class ModelOutput:
     ("make", "expected"),
     [
         (lambda x: (x, 2 * x), 2 * X),  # not the input
+        (lambda x: (x.transpose(1, 2), 2 * x), 2 * X),  # not a view of the input
+        (lambda x: x.sum((1, 2)), X.sum((1, 2))),
         (lambda x: (x.argmax(1), 3 * x), 3 * X),  # not the indices
         (lambda x: Output(2 * x, x.argmax(1)), 2 * X),
         (lambda x: {"hidden": 2 * x, "last_hidden_state": 3 * x}, 3 * X),
@@ -80,7 +85,8 @@ class ModelOutput:
         (lambda x: torch.nested.as_nested_tensor(list(2 * x)), 2 * X),
     ],
     ids=[
-        "handed through", "indices first", "named tuple", "last hidden state", "logits", "nested", "batch second",
+        "handed through", "a view handed through", "one number a sample",
+        "indices first", "named tuple", "last hidden state", "logits", "nested", "batch second",
         "sparse", "csr", "quantised", "bfloat16", "half", "truth values", "complex", "nested tensor",
     ],
 )  # fmt: skip
@@ -314,6 +320,10 @@ def test_noise_is_not_taken_for_mixing(caplog: pytest.LogCaptureFixture) -> None
         (3, lambda x: x, False),  # an embedding of 24 numbers
         (3, lambda x: x[:, :2], False),  # too few
         (8, lambda x: x[:, :10], True),  # two classes are not in the probe
+        (2, lambda x: x[:, :20], False),
+        (2, lambda x: {"logits": x[:, :20]}, True),  # of many classes
+        (2, lambda x: x[:, :20] + 9 * (torch.arange(20) == torch.arange(len(x))[:, None] % 2), True),  # are right
+        (2, lambda x: x[:, :20] + 9 * (torch.arange(20) == 0), False),  # are right by half, whatever the input
     ],
 )
 def test_predictions_come_of_logits_alone(labels: int, make: Callable[..., Any], predicts: bool) -> None:
@@ -321,6 +331,31 @@ def test_predictions_come_of_logits_alone(labels: int, make: Callable[..., Any],
     run = lambda m, x: make(m(x))  # noqa: E731
     taken = snapshot(net, X, torch.arange(N) % labels, layers=["1"], forward=run)
     assert (taken.predictions is not None) == predicts
+
+
+@pytest.mark.parametrize("holder", ["itself", "config", "hparams", "metric"])
+def test_how_many_classes_there_are_may_be_told_by_the_network(holder: str) -> None:
+    class Wide(pl.LightningModule):
+        def __init__(self, classes: int = 24) -> None:
+            super().__init__()
+            self.fc = nn.Linear(24, 24)
+            if holder == "hparams":
+                self.save_hyperparameters({"num_classes": classes})
+            elif holder == "metric":
+                self.accuracy = MulticlassAccuracy(classes)
+            elif holder == "config":
+                self.config = SimpleNamespace(num_labels=classes)
+            else:
+                self.num_classes = classes
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x)
+
+    x, net = X.flatten(1), Wide()
+    taken = snapshot(net, x, torch.arange(N) % 3, layers=["fc"])
+    assert taken.predictions is not None
+    assert torch.equal(taken.predictions, net.eval()(x).argmax(1))
+    assert snapshot(Wide(10), x, torch.arange(N) % 3, layers=["fc"]).predictions is None  # another number of them
 
 
 def test_features_near_the_least_of_single_precision() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ssc import snapshot
-from lightning_ssc.capture import Layer, Pooling, Rows, Runner, WatchedLayer, capture, plan_passes, trace
+from lightning_ssc.capture import Layer, Pooling, Returned, Rows, Runner, WatchedLayer, capture, plan_passes, trace
 from lightning_ssc.capture.plan import FeatureSlice
 from lightning_ssc.functional import duality_gap
 from lightning_ssc.functional.grams import centred_gram
@@ -221,13 +221,15 @@ def test_outputs_and_buffers_are_as_from_one_pass(x: Tensor) -> None:
     """A pass that ends early leaves no trace either, and what the network returns comes from one that does not."""
     net = convnet().train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    outputs: dict[int, Tensor] = {}
+    outputs: dict[int, Returned] = {}
     watched = trace(Runner(net), "**", x)
     runner = Runner(net, memory=2 * 300 * 300 * 4 + 300 * 4 * 100)
     tight = [gram for _, gram in capture(runner, watched, x, outputs=outputs)]
     assert len(tight) == len(watched)
     with torch.no_grad():
-        torch.testing.assert_close(torch.cat(list(outputs.values())), copy.deepcopy(net).eval()(x))
+        torch.testing.assert_close(
+            torch.cat([output.rows for output in outputs.values()]), copy.deepcopy(net).eval()(x)
+        )
     assert net.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert not any(module._forward_hooks for module in net.modules())
