@@ -26,6 +26,7 @@ from lightning_ssc.capture import (
     ProbeSource,
     Runner,
     WatchedLayer,
+    goes_to_disk,
     in_parts,
     is_sharded,
     make_probe,
@@ -188,8 +189,9 @@ class Recorder:
         if sharded := is_sharded(self._runner.model):
             watched = self._without_parts(watched)
         if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
-            staged, ranks = self._ranks.size > 1 and not sharded, self._ranks.size
-            plan_shared(watched, len(self.probe), self._runner.memory, ranks, staged=staged)  # or it is too small
+            size, memory, ranks = len(self.probe), self._runner.memory, self._ranks.size
+            disk = goes_to_disk(watched, size, memory, self._runner.grams_on_cpu)
+            plan_shared(watched, size, memory, ranks, staged=ranks > 1 and not sharded, disk=disk)  # or it is too small
         return watched
 
     def _without_parts(self, watched: list[WatchedLayer]) -> list[WatchedLayer]:
@@ -478,7 +480,8 @@ class Recorder:
         if shares is None:
             return None
         graphs = {label: graph for layers in shares for label, graph in layers.items()}
-        return replace(mine, layers={layer.label: graphs[layer.label] for layer in self.watched})
+        names = [layer.label for layer in self.watched]  # of which a full disk may leave some out
+        return replace(mine, layers={name: graphs[name] for name in names if name in graphs})
 
     def _tell(self, taken: Snapshot | None) -> None:
         """Every rank knows what a snapshot says in numbers: checkpoints and early stopping go by it."""

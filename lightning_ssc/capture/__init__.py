@@ -1,6 +1,7 @@
 """From a network and a probe to one Gram matrix a watched layer, without a trace on the network."""
 
 from lightning_ssc.capture.batches import batch_size, first_loader
+from lightning_ssc.capture.disk import NoRoomError
 from lightning_ssc.capture.isolation import isolated_random_state, without_trace
 from lightning_ssc.capture.labels import split_batch
 from lightning_ssc.capture.layers import LayerPattern, select_layers
@@ -8,7 +9,7 @@ from lightning_ssc.capture.names import Layer
 from lightning_ssc.capture.overview import show_layers
 from lightning_ssc.capture.passes import capture
 from lightning_ssc.capture.pictures import class_names, pictures
-from lightning_ssc.capture.plan import plan_passes, plan_shared, share_layers
+from lightning_ssc.capture.plan import goes_to_disk, plan_passes, plan_shared, share_layers
 from lightning_ssc.capture.probe import Probe, ProbeSource, balanced, make_probe
 from lightning_ssc.capture.runner import Forward, NotRunError, Runner, check_sizes, unwrapped
 from lightning_ssc.capture.sharding import is_sharded
@@ -19,6 +20,7 @@ __all__ = [
     "Forward",
     "Layer",
     "LayerPattern",
+    "NoRoomError",
     "NotRunError",
     "Pooling",
     "Probe",
@@ -31,6 +33,7 @@ __all__ = [
     "check_sizes",
     "class_names",
     "first_loader",
+    "goes_to_disk",
     "in_parts",
     "is_sharded",
     "isolated_random_state",
