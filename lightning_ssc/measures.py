@@ -1,4 +1,4 @@
-"""What is measured: one record a quantity, from which tags, tables, charts, page texts and the README's table are made.
+"""What is measured: one record a quantity, from which tags, tables, charts, page texts and documentation are made.
 
 A quantity is computed when a snapshot is taken and is kept with it; readers read it. To add one, add a record to
 :data:`MEASURES`: nothing else has to know of it.
@@ -643,7 +643,7 @@ def of_pairs(layers: Iterable[Any]) -> dict[str, Tensor]:
 
 
 def markdown() -> str:
-    """The README's table of scalars and heatmaps.
+    """The table of scalars and heatmaps in ``.site/pages/curves.md``.
 
     Example:
         >>> markdown().splitlines()[0]

@@ -30,6 +30,7 @@ from lightning_ssc.capture import (
     in_parts,
     is_sharded,
     make_probe,
+    parameters_through,
     pictures,
     plan_shared,
     share_layers,
@@ -313,6 +314,13 @@ class Recorder:
     def holds(self, epoch: int) -> bool:
         """Whether there is a snapshot of an epoch's end."""
         return bool(self._ranks.from_zero(lambda: epoch in self.store))
+
+    def parameters_through(self) -> dict[str, list[str]]:
+        """Names of parameters by the watched layer through which, with those before it, they act on the output alone.
+
+        See :func:`lightning_ssc.capture.parameters_through`.
+        """
+        return parameters_through(self._runner, self.watched, self.probe.batches)
 
     @property
     def busy(self) -> bool:

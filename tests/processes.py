@@ -18,10 +18,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_ssc import Images, Recorder, SnapshotStore, SSCMonitor, auto, every, pipeline, snapshot
+from lightning_ssc import FreezeSettled, Images, Recorder, SnapshotStore, SSCMonitor, auto, every, pipeline, snapshot
 from lightning_ssc.capture import Runner, capture, trace
 from lightning_ssc.metrics import AffinityModularity, LinearCKA
 from lightning_ssc.ranks import Ranks
@@ -472,3 +473,14 @@ def train_sharded(world: int, root: Path) -> None:
         weights = {key: value.full_tensor() for key, value in model.net.state_dict().items()}
         if run.is_global_zero:
             torch.save(weights, root / f"{name}.pt")
+
+
+def freeze_over_ranks(world: int, root: Path, static: bool) -> None:
+    """Train with settled layers frozen, and trained again after a drop of the rate."""
+    from tests.callback.test_freezing import Notes, Slow, fit, monitor
+
+    notes = Notes()
+    strategy = DDPStrategy(static_graph=True) if static else "ddp"
+    callbacks = FreezeSettled("freeze"), monitor(store=root / "ssc"), notes
+    fit(root, *callbacks, model=Slow(drops=(3,)), strategy=strategy, devices=world)
+    torch.save({"frozen": notes.frozen, "states": notes.states}, root / f"frozen-{os.environ['LOCAL_RANK']}.pt")

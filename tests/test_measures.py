@@ -16,7 +16,7 @@ from lightning_ssc.functional.probes import margin, ridge_probe
 from lightning_ssc.measures import CURVES, MEASURES
 from lightning_ssc.snapshots import Snapshot
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+PAGE = (Path(__file__).parents[1] / ".site" / "pages" / "curves.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ def taken() -> Snapshot:
     return snapshot(net, torch.randn(40, 6), torch.arange(40) % 3, layers="Linear")
 
 
-def test_the_readme_has_the_table_that_the_records_make() -> None:
-    assert measures.markdown() in README
+def test_the_page_of_curves_has_the_table_that_the_records_make() -> None:
+    assert measures.markdown() in PAGE
 
 
 def test_names_and_tags_are_their_own() -> None:

@@ -2,6 +2,7 @@
 
 from lightning_ssc.capture.batches import batch_size, first_loader
 from lightning_ssc.capture.disk import NoRoomError
+from lightning_ssc.capture.gradients import parameters_through
 from lightning_ssc.capture.isolation import isolated_random_state, without_trace
 from lightning_ssc.capture.labels import split_batch
 from lightning_ssc.capture.layers import LayerPattern, select_layers
@@ -38,6 +39,7 @@ __all__ = [
     "is_sharded",
     "isolated_random_state",
     "make_probe",
+    "parameters_through",
     "pictures",
     "plan_passes",
     "plan_shared",

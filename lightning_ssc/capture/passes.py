@@ -147,10 +147,10 @@ def capture(
             layer = layers[s.layer]
             try:
                 with timed("gram"):
-                    buffer = buffers.pop(s.layer)
                     if s.layer in left_out:
+                        del buffers[s.layer]
                         continue
-                    gram = _formed(partial(form, buffer, onto=parts.pop(s.layer, None)), layer)
+                    gram = _formed(partial(form, buffers.pop(s.layer), onto=parts.pop(s.layer, None)), layer)
             except NoRoomError as error:
                 log.warning("Layer %r is left out of this snapshot: %s", layer.label, error)
                 left_out[s.layer] = error

@@ -125,7 +125,10 @@ def plan_shared(
 
 
 def room(layers: Sequence[WatchedLayer], samples: int, memory: int, disk: bool = False) -> int:
-    """Bytes that a budget leaves for activations beside two Grams, or beside work on Grams on disk."""
+    """Bytes that a budget leaves for activations beside work on Grams on disk, or beside two Grams in memory.
+
+    There is one Gram, but it may have to be formed in float64, which takes as much as two in float32.
+    """
     return memory - (_WORK if disk else 2 * _bytes_of_gram(layers, samples))
 
 

@@ -16,7 +16,7 @@ from lightning_ssc.functional.health import Idle, idle_features
 _BLOCK = 256  # rows of a Gram that are formed at once, at least
 _CACHED = 1 << 18  # entries that are written over at once: what becomes of them stays in the cache
 _TINY = 1e-15  # largest feature of a sample below which squares come near to the least that float32 can hold
-_STEEP = 10  # times that the mean's squared length may exceed the spread's before its rounding counts
+_STEEP = 10  # times that the mean's squared length may exceed the spread's before float32 loses of the raw Gram
 _AT_ONCE = 1 << 24  # entries that are turned into float64 at once
 _NONE_IDLE = Idle(0, 0)
 _STRIPS, _HIGHEST = 16, 1024  # in which a Gram is formed, and their rows at most: half of a strip is formed twice
@@ -43,7 +43,6 @@ class CentredGram:
         centred: ``(N, N)`` float32 or float64, the Gram of the features less their mean over the samples (H X Xᵀ H).
         offset: ``(N,)`` float64, what row and column i have to gain in the raw Gram.
         gain: What every entry has to gain in the raw Gram.
-        steep: Whether the mean is so long beside the spread that the raw Gram in float32 would lose of it.
         idle: How many features do not vary.
         room: Where the Gram lies, and a wider one of it is written.
     """
@@ -51,7 +50,6 @@ class CentredGram:
     centred: Tensor
     offset: Tensor
     gain: float
-    steep: bool = False
     idle: Idle = _NONE_IDLE
     room: Room = in_memory
 
@@ -64,7 +62,7 @@ class CentredGram:
                 new.copy_(old)
 
     def raw_(self, precise: bool = False) -> Tensor:
-        """The raw Gram X Xᵀ, written over :attr:`centred`; in float64 if asked for, or where the mean is long.
+        """The raw Gram X Xᵀ, written over :attr:`centred`; in float64 if asked for.
 
         A sample so near to zero beside the mean that rounding is all that is left of it (less than 0.3 % of the mean's
         length in float32) is taken for zero.
@@ -79,7 +77,7 @@ class CentredGram:
 
     def _written(self, precise: bool, unit: bool) -> Tensor:
         """The raw Gram, or that of unit length, in one pass: a large one lies on disk."""
-        if precise or self.steep:
+        if precise:
             self.widen_()
         n, dtype = len(self.centred), self.centred.dtype
         square = self.centred.diagonal().double() + 2 * self.offset + self.gain
@@ -87,14 +85,15 @@ class CentredGram:
         scale = torch.where(lost | (square <= 0), 0, square.rsqrt() if unit else 1)
         for some in blocks(n, max(1, _CACHED // n)):
             rows = self.centred[some]
-            raw = rows.double().add_(self.offset).add_((self.offset[some] + self.gain)[:, None])
-            raw.mul_(scale).mul_(scale[some, None])
+            # What is the same for (i, j) and (j, i) is put together first, so that the result is symmetric to the bit.
+            raw = (self.offset[some, None] + self.offset).add_(self.gain).add_(rows)
+            raw.mul_(scale[some, None] * scale)
             rows.copy_(raw.clamp_(-1, 1) if unit else raw)  # rounding may lead short samples beyond
         return self.centred
 
     def to(self, device: torch.device) -> CentredGram:
         """The same on another device."""
-        return CentredGram(self.centred.to(device), self.offset.to(device), self.gain, self.steep, self.idle, self.room)
+        return CentredGram(self.centred.to(device), self.offset.to(device), self.gain, self.idle, self.room)
 
 
 def centred_gram(
@@ -102,7 +101,9 @@ def centred_gram(
 ) -> CentredGram:
     """The Gram of features at the full precision of their dtype; ``x`` (N, d) is overwritten.
 
-    It is accumulated in float64 where that is asked for, and where squares would be too small for float32.
+    It is accumulated in float64 where that is asked for, where squares would be too small for float32, and where the
+    mean is long beside the spread: what float32 rounds off there is as large as what tells the samples apart, and
+    leaves the raw Gram that of no samples at all.
 
     Args:
         x: ``(N, d)`` float32 or float64 features.
@@ -122,35 +123,31 @@ def centred_gram(
     mean = x.mean(0)  # rounded: what matters is that the same is taken off here and given back by raw_()
     sizes = torch.linalg.vector_norm(x, float("inf"), dim=1)
     tiny = ((sizes > 0) & (sizes < _TINY)).any()
-    finite, too_small = torch.stack([torch.isfinite(mean).all(), tiny]).tolist()  # a GPU is waited for once
+    square, whole = mean.double().square().sum(), torch.linalg.vector_norm(x, dim=1).double().square().mean()
+    steep = square > _STEEP * (whole - square)
+    finite, *needs_more = torch.stack([torch.isfinite(mean).all(), tiny, steep]).tolist()  # a GPU is waited for once
     if not finite:
         if len(bad := (~torch.isfinite(x)).any(1).nonzero().squeeze(1)):
             raise ValueError(f"NaN or infinity for {len(bad)} of {n} samples, first for sample {int(bad[0])}")
         mean = x.mean(0, dtype=torch.float64).to(x.dtype)  # finite values, whose sum was too large
     idle = idle_features(x)
-    double = precise or bool(too_small) or x.dtype == torch.float64
+    dtype = torch.float64 if precise or any(needs_more) else x.dtype
+    begun = int(onto is not None)
     if onto is None:
-        dtype = torch.float64 if double else x.dtype
-        offset = torch.zeros(n, device=x.device, dtype=torch.float64)
-        onto, begun = CentredGram(room(n, dtype, x.device), offset, 0.0, room=room), 0
+        zeros = torch.zeros(n, device=x.device, dtype=torch.float64)
+        onto = CentredGram(room(n, dtype, x.device), zeros, 0.0, room=room)
+    elif dtype == torch.float64:
+        onto.widen_()
+    if onto.centred.dtype == x.dtype:
+        gain = _add(onto, x.sub_(mean), mean, begun)
     else:
-        begun = 1
-        if double:
-            onto.widen_()
-    with _full_precision(x.device):
-        if onto.centred.dtype == x.dtype:
-            x -= mean
-            gain = _add(onto, x, mean, begun)
-        else:
-            gain = torch.zeros((), device=x.device, dtype=torch.float64)
-            for part in x.split(max(1, _AT_ONCE // n), dim=1):
-                features = part.double()
-                mean = features.mean(0)
-                gain, begun = gain + _add(onto, features.sub_(mean), mean, begun), 1
-    gain, spread = torch.stack([gain, onto.centred.diagonal().double().mean()]).tolist()
-    onto.gain += gain
+        gain = torch.zeros((), device=x.device, dtype=torch.float64)
+        for part in x.split(max(1, _AT_ONCE // n), dim=1):
+            features = part.double()
+            mean = features.mean(0)
+            gain, begun = gain + _add(onto, features.sub_(mean), mean, begun), 1
+    onto.gain += float(gain)
     onto.idle = Idle(*(sum(both) for both in zip(onto.idle, idle, strict=True)))
-    onto.steep = onto.centred.dtype != torch.float64 and onto.gain > _STEEP * spread
     return onto
 
 
@@ -158,13 +155,14 @@ def _add(gram: CentredGram, x: Tensor, mean: Tensor, begun: int) -> Tensor:
     """Add the products of features less their mean to a Gram, or begin it with them; returns the mean's square."""
     n, out = len(x), gram.centred
     step = min(_HIGHEST, max(_BLOCK, n // _STRIPS))
-    for start in range(0, n, step):
-        stop = min(n, start + step)
-        out[start:stop, start:].addmm_(x[start:stop], x[start:].T, beta=begun)
-        own = out[start:stop, start:stop]
-        own.copy_(own.triu() + own.triu(1).T)
-        out[stop:, start:stop] = out[start:stop, stop:].T
-    gram.offset += x @ mean
+    with _full_precision(x.device):
+        for start in range(0, n, step):
+            stop = min(n, start + step)
+            out[start:stop, start:].addmm_(x[start:stop], x[start:].T, beta=begun)
+            own = out[start:stop, start:stop]
+            own.copy_(own.triu() + own.triu(1).T)
+            out[stop:, start:stop] = out[start:stop, stop:].T
+        gram.offset += x @ mean
     return mean.double().square().sum()
 
 

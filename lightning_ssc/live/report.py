@@ -160,9 +160,7 @@ def contents(
     def put(piece: str, *arguments: Any) -> None:
         packed[_key(piece, name, *arguments)] = getattr(source, piece)(key, *arguments)
 
-    while not (computed := source.computed(key))["done"]:
-        pass
-    packed[_key("computed", name)] = computed
+    packed[_key("computed", name)] = source.completed(key)
     if run["pictures"]:
         put("pictures")
     for step in progress(steps):
@@ -171,12 +169,12 @@ def contents(
     chosen = [steps[t] for t in plots.evenly(len(steps), count)]
     for at in progress(chosen):
         put("samples", at)
-        put("neighbours", at, run["hidden"])
-        for of in layers:
+        for of in source.walk(key, at):
             put("embedding", at, of, 0)
-    for of in progress(layers):
-        put("neighbours", steps[-1], of)
-        put("embedding", steps[-1], of, 1)
+            if at == steps[-1] or of == run["hidden"]:
+                put("neighbours", at, of)
+            if at == steps[-1]:
+                put("embedding", at, of, 1)
     return packed
 
 

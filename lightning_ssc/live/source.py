@@ -53,6 +53,7 @@ class Source:
         self._folder = folder
         self._stores: dict[str, SnapshotStore] = {}  # they keep the headers that they have read
         self._cache = Cache(_CACHE)
+        self._at_hand: tuple[Hashable, LayerGraph] | None = None
 
     def runs(self) -> Piece:
         """All runs, each with a signature that differs once its files do."""
@@ -91,6 +92,13 @@ class Source:
 
         They come as far as they are computed, with whether that is all.
         """
+        return self._computed(run, _SLICE)
+
+    def completed(self, run: str) -> Piece:
+        """The same curves when all is computed, for who can wait."""
+        return self._computed(run, math.inf)
+
+    def _computed(self, run: str, seconds: float) -> Piece:
         store = self._store(run)
         headers, _ = pieces.readable(store)
         if not headers:
@@ -99,7 +107,7 @@ class Source:
         known = self._cache.get(("computed", self._identity(store, latest)), lambda: _Computed(store, latest))
         identities = [self._identity(store, header.step) for header in headers]
         left = [t for t in _coarse_to_fine(len(headers)) if identities[t] not in known.values]
-        ends = time.monotonic() + _SLICE
+        ends = time.monotonic() + seconds
         with at_most(1):
             while left and time.monotonic() < ends:
                 t = left.pop(0)
@@ -109,8 +117,7 @@ class Source:
 
     def heatmap(self, run: str, step: int) -> Piece:
         """Tables between the layers at one moment."""
-        store = self._store(run)
-        layers = self._layers(store)
+        store, layers = self._store(run), self.run(run)["layers"]
         return self._cache.get(
             ("heatmap", self._identity(store, step), tuple(layers)), lambda: pieces.heatmap(store, step, layers)
         )
@@ -174,6 +181,17 @@ class Source:
         key = "pictures", str(store.root), self._folder.runs()[run].signature if run in self._folder.runs() else ""
         return self._cache.get(key, lambda: pieces.pictures(store, headers[-1].probe) or {})
 
+    def walk(self, run: str, step: int) -> Iterator[str]:
+        """The layers of one moment, each with its graph at hand for the pieces of it that are asked for meanwhile.
+
+        The file is opened once, not once for every piece.
+        """
+        store, identity = self._store(run), self._identity(self._store(run), step)
+        for name, graph in store.layers(step):
+            self._at_hand = (identity, name), graph
+            yield name
+        self._at_hand = None
+
     # -- Which
 
     def _store(self, run: str) -> SnapshotStore:
@@ -182,10 +200,6 @@ class Source:
         if found is None or found.links:
             raise NotFoundError(f"There is no run {run!r}.")
         return self._stores.setdefault(str(found.root), SnapshotStore(found.root))
-
-    def _layers(self, store: SnapshotStore) -> list[str]:
-        headers, _ = pieces.readable(store)
-        return headers[-1].layers if headers else []
 
     def _header_layers(self, store: SnapshotStore, step: int) -> list[str]:
         self._identity(store, step)
@@ -202,7 +216,9 @@ class Source:
             raise SnapshotError(f"{path} cannot be opened ({error.strerror or error}).", step) from error
         return str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino
 
-    def _graph(self, store: SnapshotStore, step: int, layer: str) -> Any:
+    def _graph(self, store: SnapshotStore, step: int, layer: str) -> LayerGraph:
+        if self._at_hand is not None and self._at_hand[0] == (self._identity(store, step), layer):
+            return self._at_hand[1]
         if layer not in self._header_layers(store, step):
             raise NotFoundError(f"The snapshot of step {step} holds no layer {layer!r}.")
         return store.load_layer(layer=layer, step=step)
