@@ -29,6 +29,7 @@ from lightning_ssc.capture import (
     goes_to_disk,
     in_parts,
     is_sharded,
+    is_spread,
     make_probe,
     parameters_through,
     pictures,
@@ -186,18 +187,19 @@ class Recorder:
     # -- Before the first snapshot
 
     def _trace(self, layers: str | type[nn.Module] | Sequence[LayerPattern]) -> list[WatchedLayer]:
-        watched = trace(self._runner, layers, self.probe.batches, self.settings.pooling)
-        if sharded := is_sharded(self._runner.model):
+        watched = trace(self._runner, layers, self.probe.batches, self.settings.rows)
+        if is_sharded(self._runner.model):
             watched = self._without_parts(watched)
         if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
             size, memory, ranks = len(self.probe), self._runner.memory, self._ranks.size
+            staged = is_spread(self._runner.model, watched, ranks)
             disk = goes_to_disk(watched, size, memory, self._runner.grams_on_cpu)
-            plan_shared(watched, size, memory, ranks, staged=ranks > 1 and not sharded, disk=disk)  # or it is too small
+            plan_shared(watched, size, memory, ranks, staged=staged, disk=disk)  # or it is too small
         return watched
 
     def _without_parts(self, watched: list[WatchedLayer]) -> list[WatchedLayer]:
         """The layers of a sharded network that put out the same on all processes; none holds the others whole."""
-        parts = in_parts(self._runner, watched, self.probe.batches, self._ranks, self.settings.pooling)
+        parts = in_parts(self._runner, watched, self.probe.batches, self._ranks, self.settings.rows)
         whole = [layer for layer in watched if layer not in parts]
         if not parts:
             return whole

@@ -8,7 +8,8 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import count
 from multiprocessing.context import ForkServerProcess
@@ -387,6 +388,23 @@ class Blocks(nn.Module):
         return self.head(self.b(self.act(self.a(x))))
 
 
+@contextmanager
+def gathered(net: nn.Module) -> Iterator[list[tuple[nn.Module, torch.Tensor, int]]]:
+    """Layers that are about to run, on what, and how many weights this process holds whole by then."""
+    from torch.distributed.tensor import DTensor
+
+    looks: list[tuple[nn.Module, torch.Tensor, int]] = []
+
+    def look(layer: nn.Module, given: tuple[torch.Tensor]) -> None:
+        held = sum(p.numel() for p in net.parameters() if not isinstance(p, DTensor))
+        looks.append((layer, given[0], held))
+
+    with ExitStack() as stack:
+        for layer in net.modules():
+            stack.enter_context(layer.register_forward_pre_hook(look))
+        yield looks
+
+
 def share_weights(world: int, root: Path) -> None:
     """Networks whose weights two processes share, by FSDP2 and by tensor parallelism, against the same one unshared."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -407,7 +425,10 @@ def share_weights(world: int, root: Path) -> None:
             parallelize_module(net, mesh, {"a": ColwiseParallel(), "b": RowwiseParallel()})
         held = {name: type(parameter).__name__ for name, parameter in net.named_parameters()}
         watching = Recorder(net, (x, y), "**")
-        watching.record(0)
+        with gathered(net) as looks:
+            watching.record(0)
+        told[f"{kind} ran"] = sum(len(given) for layer, given, _ in looks if layer is net.a)
+        told[f"{kind} gathered"] = max(count for *_, count in looks)
         told[kind] = [layer.label for layer in watching.watched]
         told[f"{kind} as before"] = held == {name: type(p).__name__ for name, p in net.named_parameters()}
         if alone is not None:

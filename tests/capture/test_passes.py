@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ssc import snapshot
-from lightning_ssc.capture import Layer, Pooling, Runner, WatchedLayer, capture, plan_passes, trace
+from lightning_ssc.capture import Layer, Pooling, Rows, Runner, WatchedLayer, capture, plan_passes, trace
 from lightning_ssc.capture.plan import FeatureSlice
 from lightning_ssc.functional import duality_gap
 from lightning_ssc.functional.grams import centred_gram
@@ -18,8 +18,9 @@ from tests.nets import convnet
 
 def grams(model: nn.Module, layers: Any, x: Any, pooling: Pooling = "flatten", **kwargs: Any) -> dict[str, Tensor]:
     runner = Runner(model, **kwargs)
-    watched = trace(runner, layers, x, pooling)
-    return {layer.label: gram.raw_() for layer, gram in capture(runner, watched, x, pooling)}
+    how = Rows(pooling)
+    watched = trace(runner, layers, x, how)
+    return {layer.label: gram.raw_() for layer, gram in capture(runner, watched, x, how)}
 
 
 def reference(features: Tensor) -> Tensor:
