@@ -21,6 +21,7 @@ from lightning_ssc.capture import (
     Forward,
     Head,
     LayerPattern,
+    NoRoomError,
     Pooling,
     Probe,
     Returned,
@@ -93,11 +94,12 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
             known = _of_gram(layer, gram, labels)
             values, of_inputs = measures.of_layer(known), measures.of_inputs(known)
         with collected() as advice:
+            unit = settings.normalize and settings.preset is None
             solved = self_expression(
-                gram=gram.raw_(precise=settings.needs_double),
+                gram=(gram.unit_ if unit else gram.raw_)(precise=settings.needs_double),
                 tau=settings.tau,
                 alpha=settings.alpha,
-                normalize=settings.normalize,
+                normalize=False,
                 solver=settings.solver,
                 tol=settings.tol,
                 preset=settings.preset,
@@ -322,8 +324,13 @@ class Pending:
             for label, graph in self.graphs.items():
                 while not wait([graph], timeout=0.5).done:
                     progress(0)
-                solved = graph.result()
-                layers[label] = solved.with_values({**solved.values, **self.measured.get(label, {})})
+                try:
+                    solved = graph.result()
+                    layers[label] = solved.with_values({**solved.values, **self.measured.get(label, {})})
+                except NoRoomError as error:
+                    if len(self.graphs) == 1:
+                        raise
+                    log.warning("Layer %r is left out of this snapshot: %s", label, error)
                 progress(1)
         except Exception:
             self.cancel()

@@ -2,6 +2,7 @@
 
 from lightning_ssc.capture.batches import batch_size, first_loader
 from lightning_ssc.capture.classifier import Head, classes_told
+from lightning_ssc.capture.disk import NoRoomError
 from lightning_ssc.capture.gradients import parameters_through
 from lightning_ssc.capture.isolation import isolated_random_state, without_trace
 from lightning_ssc.capture.labels import split_batch
@@ -11,7 +12,7 @@ from lightning_ssc.capture.outputs import Returned
 from lightning_ssc.capture.overview import show_layers
 from lightning_ssc.capture.passes import capture, is_spread
 from lightning_ssc.capture.pictures import class_names, pictures
-from lightning_ssc.capture.plan import plan_passes, plan_shared, share_layers
+from lightning_ssc.capture.plan import goes_to_disk, plan_passes, plan_shared, share_layers
 from lightning_ssc.capture.probe import Probe, ProbeSource, balanced, make_probe
 from lightning_ssc.capture.runner import Forward, NotRunError, Runner, check_sizes, unwrapped
 from lightning_ssc.capture.sharding import is_sharded
@@ -23,6 +24,7 @@ __all__ = [
     "Head",
     "Layer",
     "LayerPattern",
+    "NoRoomError",
     "NotRunError",
     "Pooling",
     "Probe",
@@ -38,6 +40,7 @@ __all__ = [
     "class_names",
     "classes_told",
     "first_loader",
+    "goes_to_disk",
     "in_parts",
     "is_sharded",
     "is_spread",

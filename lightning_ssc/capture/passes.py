@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from lightning_ssc.capture.batches import batch_size, take
 from lightning_ssc.capture.classifier import Head
+from lightning_ssc.capture.disk import NoRoomError, on_disk
 from lightning_ssc.capture.isolation import seed_everything, without_trace
 from lightning_ssc.capture.names import Layer
 from lightning_ssc.capture.outputs import OutputError, Returned, View, features, returned
-from lightning_ssc.capture.plan import FeatureSlice, plan_shared, room, share_layers
+from lightning_ssc.capture.plan import FeatureSlice, goes_to_disk, plan_shared, room, share_layers
 from lightning_ssc.capture.processes import Alone, Processes
 from lightning_ssc.capture.runner import Runner
 from lightning_ssc.capture.samples import chunks
@@ -35,7 +36,7 @@ from lightning_ssc.capture.sharding import is_sharded, runs_apart
 from lightning_ssc.capture.spread import Post, rows_a_turn, turns
 from lightning_ssc.capture.tokens import masks_mark_tokens, view_of
 from lightning_ssc.capture.trace import WatchedLayer, hooked, in_one_chunk
-from lightning_ssc.functional.grams import CentredGram, centred_gram
+from lightning_ssc.functional.grams import CentredGram, centred_gram, in_memory
 from lightning_ssc.settings import FLAT, Rows
 
 log = logging.getLogger(__name__)
@@ -94,20 +95,24 @@ def capture(
     processes = Alone() if processes is None else processes
     model, device, rank, ranks = runner.model, runner.device, processes.rank, processes.size
     assert device is not None
-    home = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # others lack float64
+    home = torch.device("cpu") if runner.grams_on_cpu else device
     sharded, spread = is_sharded(model), is_spread(model, layers, ranks)
     memory = min(processes.everyones(runner.budget()))
-    passes = plan_shared(layers, n, memory, ranks, staged=spread)
+    disk = goes_to_disk(layers, n, memory, runner.grams_on_cpu)
+    passes = plan_shared(layers, n, memory, ranks, staged=spread, disk=disk)
     marks = masks_mark_tokens(inputs, model)
     owners = [next(r for r in range(ranks) if layer in share_layers(layers, r, ranks)) for layer in layers]
     cut = dict.fromkeys(layers[s.layer].label for group in passes for s in group if s.start > 0)
     log.debug(
         "%d layers of %d samples: %.1f MB of activations in %d passes, because memory=%.1f MB leaves %.1f MB beside "
-        "two Gram matrices; layers too large for one pass: %s",
+        "%s; layers too large for one pass: %s",
         len(layers), n, n * sum(layer.bytes_a_sample for layer in layers) / 1e6, len(passes), memory / 1e6,
-        room(layers, n, memory) / 1e6, ", ".join(map(repr, cut)) or "none",
+        room(layers, n, memory, disk) / 1e6,
+        "Gram matrices on disk" if disk else "two Gram matrices", ", ".join(map(repr, cut)) or "none",
     )  # fmt: skip
     parts: dict[int, CentredGram] = {}
+    form = partial(centred_gram, precise=precise, room=on_disk if disk else in_memory)
+    left_out: dict[int, NoRoomError] = {}
     failed: Exception | None = None
     for number, group in enumerate(passes):
         mine = [s for s in group if owners[s.layer] == rank]
@@ -115,7 +120,9 @@ def capture(
         last = number == len(passes) - 1
         chunk, post = n if in_one_chunk(layers, n, memory) else runner.chunk, None
         if spread:
-            chunk = min(chunk, -(-n // ranks), rows_a_turn(group, layers, owners, ranks, n, room(layers, n, memory)))
+            chunk = min(
+                chunk, -(-n // ranks), rows_a_turn(group, layers, owners, ranks, n, room(layers, n, memory, disk))
+            )
             post = Post(processes, group, layers, owners, buffers, home)
         with timed("forward"), without_trace(model):
             for turn in turns(chunks(inputs, chunk), ranks if spread else 1):
@@ -140,7 +147,17 @@ def capture(
             layer = layers[s.layer]
             try:
                 with timed("gram"):
-                    gram = _gram(buffers.pop(s.layer), layer, precise, parts.pop(s.layer, None))
+                    if s.layer in left_out:
+                        del buffers[s.layer]
+                        continue
+                    gram = _formed(partial(form, buffers.pop(s.layer), onto=parts.pop(s.layer, None)), layer)
+            except NoRoomError as error:
+                log.warning("Layer %r is left out of this snapshot: %s", layer.label, error)
+                left_out[s.layer] = error
+                if len(left_out) == owners.count(rank):
+                    failed = error
+                    break
+                continue
             except ValueError as error:
                 failed = error
                 break  # the others hear of it in the next turn
@@ -248,9 +265,9 @@ def _keep(
             raise _EnoughError
 
 
-def _gram(x: Tensor, layer: WatchedLayer, precise: bool, onto: CentredGram | None) -> CentredGram:
+def _formed(form: Callable[[], CentredGram], layer: WatchedLayer) -> CentredGram:
     try:
-        return centred_gram(x, precise, onto)
+        return form()
     except ValueError as error:
         raise ValueError(
             f"Layer {layer.label!r} puts out {error}. Its graph is not defined: look at the learning rate, the "

@@ -115,6 +115,11 @@ class Runner:
             f"    SSCMonitor(forward=run)"
         )
 
+    @property
+    def grams_on_cpu(self) -> bool:
+        """Whether Grams are formed on the CPU: where the network runs there, or on what lacks float64."""
+        return self.device is None or self.device.type != "cuda"
+
     def budget(self) -> int:
         """Bytes that activations and Grams may take."""
         assert self.device is not None

@@ -68,6 +68,32 @@ def test_grams_of_any_number_of_samples_are_whole_and_symmetric(samples: int) ->
     assert torch.equal(found, found.T)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e3], ids=["no mean", "a long mean"])
+def test_grams_of_unit_length(offset: float) -> None:
+    x = torch.randn(60, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + offset
+    x[7] = 0
+    x[8:12] = x[12]  # alike, where rounding may lead beyond 1
+    x = x.float()
+    unit = torch.nn.functional.normalize(x.double())
+    found = centred_gram(x.clone()).unit_()
+    torch.testing.assert_close(found.double(), unit @ unit.T, rtol=0, atol=1e-6)
+    assert found.abs().max() == 1
+    assert torch.equal(found.diagonal(), (torch.arange(60) != 7).to(found.dtype))
+
+
+def test_grams_of_slices_add_up() -> None:
+    x = 3 + torch.randn(40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).float()
+    tiny = 1e-20 * x[:, 20:]  # takes the whole to double precision
+    for parts in (x.split(11, dim=1), (x[:, :20], tiny), (tiny, x[:, :20])):
+        gram = None
+        for part in parts:
+            gram = centred_gram(part.clone(), onto=gram)
+        assert gram is not None
+        whole = torch.cat(parts, 1)
+        torch.testing.assert_close(gram.raw_().double(), reference(whole), rtol=1e-5, atol=0)
+        assert gram.idle == centred_gram(whole.clone()).idle
+
+
 def test_layers_come_in_order_of_execution() -> None:
     class Crossed(nn.Module):
         def __init__(self) -> None:
