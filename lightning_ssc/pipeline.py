@@ -19,12 +19,14 @@ from lightning_ssc import measures
 from lightning_ssc.background import Foreground, Solver
 from lightning_ssc.capture import (
     Forward,
+    Head,
     LayerPattern,
     Pooling,
     Probe,
     Runner,
     WatchedLayer,
     capture,
+    linear_head,
     make_probe,
     trace,
     unwrapped,
@@ -52,9 +54,6 @@ log = logging.getLogger(__name__)
 
 
 NO_LABELS = "The probe has no class labels (one integer a sample), so modularity is left out."
-
-
-_ROUNDING = 5e-7  # of a unit of tau: what single precision does to the objective
 
 
 class Stopwatch:
@@ -93,7 +92,7 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
             values, of_inputs = measures.of_layer(known), measures.of_inputs(known)
         with collected() as advice:
             solved = self_expression(
-                gram=gram.raw_(precise=needs_double(settings)),
+                gram=gram.raw_(precise=settings.needs_double),
                 tau=settings.tau,
                 alpha=settings.alpha,
                 normalize=settings.normalize,
@@ -114,16 +113,6 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
         of_inputs = {name: column.cpu() for name, column in of_inputs.items()}
         graph = replace(graph, of_inputs=of_inputs | measures.of_inputs(graph.measurable(labels)))
         return graph.with_values(measures.of_layer(graph.measurable(labels), values))
-
-
-def needs_double(settings: Settings) -> bool:
-    """Whether Grams in single precision would not bear out the gap that is asked for.
-
-    Rounding of inner products is weighed by tau: about 1e-6 of the objective of unit-length samples at tau = 10.
-    """
-    if settings.solver != "active_set" or settings.preset is not None:
-        return False
-    return not settings.normalize or settings.alpha is not None or settings.tau * _ROUNDING > settings.tol
 
 
 def _of_gram(layer: WatchedLayer, gram: CentredGram, labels: Tensor | None) -> Mapping[str, Any]:
@@ -252,12 +241,17 @@ def classified(outputs: list[Tensor], probe: Probe) -> tuple[Tensor | None, Tens
     """
     if not outputs or probe.labels is None or len({output.shape[1] for output in outputs}) > 1:
         return None, None
-    width, seen = outputs[0].shape[1], int(probe.labels.max()) + 1
-    fits = width == probe.classes if probe.classes is not None else seen <= width <= 2 * seen
-    if width < 2 or not fits or not all(output.is_floating_point() for output in outputs):
+    if not _are_classes(outputs[0].shape[1], probe) or not all(output.is_floating_point() for output in outputs):
         return None, None
     confidence, predictions = torch.cat(outputs).float().softmax(1).max(1)
     return predictions, confidence
+
+
+def _are_classes(width: int, probe: Probe) -> bool:
+    """Whether so many numbers a sample are one a class of a labelled probe."""
+    assert probe.labels is not None
+    seen = int(probe.labels.max()) + 1
+    return width > 1 and (width == probe.classes if probe.classes is not None else seen <= width <= 2 * seen)
 
 
 @dataclass
@@ -270,6 +264,7 @@ class Pending:
         timed: Seconds spent by stage.
         started: When it was begun, on the clock of ``time.perf_counter``.
         ended: When each layer was solved.
+        measured: What the forward pass alone says of layers, by label.
     """
 
     taken: Snapshot
@@ -277,6 +272,7 @@ class Pending:
     timed: Stopwatch
     started: float
     ended: list[float]
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def done(self) -> bool:
         """Whether :meth:`result` would return, or raise, at once."""
@@ -304,7 +300,8 @@ class Pending:
             for label, graph in self.graphs.items():
                 while not wait([graph], timeout=0.5).done:
                     progress(0)
-                layers[label] = graph.result()
+                solved = graph.result()
+                layers[label] = solved.with_values({**solved.values, **self.measured.get(label, {})})
                 progress(1)
         except Exception:
             self.cancel()
@@ -359,15 +356,20 @@ def begin_snapshot(
         ended.append(time.perf_counter())
         return graph
 
+    labels = all_known(probe.labels)
+    head = None if labels is None else linear_head(runner, watched, labels)
+    if head is not None and not _are_classes(head.module.out_features, probe):
+        head = None
     grams = capture(
         runner,
         watched,
         probe.batches,
-        settings.pooling,
+        settings.rows,
         processes=ranks,
         timed=timed,
         outputs=outputs,
-        precise=needs_double(settings),
+        head=head,
+        precise=settings.needs_double,
     )
     failed: Exception | None = None
     try:
@@ -386,6 +388,7 @@ def begin_snapshot(
             failed = error
         ranks.raise_together(failed)
         predictions, confidence = _predicted(outputs, probe, ranks)
+        measured = {} if head is None else {head.label: _of_head(head, ranks)}
     except BaseException:
         for graph in graphs.values():
             graph.cancel()
@@ -402,7 +405,12 @@ def begin_snapshot(
         seconds={},
         learning_rate=learning_rate,
     )
-    return Pending(taken, graphs, timed, started, ended)
+    return Pending(taken, graphs, timed, started, ended, measured)
+
+
+def _of_head(head: Head, ranks: Ranks) -> dict[str, float]:
+    """What a linear classifier's weights and inputs measure, on every process."""
+    return measures.of_layer({"head": head.known(ranks.everyones(head.heard))})
 
 
 def _predicted(outputs: Mapping[int, Tensor], probe: Probe, ranks: Ranks) -> tuple[Tensor | None, Tensor | None]:
@@ -430,6 +438,8 @@ def snapshot(
     tol: float = 1e-5,
     preset: Literal["paper"] | None = None,
     pooling: Pooling = "flatten",
+    pad: float | None = None,
+    batch_dim: int | None = None,
     linear_cka: bool = True,
     groups: Literal["classes", "communities"] = "classes",
     epoch: float = 0,
@@ -457,6 +467,8 @@ def snapshot(
         preset: ``"paper"`` for the published setting.
         pooling: How activations become features: ``"flatten"``, ``"mean"``, ``"cls"``, ``"last"`` or a function, see
             :class:`~lightning_ssc.Settings`.
+        pad: What sequences of other lengths are filled up with to the longest one, see the same.
+        batch_dim: Which dimension of what layers put out is the sample, where it is not found, see the same.
         linear_cka: Keep what linear CKA needs.
         groups: What modularity is measured over: the classes, or ``"communities"`` that Louvain's method finds in each
             graph.
@@ -483,12 +495,12 @@ def snapshot(
         (['0', '2'], torch.Size([30, 30]), True)
     """
     inner, context = unwrapped(model)
-    settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups, alpha)
+    settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups, alpha, pad, batch_dim)
     probe = make_probe((inputs,) if labels is None else (inputs, labels))
     if labels is not None and probe.labels is None and groups == "classes":
         log.warning(NO_LABELS)
     runner = Runner(inner, forward, context, chunk=chunk, memory=memory)
-    watched = trace(runner, layers, probe.batches, pooling)
+    watched = trace(runner, layers, probe.batches, settings.rows)
     moment = Moment(epochs_as_steps(epoch) if step is None else step, epoch)
     taken = begin_snapshot(runner, probe, watched, settings, moment, learning_rate=learning_rate).result()
     return compared(taken, Past())
