@@ -132,9 +132,10 @@ def graph_cka_estimate(one: CentredGraph, other: CentredGraph) -> Estimate:
     with np.errstate(divide="ignore", invalid="ignore"):
         without = hsic / np.sqrt(one.without_each * other.without_each)
     value = _centred(float(at.sum()), one.degrees, other.degrees) / (one.norm * other.norm)
-    relative = [(*of.edges[:2], of.edges[2] / of.norm, of.degrees / (of.norm * len(of.degrees))) for of in (one, other)]
-    (*edges1, means1), (*edges2, means2) = relative
-    pairs = second_order(*edges1, *edges2, means1, means2, value)
+    (starts1, columns1, weights1), (starts2, columns2, weights2) = one.edges, other.edges
+    weights1, weights2 = weights1 / one.norm, weights2 / other.norm
+    means1, means2 = (of.degrees / (of.norm * len(of.degrees)) for of in (one, other))
+    pairs = second_order(starts1, columns1, weights1, starts2, columns2, weights2, means1, means2, value)
     return Estimate(value, jackknife(torch.from_numpy(without), pairs=pairs))
 
 
