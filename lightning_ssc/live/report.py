@@ -29,7 +29,7 @@ from lightning_ssc.threads import at_most
 
 log = logging.getLogger(__name__)
 
-_EMBEDDINGS = 200  # at most, over layers and moments: they take the time
+_EMBEDDINGS = 120  # at most, over layers and moments: they take the time
 _MOMENTS = 12  # at most, at which the inputs are there
 
 # The scripts are in the file; nothing is loaded from anywhere.
