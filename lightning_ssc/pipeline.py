@@ -26,6 +26,8 @@ from lightning_ssc.capture import (
     WatchedLayer,
     capture,
     make_probe,
+    pictures,
+    rows,
     trace,
     unwrapped,
 )
@@ -39,6 +41,7 @@ from lightning_ssc.ranks import Alone, Ranks
 from lightning_ssc.snapshots import (
     LayerGraph,
     Moment,
+    ProbeCard,
     Settings,
     Snapshot,
     SnapshotError,
@@ -354,10 +357,11 @@ def begin_snapshot(
     graphs: dict[str, Future[LayerGraph]] = {}
 
     def solve(layer: WatchedLayer, gram: CentredGram) -> LayerGraph:
+        begun = time.perf_counter()
         with timed("solve"):
             graph = solve_layer(layer, gram, settings, probe.labels)
         ended.append(time.perf_counter())
-        return graph
+        return graph.which_took(ended[-1] - begun)
 
     grams = capture(
         runner,
@@ -415,6 +419,28 @@ def _predicted(outputs: Mapping[int, Tensor], probe: Probe, ranks: Ranks) -> tup
     if sum(len(predicted) for predicted, _ in pairs if predicted is not None) != len(probe):
         return None, None
     return torch.cat([p for p, _ in pairs if p is not None]), torch.cat([c for _, c in pairs if c is not None])
+
+
+def probe_card(probe: Probe, class_names: Sequence[str] = (), texts: Sequence[str] = ()) -> ProbeCard:
+    """What a reader sees of a probe.
+
+    Args:
+        probe: The probe.
+        class_names: Names of the classes.
+        texts: What every input is, where it is no picture; by default its tokens or numbers.
+
+    Raises:
+        ValueError: There is not one text an input.
+
+    Example:
+        >>> probe_card(make_probe(torch.eye(3)), texts=["a", "b", "c"]).texts
+        ('a', 'b', 'c')
+    """
+    if texts and len(texts) != len(probe):
+        raise ValueError(f"There are {len(texts)} texts for the {len(probe)} inputs of the probe. Give one for each.")
+    images = pictures(probe.inputs)
+    told = tuple(texts) or (rows(probe.inputs) if images is None else ())
+    return ProbeCard(probe.fingerprint, images, tuple(class_names), told)
 
 
 def snapshot(

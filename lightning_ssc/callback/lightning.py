@@ -205,6 +205,11 @@ class Training:
         """The data module, or ``None``."""
         return self._trainer.datamodule
 
+    @property
+    def module(self) -> Any:
+        """The module."""
+        return self._module
+
     # -- When
 
     @property

@@ -36,6 +36,7 @@ from lightning_ssc.capture import (
     class_names,
     first_loader,
     make_probe,
+    rows,
 )
 from lightning_ssc.pipeline import NO_LABELS
 from lightning_ssc.recorder import Recorder
@@ -285,7 +286,7 @@ class SSCMonitor(Callback):
         self._agenda = Agenda.of_fit(self.schedule, self._clock, training, self._restored, bool(steered))
         if training.is_zero:
             say_what_is_lacking(self.schedule, self._agenda.run, training.checkpoints(steered))
-        probe, names = self._make_probe(training)
+        probe, names, texts = self._make_probe(training)
         monitors, folder = training.callbacks(SSCMonitor), self._folder(training)
         layout = {name: m._reference is not None for m in monitors for name in m._series}
         states = [self._restored, *self._restored.get("series", ())]
@@ -307,6 +308,7 @@ class SSCMonitor(Callback):
                     resume=training.found_again(state or {}),
                     on_mismatch=self.on_mismatch,
                     class_names=names,
+                    texts=texts,
                     ranks=training.ranks,
                     bar=training.bar,
                     layout=layout if monitors[0] is self and not suffix else {},
@@ -419,8 +421,8 @@ class SSCMonitor(Callback):
         own = tuple(f"{root}/" for name in self._series for root in (name, linear_root(name)))
         return [key for key in training.steered_by if key.startswith(own)]
 
-    def _make_probe(self, training: Training) -> tuple[Probe, tuple[str, ...]]:
-        """The probe and the names of its classes; what goes wrong on one rank is said on all."""
+    def _make_probe(self, training: Training) -> tuple[Probe, tuple[str, ...], tuple[str, ...]]:
+        """The probe, names of its classes and texts of its inputs; what goes wrong on one rank is said on all."""
 
         def found() -> tuple[Any, Probe]:
             source: Any = self._probe_source
@@ -438,7 +440,9 @@ class SSCMonitor(Callback):
         source, probe = training.ranks.together(found)
         if probe.labels is None and self.settings.groups == "classes" and training.is_zero:
             log.warning(NO_LABELS)
-        return probe, class_names(training.datamodule, source, getattr(source, "dataset", None)) or probe.names
+        data = training.datamodule, source, getattr(source, "dataset", None)
+        texts = rows(probe.inputs, *data, getattr(source, "collate_fn", None), training.module)
+        return probe, class_names(*data) or probe.names, texts
 
     def _folder(self, training: Training) -> Path | None:
         folder = training.folder  # every rank asks for it

@@ -7,7 +7,7 @@ from lightning_ssc.capture.layers import LayerPattern, select_layers
 from lightning_ssc.capture.names import Layer
 from lightning_ssc.capture.overview import show_layers
 from lightning_ssc.capture.passes import capture
-from lightning_ssc.capture.pictures import class_names, pictures
+from lightning_ssc.capture.pictures import class_names, pictures, rows
 from lightning_ssc.capture.plan import plan_passes, plan_shared, share_layers
 from lightning_ssc.capture.probe import Probe, ProbeSource, balanced, make_probe
 from lightning_ssc.capture.runner import Forward, NotRunError, Runner, check_sizes, unwrapped
@@ -38,6 +38,7 @@ __all__ = [
     "pictures",
     "plan_passes",
     "plan_shared",
+    "rows",
     "select_layers",
     "share_layers",
     "show_layers",
