@@ -1,7 +1,7 @@
 """What the site is made of: pages from the texts that the repository has, formulae as MathML, notebooks with outputs.
 
-The site's paths are the repository's, so that links between its files hold on both. With SITE_NOTEBOOKS set, notebooks
-are run, which takes minutes; without, they are shown as they lie there.
+Links between the repository's files are links between pages, so that they hold on both. With SITE_NOTEBOOKS set,
+notebooks are run, which takes minutes; without, they are shown as they lie there.
 """
 
 import html
@@ -18,40 +18,58 @@ import yaml
 from mkdocs.structure.files import File, Files
 from nbclient import NotebookClient
 
-from lightning_ssc import measures
-
 ROOT = Path(__file__).resolve().parents[1]
-TEXTS = {
-    "README.md": "README.md",
-    "CHANGELOG.md": "CHANGELOG.md",
-    "CONTRIBUTING.md": ".github/CONTRIBUTING.md",
-    "recipes/README.md": "recipes/README.md",
-    "tests/benchmarks/README.md": "tests/benchmarks/README.md",
-}
+TEXTS = [
+    "README.md",
+    "CHANGELOG.md",
+    ".github/CONTRIBUTING.md",
+    "recipes/README.md",
+    "tests/benchmarks/README.md",
+    *(f".site/pages/{path.name}" for path in sorted(ROOT.glob(".site/pages/*.md"))),
+]
 REFERENCE = {
     "lightning_ssc": "lightning_ssc",
     **{room: f"lightning_ssc.{room}" for room in ("functional", "analysis", "plots", "measures", "metrics")},
 }
+LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are made, and what they link to."""
-    # Links to a page's source are links to the page: pages lie at the site's root.
-    pages = {name: text(source).replace("](.site/pages/", "](") for name, source in TEXTS.items()}
-    pages |= {f"reference/{page}.md": reference(module) for page, module in REFERENCE.items()}
+    pages = {f"reference/{page}.md": reference(module) for page, module in REFERENCE.items()}
     pages |= {
         f"recipes/notebooks/{path.stem}.md": notebook(path) for path in sorted(ROOT.glob("recipes/notebooks/*.ipynb"))
     }
-    pages |= {"curves.md": curves(), "costs.md": section("README.md", "What it costs"), "citing.md": citing()}
+    pages |= {"citing.md": citing()}
+    linked = set()
+    for source in TEXTS:
+        content, targets = with_links(source, text(source))
+        pages[placed(source)] = content
+        linked |= targets
     for name, content in pages.items():
+        if (same := files.get_file_from_path(name)) is not None:
+            files.remove(same)
         files.append(File.generated(config, name, content=content))
-    for name, source in TEXTS.items():
-        for link in re.findall(r"\]\(([^)#:]+)\)", pages[name]):
-            target = (ROOT / source).parent / link
-            uri = os.path.normpath(Path(name).parent / link)
-            if target.is_file() and target.suffix != ".md" and files.get_file_from_path(uri) is None:
-                files.append(File.generated(config, uri, abs_src_path=str(target)))
+    for target in sorted(linked):
+        if not (ROOT / target).is_file():
+            raise FileNotFoundError(f"{target}, which a page links to, is no file")
+        if placed(target) not in pages:
+            files.append(File.generated(config, target, abs_src_path=str(ROOT / target)))
     return files
+
+
+def placed(path: str) -> str:
+    """Where a file of the repository is on the site: mostly where it is in the repository."""
+    path = re.sub(r"^\.(site/pages|github)/", "", path)
+    return "citing.md" if path == "CITATION.cff" else re.sub(r"\.ipynb$", ".md", path)
+
+
+def with_links(source: str, content: str) -> tuple[str, set[str]]:
+    """A text with links from its place on the site, and the files of the repository that it links to."""
+    targets = {link: os.path.normpath(Path(source).parent / link) for link in LINK.findall(content)}
+    start = Path(placed(source)).parent
+    moved = LINK.sub(lambda link: Path(os.path.relpath(placed(targets[link[1]]), start)).as_posix(), content)
+    return moved, set(targets.values())
 
 
 def text(source: str) -> str:
@@ -59,25 +77,9 @@ def text(source: str) -> str:
     return (ROOT / source).read_text(encoding="utf-8")
 
 
-def section(source: str, title: str) -> str:
-    """A part of a file, as a page of its own."""
-    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text(source), re.M | re.S)
-    if found is None:
-        raise KeyError(f"{source} has no section {title!r}")
-    return f"# {title}\n{found[1]}"
-
-
 def reference(module: str) -> str:
     """Everything that a module gives away."""
     return f"# {module}\n\n::: {module}\n    options:\n      show_root_heading: false\n      heading_level: 2\n"
-
-
-def curves() -> str:
-    """What each curve means, and where its axis runs, from the records."""
-    parts = ["# What does this curve mean?\n"]
-    for record in measures.MEASURES:
-        parts += [f"## {record.title}\n", f"`{record.tag}` — {record.axis}\n", record.meaning + "\n"]
-    return "\n".join(parts)
 
 
 def citing() -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_ssc.version import __version__
 
 if TYPE_CHECKING:
-    from lightning_ssc.callback import SSCMonitor
+    from lightning_ssc.callback import FreezeSettled, SSCMonitor
     from lightning_ssc.callback.triggers import at, auto, every, log_spaced, on_lr_drop, on_validation
     from lightning_ssc.capture import show_layers
     from lightning_ssc.pipeline import snapshot
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lightning_ssc.writers import Images
 
 __all__ = [
+    "FreezeSettled",
     "Images",
     "Recorder",
     "SSCMonitor",
@@ -35,6 +36,7 @@ __all__ = [
 _TRIGGERS = ("at", "auto", "every", "log_spaced", "on_lr_drop", "on_validation")
 
 _WHERE = {
+    "FreezeSettled": "callback",
     "Images": "writers",
     "Recorder": "recorder",
     "SSCMonitor": "callback",

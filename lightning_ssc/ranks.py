@@ -70,26 +70,20 @@ class Ranks:
         """Whether it is true on all processes."""
         return all(self.everyones(value))
 
-    def exchange(self, parcels: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-        """Send every process its bytes, and get some from each.
+    def exchange(self, given: Sequence[Sequence[Tensor]], wanted: Sequence[Sequence[Tensor]]) -> None:
+        """Send every process tensors, and get some from each.
 
         Args:
-            parcels: uint8 for every process, in the order of their ranks; what is for this one stays here.
-            sizes: How many bytes every process has for this one.
-
-        Returns:
-            What has come from every process.
+            given: For every process, in the order of their ranks, contiguous tensors; none for this one is sent.
+            wanted: For every process the tensors that are filled with what it gives to this one, in its order.
         """
         others = [rank for rank in range(self.size) if rank != self.rank]
-        came = list(parcels)
-        for rank in others:
-            came[rank] = torch.empty(sizes[rank], dtype=torch.uint8, device=parcels[rank].device)
-        ways = [distributed.P2POp(distributed.isend, parcels[rank], rank) for rank in others if len(parcels[rank])]
-        ways += [distributed.P2POp(distributed.irecv, came[rank], rank) for rank in others if sizes[rank]]
+        out = [(_bytes(tensor), rank) for rank in others for tensor in given[rank]]
+        ways = [distributed.P2POp(distributed.isend, parcel, rank) for parcel, rank in out]
+        ways += [distributed.P2POp(distributed.irecv, _bytes(t), rank) for rank in others for t in wanted[rank]]
         for under_way in distributed.batch_isend_irecv(ways) if ways else ():
             under_way.wait()
-        self.sent += sum(len(parcels[rank]) for rank in others)
-        return came
+        self.sent += sum(len(parcel) for parcel, _ in out)
 
     def gather(self, value: Any) -> list[Any] | None:
         """The values of all processes in the order of their ranks on rank zero, ``None`` on the others."""
@@ -126,6 +120,11 @@ class Ranks:
     def on_zero(self, action: Callable[[], Any]) -> Any:
         """What rank zero alone does; its result stays there and is ``None`` on the others. A failure is one on all."""
         return self.together(action if self.rank == 0 else lambda: None)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """The memory of a contiguous tensor: not all kinds of numbers go all ways."""
+    return tensor.view(-1).view(torch.uint8)
 
 
 class Alone(Ranks):

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from lightning_ssc import writers
+from lightning_ssc.ahead import compile_ahead
 from lightning_ssc.alarms import warn_of_collapse
 from lightning_ssc.analysis import Dynamics, dynamics, stored
 from lightning_ssc.background import Background
@@ -27,7 +28,9 @@ from lightning_ssc.capture import (
     WatchedLayer,
     in_parts,
     is_sharded,
+    is_spread,
     make_probe,
+    parameters_through,
     plan_shared,
     share_layers,
     trace,
@@ -153,6 +156,8 @@ class Recorder:
         self._ranks, self._bar, self._remarks = ranks or Ranks(), bar, Remarks()
         self._layout = {name: reference is not None} if layout is None else dict(layout)
         self._runner = network if isinstance(network, Runner) else _runner(network)
+        assert self._runner.device is not None
+        compile_ahead(self.settings, self._runner.device)
         self.probe: Probe = self._ranks.together(
             lambda: probe if isinstance(probe, Probe) else make_probe(probe, probe_size)
         )
@@ -181,11 +186,12 @@ class Recorder:
     # -- Before the first snapshot
 
     def _trace(self, layers: str | type[nn.Module] | Sequence[LayerPattern]) -> list[WatchedLayer]:
-        watched = trace(self._runner, layers, self.probe.batches, self.settings.pooling, self._left_out)
-        if sharded := is_sharded(self._runner.model):
+        watched = trace(self._runner, layers, self.probe.batches, self.settings.rows, self._left_out)
+        if is_sharded(self._runner.model):
             watched = self._without_parts(watched)
         if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
-            staged, ranks = self._ranks.size > 1 and not sharded, self._ranks.size
+            ranks = self._ranks.size
+            staged = is_spread(self._runner.model, watched, ranks)
             plan_shared(watched, len(self.probe), self._runner.memory, ranks, staged=staged)  # or it is too small
         return watched
 
@@ -195,7 +201,7 @@ class Recorder:
 
     def _without_parts(self, watched: list[WatchedLayer]) -> list[WatchedLayer]:
         """The layers of a sharded network that put out the same on all processes; none holds the others whole."""
-        parts = in_parts(self._runner, watched, self.probe.batches, self._ranks, self.settings.pooling)
+        parts = in_parts(self._runner, watched, self.probe.batches, self._ranks, self.settings.rows)
         whole = [layer for layer in watched if layer not in parts]
         if not parts:
             return whole
@@ -312,6 +318,13 @@ class Recorder:
     def holds(self, epoch: int) -> bool:
         """Whether there is a snapshot of an epoch's end."""
         return bool(self._ranks.from_zero(lambda: epoch in self.store))
+
+    def parameters_through(self) -> dict[str, list[str]]:
+        """Names of parameters by the watched layer through which, with those before it, they act on the output alone.
+
+        See :func:`lightning_ssc.capture.parameters_through`.
+        """
+        return parameters_through(self._runner, self.watched, self.probe.batches)
 
     @property
     def busy(self) -> bool:

@@ -167,8 +167,17 @@ def _get(settings: Any, name: str) -> Any:
     return settings
 
 
+def agrees(made: Any, wanted: Any) -> bool:
+    """Whether a setting as it was saved, with the defaults of its classes filled in, is the one that a recipe names."""
+    if isinstance(made, Mapping) and isinstance(wanted, Mapping):
+        return all(name in made and agrees(made[name], value) for name, value in wanted.items())
+    if isinstance(made, list) and isinstance(wanted, list):
+        return len(made) == len(wanted) and all(map(agrees, made, wanted))
+    return bool(made == wanted)
+
+
 def _compare(version: Path, name: str, made: Any, wanted: Any) -> None:
-    if made != wanted:
+    if not agrees(made, wanted):
         raise ValueError(
             f"the run in {version} was made with {name} = {made} and is to be made with {wanted}: move it away, or "
             "name another folder with --runs"

@@ -58,9 +58,7 @@ def bootstrap_cka(graphs: Sequence[Tensor], counts: Counts) -> NDArray[np.float6
         of_row, of_column = rows[used // n], used % n
         for draw in range(draws):
             times = torch.from_numpy((weights[draw, of_row] * weights[draw, of_column]).astype(np.float32))
-            there = times.nonzero().squeeze(1)
-            drawn = entries[:, there]
-            inner[draw] += 2 * ((drawn * times[there]) @ drawn.T).numpy()
+            inner[draw] += 2 * ((entries * times) @ entries.T).numpy()
     sums = np.stack([matrix @ weights.T for matrix in matrices])  # (L, N, B) of rows
     centred = inner - 2 / n * np.einsum("bn,lnb,mnb->blm", weights, sums, sums, optimize=True)
     totals = np.einsum("bn,lnb->bl", weights, sums)
@@ -71,17 +69,16 @@ def bootstrap_cka(graphs: Sequence[Tensor], counts: Counts) -> NDArray[np.float6
 
 def bootstrap_modularity(graph: Tensor, labels: Tensor, counts: Counts) -> Table:
     """``(B,)`` modularity of the classes (Eq. 5) when inputs are drawn again, as in :func:`bootstrap_cka`."""
-    matrix = as_scipy(graph)
-    same = csr_matrix(
-        (np.ones(len(labels)), labels.numpy(), np.arange(len(labels) + 1)), shape=(len(labels), int(labels.max()) + 1)
-    )
-    found = []
-    for times in counts:
-        members = same.multiply(times[:, None]).tocsr()
-        between = (members.T @ matrix @ members).toarray()  # affinity between classes
-        shares = between / between.sum()
-        found.append(np.trace(shares) - np.square(shares.sum(1)).sum())
-    return np.array(found)
+    matrix, times = as_scipy(graph), counts.T.astype(np.float64)
+    n, draws = times.shape
+    classes = int(labels.max()) + 1
+    of_class = np.eye(classes)[labels.numpy()]  # (N, C)
+    members = (times[:, :, None] * of_class[:, None, :]).reshape(n, -1)  # all draws at once, (N, B C)
+    to_classes = (matrix @ members).reshape(n, draws, classes) * times[:, :, None]
+    between = of_class.T @ to_classes.reshape(n, -1)  # affinity between classes
+    shares = between.reshape(classes, draws, classes).transpose(1, 0, 2)
+    shares /= shares.sum((1, 2), keepdims=True)
+    return np.asarray(np.trace(shares, axis1=1, axis2=2) - np.square(shares.sum(2)).sum(1))
 
 
 def permuted_cka(graphs: Sequence[Tensor], seed: int = 0, *, unbiased: bool = False) -> Table:

@@ -8,7 +8,8 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import count
 from multiprocessing.context import ForkServerProcess
@@ -18,11 +19,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_ssc import Images, Recorder, SnapshotStore, SSCMonitor, auto, every, pipeline, snapshot
-from lightning_ssc.capture import Runner, capture, trace
+from lightning_ssc import FreezeSettled, Images, Recorder, SnapshotStore, SSCMonitor, auto, every, pipeline, snapshot
+from lightning_ssc.capture import Returned, Runner, capture, trace
 from lightning_ssc.metrics import AffinityModularity, LinearCKA
 from lightning_ssc.ranks import Ranks
 from tests.nets import Classifier, Logs, convnet, data, optimizer, train, trainer
@@ -269,11 +271,11 @@ def spread(world: int, root: Path) -> None:
     for name, memory, chunk in (("one pass", None, 256), ("several", 2 * 31 * 31 * 8 + 31 * 60 * 8, 4)):
         runner = Runner(net, run, chunk=chunk, memory=memory)
         layers = trace(runner, "**", x)
-        outputs: dict[int, torch.Tensor] = {}
+        outputs: dict[int, Returned] = {}
         sent = ranks.sent
         shared = {layer.label: gram for layer, gram in capture(runner, layers, x, processes=ranks, outputs=outputs)}
         told[f"bytes {name}"] = ranks.sent - sent
-        told[f"rows {name}"] = {start: len(output) for start, output in outputs.items()}
+        told[f"rows {name}"] = {start: len(output.rows) for start, output in outputs.items()}
         alone = {layer.label: gram for layer, gram in capture(Runner(net, run), layers, x)}
         told[f"layers {name}"] = list(shared)
         told[f"apart {name}"] = max(
@@ -386,6 +388,23 @@ class Blocks(nn.Module):
         return self.head(self.b(self.act(self.a(x))))
 
 
+@contextmanager
+def gathered(net: nn.Module) -> Iterator[list[tuple[nn.Module, torch.Tensor, int]]]:
+    """Layers that are about to run, on what, and how many weights this process holds whole by then."""
+    from torch.distributed.tensor import DTensor
+
+    looks: list[tuple[nn.Module, torch.Tensor, int]] = []
+
+    def look(layer: nn.Module, given: tuple[torch.Tensor]) -> None:
+        held = sum(p.numel() for p in net.parameters() if not isinstance(p, DTensor))
+        looks.append((layer, given[0], held))
+
+    with ExitStack() as stack:
+        for layer in net.modules():
+            stack.enter_context(layer.register_forward_pre_hook(look))
+        yield looks
+
+
 def share_weights(world: int, root: Path) -> None:
     """Networks whose weights two processes share, by FSDP2 and by tensor parallelism, against the same one unshared."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -406,7 +425,10 @@ def share_weights(world: int, root: Path) -> None:
             parallelize_module(net, mesh, {"a": ColwiseParallel(), "b": RowwiseParallel()})
         held = {name: type(parameter).__name__ for name, parameter in net.named_parameters()}
         watching = Recorder(net, (x, y), "**")
-        watching.record(0)
+        with gathered(net) as looks:
+            watching.record(0)
+        told[f"{kind} ran"] = sum(len(given) for layer, given, _ in looks if layer is net.a)
+        told[f"{kind} gathered"] = max(count for *_, count in looks)
         told[kind] = [layer.label for layer in watching.watched]
         told[f"{kind} as before"] = held == {name: type(p).__name__ for name, p in net.named_parameters()}
         if alone is not None:
@@ -472,3 +494,14 @@ def train_sharded(world: int, root: Path) -> None:
         weights = {key: value.full_tensor() for key, value in model.net.state_dict().items()}
         if run.is_global_zero:
             torch.save(weights, root / f"{name}.pt")
+
+
+def freeze_over_ranks(world: int, root: Path, static: bool) -> None:
+    """Train with settled layers frozen, and trained again after a drop of the rate."""
+    from tests.callback.test_freezing import Notes, Slow, fit, monitor
+
+    notes = Notes()
+    strategy = DDPStrategy(static_graph=True) if static else "ddp"
+    callbacks = FreezeSettled("freeze"), monitor(store=root / "ssc"), notes
+    fit(root, *callbacks, model=Slow(drops=(3,)), strategy=strategy, devices=world)
+    torch.save({"frozen": notes.frozen, "states": notes.states}, root / f"frozen-{os.environ['LOCAL_RANK']}.pt")

@@ -1,5 +1,6 @@
-"""The callback for Lightning's Trainer."""
+"""The callbacks for Lightning's Trainer."""
 
+from lightning_ssc.callback.freezing import FreezeSettled
 from lightning_ssc.callback.monitor import SSCMonitor
 
-__all__ = ["SSCMonitor"]
+__all__ = ["FreezeSettled", "SSCMonitor"]

@@ -37,6 +37,7 @@ _PACKAGES = [name for name, top in (("lightning.pytorch", "lightning"), ("pytorc
 if TYPE_CHECKING:
     from lightning_fabric.utilities.exceptions import MisconfigurationException as MisconfigurationError
     from pytorch_lightning import Callback, LightningModule
+    from pytorch_lightning.callbacks import BaseFinetuning
 
     SIGTERM: tuple[type[BaseException], ...]
     _SWA: tuple[type, ...]
@@ -48,6 +49,7 @@ else:
     Trainer = Any
     LightningModule = Any
     Callback = type("Callback", tuple(package.Callback for package in _ALL), {})
+    BaseFinetuning = type("BaseFinetuning", tuple(package.callbacks.BaseFinetuning for package in _ALL), {})
     _SWA = tuple(package.callbacks.StochasticWeightAveraging for package in _ALL)
     _CHECKPOINT = tuple(package.callbacks.ModelCheckpoint for package in _ALL)
     _AVERAGING = (*_SWA, *(package.callbacks.WeightAveraging for package in _ALL))
@@ -58,7 +60,16 @@ else:
         {"__doc__": "An argument and the Trainer do not go together."},
     )
 
-__all__ = ["SIGTERM", "Callback", "LightningModule", "MisconfigurationError", "Trainer", "Training", "interruptible"]
+__all__ = [
+    "SIGTERM",
+    "BaseFinetuning",
+    "Callback",
+    "LightningModule",
+    "MisconfigurationError",
+    "Trainer",
+    "Training",
+    "interruptible",
+]
 
 
 class StrategyRanks(Ranks):
@@ -91,6 +102,31 @@ class Training:
         strategy = self._trainer.strategy
         in_lockstep = any(kind.__name__ == "ModelParallelStrategy" for kind in type(strategy).__mro__)
         return type(strategy).__name__ if strategy.restore_checkpoint_after_setup and not in_lockstep else None
+
+    @property
+    def fixes_gradients(self) -> str | None:
+        """Name of a strategy that settles before training which parameters have gradients, ``None`` for any other.
+
+        One device settles nothing, and DDP is wrapped anew by :meth:`regroup_gradients`.
+        """
+        strategy = self._trainer.strategy
+        kinds = {kind.__name__ for kind in type(strategy).__mro__}
+        free = not strategy.restore_checkpoint_after_setup and kinds & {"SingleDeviceStrategy", "DDPStrategy"}
+        return None if free else type(strategy).__name__
+
+    def regroup_gradients(self) -> None:
+        """Have DDP wait for the gradients that there are from now on; all processes have to ask for it."""
+        strategy = self._trainer.strategy
+        if isinstance(strategy.model, nn.parallel.DistributedDataParallel):
+            strategy.model.reducer._remove_autograd_hooks()  # its own wait for gradients that will not come
+            strategy.model = self._module
+            strategy.configure_ddp()
+            strategy._pl_static_graph_delay_done = False
+
+    @property
+    def module(self) -> LightningModule:
+        """What is trained."""
+        return self._module
 
     @property
     def ranks(self) -> Ranks:
@@ -143,6 +179,12 @@ class Training:
 
     # -- How the network runs
 
+    @property
+    def device(self) -> torch.device:
+        """Where this process trains."""
+        device: torch.device = self._trainer.strategy.root_device
+        return device
+
     def runner(self, forward: Forward | None, chunk: int, memory: int | None) -> Runner:
         """The module as validation runs it: in the Trainer's precision, on its device.
 
@@ -151,7 +193,7 @@ class Training:
             chunk: Samples a forward pass.
             memory: Bytes for activations and Grams; by default half of what this process may count as its own.
         """
-        plugin, device = self._trainer.precision_plugin, self._trainer.strategy.root_device
+        plugin, device = self._trainer.precision_plugin, self.device
         return Runner(
             self._module,
             forward,
@@ -204,11 +246,6 @@ class Training:
     def datamodule(self) -> Any:
         """The data module, or ``None``."""
         return self._trainer.datamodule
-
-    @property
-    def module(self) -> Any:
-        """The module."""
-        return self._module
 
     # -- When
 

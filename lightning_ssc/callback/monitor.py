@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import zip_longest
 from os.path import abspath
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
 from lightning_ssc import writers
+from lightning_ssc.ahead import compile_ahead
 from lightning_ssc.callback.agenda import Agenda, LearningRate
 from lightning_ssc.callback.checks import refuse_what_does_not_go_together, say_what_is_lacking
 from lightning_ssc.callback.lightning import (
@@ -46,6 +47,16 @@ from lightning_ssc.writers import Images, linear_root
 
 log = logging.getLogger(__name__)
 
+_PROBE_NAME = re.compile(r"\w[\w.-]*(?<!_average)")  # part of tags and of a folder's name
+
+
+class _Series(NamedTuple):
+    """One series of snapshots: of a probe, in the training or the averaged weights."""
+
+    suffix: str  # of the monitor's name, in tags and of its folder
+    probe: str  # its name among several
+    average: bool
+
 
 class SSCMonitor(Callback):
     """Watch the subspaces of a network's layers form while it trains.
@@ -62,6 +73,10 @@ class SSCMonitor(Callback):
             :func:`lightning_ssc.capture.layers.select_layers`.
         probe: A data set, a loader (its data set is used) or ``(inputs, labels)``. By default the data module's (or the
             module's) ``probe_dataloader()``, else the validation data as ``val_dataloader()`` gives them.
+        probes: Several of these by name instead of one, such as ``{"test": None, "shifted": shifted_test_set}``;
+            ``None`` is the default of ``probe``. Each is a series of its own, taken at the same moments of the same
+            weights, under ``<name>_<name of the probe>`` in tags and folders. To compare with live, ``reference`` then
+            has to be a checkpoint, which is run on each of them.
         probe_size: How many samples to draw, balanced over classes. Tensors handed over are taken whole.
         schedule: When snapshots are taken (:mod:`lightning_ssc.callback.triggers`). ``"auto"``: the untrained network,
             every epoch's end and, in a run of few epochs, steps inside them; ten moments are taken whatever they take,
@@ -77,7 +92,7 @@ class SSCMonitor(Callback):
         preset: ``"paper"`` for the published setting (raw samples, ADMM, tau = mu = 10, 100 iterations).
         pooling: ``"flatten"`` keeps every activation, ``"mean"`` averages over space or over the real tokens (by the
             mask or the lengths in the batch), ``"cls"`` takes the class token, ``"last"`` the last real one; or a
-            function of the activations ``(N, ...)`` that returns ``(N, d)``.
+            function of the activations ``(N, ...)`` that returns ``(N, d)`` (in YAML its import path).
         linear_cka: Linear CKA beside SSC-CKA.
         heatmap: The images of SSC-CKA and linear CKA between all layers with every snapshot.
         embedding: An image of the spectral embedding with every snapshot, of every layer or, where there are more, of
@@ -121,6 +136,10 @@ class SSCMonitor(Callback):
             leaves behind.
         alpha: ``tau`` in units of each layer's own threshold, at which its last input gets its first neighbour
             (Elhamifar and Vidal's alpha); overrides ``tau``.
+        pad: What sequences of other lengths are filled up with to the longest of the probe, so that every sample has as
+            many features. By default a layer whose number of features changes is refused.
+        batch_dim: Which dimension of what layers put out is the sample, 1 where time comes first. By default it is
+            found by running other numbers of samples.
 
     Raises:
         ValueError: An argument is out of range; at the start of fit, a layer is unknown or never runs.
@@ -131,6 +150,9 @@ class SSCMonitor(Callback):
         >>> monitor = SSCMonitor(layers="blocks", schedule=5)
         >>> monitor.state_key
         "SSCMonitor{'name': 'ssc'}"
+        >>> import torch
+        >>> inputs, labels = torch.rand(30, 4), torch.arange(30) % 3
+        >>> monitor = SSCMonitor(probes={"test": (inputs, labels), "shifted": (inputs + 1, labels)})
     """
 
     def __init__(
@@ -163,6 +185,9 @@ class SSCMonitor(Callback):
         verbose: bool = False,
         weights: Literal["training", "average", "both"] = "training",
         alpha: float | None = None,
+        probes: Mapping[str, ProbeSource | None] | None = None,
+        pad: float | None = None,
+        batch_dim: int | None = None,
     ) -> None:
         super().__init__()
         if probe_size < 3:
@@ -174,16 +199,21 @@ class SSCMonitor(Callback):
         if weights not in ("training", "average", "both"):
             raise ValueError(f"weights must be 'training', 'average' or 'both', got {weights!r}.")
         check_sizes(chunk, memory)
+        if probes is not None:
+            _check_names(probes, probe)
         self.layers = layers
         self.name = name
-        self.settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups, alpha)
+        self.settings = Settings(
+            tau, normalize, solver, tol, preset, pooling, linear_cka, groups, alpha, pad, batch_dim
+        )
         self.images = Images(heatmap, embedding, neighbours, projector)
         self.schedule = as_triggers(schedule)
         self.background = background
         self.on_error = on_error
         self.on_mismatch = on_mismatch
         self.weights = weights
-        self._probe_source, self._probe_size = probe, probe_size
+        self._probe_sources = {"": probe} if probes is None else dict(probes)
+        self._probe_size = probe_size
         self._store, self._reference = store, reference
         self._forward, self._chunk, self._memory, self._verbose = forward, chunk, memory, verbose
         self._clock: Callable[[], float] = time.monotonic
@@ -211,12 +241,40 @@ class SSCMonitor(Callback):
     @property
     def store_of_average(self) -> Store | None:
         """With ``weights="both"``, those of the averaged weights."""
-        return self._recorders[1].store if len(self._recorders) > 1 else None
+        found = (recorder.store for recorder, series in self._running() if series.average and self.weights == "both")
+        return next(found, None)
 
     @property
-    def _series(self) -> list[str]:
+    def recorders(self) -> list[Recorder]:
+        """What takes the snapshots of every series, from the start of fit on."""
+        return list(self._recorders)
+
+    @property
+    def step(self) -> int:
+        """Training steps that are done in the fit."""
+        return self._agenda.step
+
+    @property
+    def stores(self) -> dict[str, Store]:
+        """The snapshots of every series, by the first part of its tags: with several probes, one a probe."""
+        return {recorder.name: recorder.store for recorder in self._recorders}
+
+    @property
+    def _series(self) -> list[_Series]:
+        averages = {"training": {"": False}, "average": {"": True}, "both": {"": False, "_average": True}}
+        return [
+            _Series((f"_{probe}" if probe else "") + suffix, probe, average)
+            for probe in self._probe_sources
+            for suffix, average in averages[self.weights].items()
+        ]
+
+    @property
+    def _names(self) -> list[str]:
         """First parts of the tags, one a series."""
-        return [self.name, f"{self.name}_average"] if self.weights == "both" else [self.name]
+        return [self.name + series.suffix for series in self._series]
+
+    def _running(self) -> Iterator[tuple[Recorder, _Series]]:
+        return zip(self._recorders, self._series, strict=False)  # none before the start of fit
 
     # -- Lightning's hooks, in the order in which they run
 
@@ -229,17 +287,19 @@ class SSCMonitor(Callback):
         """Where the snapshots lie and which they are; the graphs themselves stay on disk."""
         if not self._recorders:
             return dict(self._restored)
-        first, *others = (recorder.state_dict() for recorder in self._recorders)
-        return {**first, **self._agenda.state_dict(), "ended": self._has_ended, "series": others}
+        first, *others = self._recorders
+        series = [{**recorder.state_dict(), "name": recorder.name} for recorder in others]
+        return {**first.state_dict(), **self._agenda.state_dict(), "ended": self._has_ended, "series": series}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember where a resumed run has left its snapshots; they are taken over at the start of fit."""
         self._restored = dict(state_dict)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier fit."""
+        """Forget an earlier fit, and get the solver ready while data and training start."""
         if stage == "fit":
             self._forget()
+            compile_ahead(self.settings, Training(trainer, pl_module).device)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what does not go together."""
@@ -263,8 +323,9 @@ class SSCMonitor(Callback):
                     recorder.prepare()
                 except (MismatchError, CheckpointError) as error:
                     raise MisconfigurationError(str(error)) from error
-        if self._was_replaced(training):
-            self._recorders[0].withdraw_last()
+        if replaced := self._replaced(training):
+            for recorder in replaced:
+                recorder.withdraw_last()
             self._take(training, "start")
         elif training.is_new:
             self._consider(training, "start")
@@ -275,43 +336,55 @@ class SSCMonitor(Callback):
                 if not recorder.holds(training.epochs_done):
                     self._consider(training, "start")
 
-    def _was_replaced(self, training: Training) -> bool:
-        """Whether the final state, of other weights, took the place of the step's snapshot after the checkpoint."""
-        last = self._recorders[0].last  # on rank zero
-        ended = last is not None and (last.moment.trigger, last.step) == ("end", self._agenda.step)
-        return bool(training.ranks.broadcast(ended)) and not self._restored.get("ended", True)
+    def _replaced(self, training: Training) -> list[Recorder]:
+        """Those in which the final state, of other weights, took the place of the step's snapshot after the checkpoint.
+
+        That is all the probes', or none.
+        """
+
+        def has_ended(recorder: Recorder) -> bool:  # on rank zero
+            return recorder.last is not None and (recorder.last.moment.trigger, recorder.last.step) == (
+                "end",
+                self._agenda.step,
+            )
+
+        ended = training.ranks.broadcast([has_ended(recorder) for recorder in self._recorders])
+        if not ended[0] or self._restored.get("ended", True):
+            return []
+        return [recorder for recorder, has in zip(self._recorders, ended, strict=True) if has]
 
     def _begin(self, training: Training) -> None:
         steered = self._steered(training)
         self._agenda = Agenda.of_fit(self.schedule, self._clock, training, self._restored, bool(steered))
         if training.is_zero:
             say_what_is_lacking(self.schedule, self._agenda.run, training.checkpoints(steered))
-        probe, names, texts = self._make_probe(training)
+        probes = {name: self._make_probe(training, source) for name, source in self._probe_sources.items()}
         monitors, folder = training.callbacks(SSCMonitor), self._folder(training)
-        layout = {name: m._reference is not None for m in monitors for name in m._series}
-        states = [self._restored, *self._restored.get("series", ())]
-        for name, state in zip_longest(self._series, states[: len(self._series)]):
-            suffix = name.removeprefix(self.name)
+        layout = {name: m._reference is not None for m in monitors for name in m._names}
+        states = {state.get("name", f"{self.name}_average"): state for state in self._restored.get("series", ())}
+        for number, series in enumerate(self._series):
+            name, (probe, names, texts) = self.name + series.suffix, probes[series.probe]
+            state = states.get(name, {}) if number else self._restored
             try:
                 recorder = Recorder(
                     training.runner(self._forward, self._chunk, self._memory),
                     probe,
                     self.layers,
                     settings=self.settings,
-                    store=None if folder is None else folder.with_name(folder.name + suffix),
+                    store=None if folder is None else folder.with_name(folder.name + series.suffix),
                     fallback=self._store is True,
                     loggers=training.loggers,
                     images=self.images,
                     reference=self._reference,
                     background=self.background,
                     name=name,
-                    resume=training.found_again(state or {}),
+                    resume=training.found_again(state),
                     on_mismatch=self.on_mismatch,
                     class_names=names,
                     texts=texts,
                     ranks=training.ranks,
                     bar=training.bar,
-                    layout=layout if monitors[0] is self and not suffix else {},
+                    layout=layout if monitors[0] is self and number == 0 else {},
                 )
             except MismatchError as error:
                 raise MisconfigurationError(str(error)) from error
@@ -418,14 +491,16 @@ class SSCMonitor(Callback):
 
     def _steered(self, training: Training) -> list[str]:
         """Metrics of this monitor that something in the training goes by."""
-        own = tuple(f"{root}/" for name in self._series for root in (name, linear_root(name)))
+        own = tuple(f"{root}/" for name in self._names for root in (name, linear_root(name)))
         return [key for key in training.steered_by if key.startswith(own)]
 
-    def _make_probe(self, training: Training) -> tuple[Probe, tuple[str, ...], tuple[str, ...]]:
-        """The probe, names of its classes and texts of its inputs; what goes wrong on one rank is said on all."""
+    def _make_probe(
+        self, training: Training, given: ProbeSource | None
+    ) -> tuple[Probe, tuple[str, ...], tuple[str, ...]]:
+        """A probe, names of its classes and texts of its inputs; what goes wrong on one rank is said on all."""
 
         def found() -> tuple[Any, Probe]:
-            source: Any = self._probe_source
+            source: Any = given
             if source is None:
                 source = training.probe_source()
             elif not isinstance(source, (list, tuple)):
@@ -472,10 +547,10 @@ class SSCMonitor(Callback):
 
     def _watched(self, training: Training, is_end: bool) -> list[tuple[Recorder, bool]]:
         """The series that go on now, each with whether it takes the averaged weights; at the end, what there is."""
-        first, last = self._recorders[0], self._recorders[-1]
+        found = [(recorder, series.average) for recorder, series in self._running()]
         if self.weights == "both":
-            return [(last, True)] if is_end and training.is_average else [(first, False), (last, True)]
-        return [(first, self.weights == "average" and not is_end)]
+            return [pair for pair in found if pair[1]] if is_end and training.is_average else found
+        return [(recorder, average and not is_end) for recorder, average in found]
 
     def _record(self, training: Training, recorder: Recorder, occasion: str) -> None:
         recorder.record(
@@ -511,3 +586,17 @@ class SSCMonitor(Callback):
             training.publish(recorder.scalars)
             if self._verbose and recorder.last is not None and recorder.steps != before:
                 training.print(writers.summary(recorder.last))
+
+
+def _check_names(probes: Mapping[str, Any], probe: Any) -> None:
+    """Refuse names of probes that tags and folders cannot have, and probes of both kinds."""
+    if probe is not None:
+        raise ValueError("probe= and probes= do not go together: give probes= all of them.")
+    if not probes:
+        raise ValueError("probes= names no probe: give it some, or leave it out for the validation data.")
+    for name in probes:
+        if not isinstance(name, str) or not _PROBE_NAME.fullmatch(name):
+            raise ValueError(
+                f"probes= has the name {name!r}; it may have letters, digits, '_', '-' and '.', and not end in "
+                f"'_average', which stands for averaged weights."
+            )

@@ -7,8 +7,8 @@ several passes, and a layer that does not fit alone is taken in slices of its fe
 but the last ends with its deepest layer, so that shallow layers, whose activations are the largest, cost little of it.
 
 Several processes go through the same passes, turn by turn: each runs its share of the samples and sends what they give
-to the process that owns the layer, which forms its Gram. A network whose weights they share (FSDP2, tensor parallel) is
-run on the same samples by all of them, from which each keeps its own layers.
+to the process that owns the layer, which forms its Gram. A network whose work they share, too (tensor parallel), is run
+on the same samples by all of them, from which each keeps its own layers.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ssc.capture.batches import batch_size, take
+from lightning_ssc.capture.classifier import Head
 from lightning_ssc.capture.isolation import seed_everything, without_trace
 from lightning_ssc.capture.names import Layer
-from lightning_ssc.capture.outputs import OutputError, View, features, logits_of
+from lightning_ssc.capture.outputs import OutputError, Returned, View, features, returned
 from lightning_ssc.capture.plan import FeatureSlice, plan_shared, room, share_layers
 from lightning_ssc.capture.processes import Alone, Processes
 from lightning_ssc.capture.runner import Runner
 from lightning_ssc.capture.samples import chunks
-from lightning_ssc.capture.sharding import is_sharded
+from lightning_ssc.capture.sharding import is_sharded, runs_apart
 from lightning_ssc.capture.spread import Post, rows_a_turn, turns
 from lightning_ssc.capture.tokens import masks_mark_tokens, view_of
 from lightning_ssc.capture.trace import WatchedLayer, hooked, in_one_chunk
 from lightning_ssc.functional.grams import CentredGram, centred_gram
-from lightning_ssc.settings import Pooling
+from lightning_ssc.settings import FLAT, Rows
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +57,12 @@ def capture(
     runner: Runner,
     layers: Sequence[WatchedLayer],
     inputs: Any,
-    pooling: Pooling = "flatten",
+    how: Rows = FLAT,
     *,
     processes: Processes | None = None,
     timed: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext(),
-    outputs: dict[int, Tensor] | None = None,
+    outputs: dict[int, Returned] | None = None,
+    head: Head | None = None,
     precise: bool = False,
 ) -> Iterator[tuple[WatchedLayer, CentredGram]]:
     """The Gram matrices of the layers over the probe, one after the other, each when it is whole.
@@ -70,12 +72,13 @@ def capture(
             that its ``forward`` must let through. Grams are formed on its device.
         layers: What :func:`lightning_ssc.capture.trace` returned, or some of it.
         inputs: The probe's inputs, on any device; they are moved to the network's a chunk at a time.
-        pooling: How activations become features, see :func:`lightning_ssc.capture.outputs.features`.
+        how: How activations become features, see :func:`lightning_ssc.capture.outputs.features`.
         processes: Those that do this together, with equal arguments. Each has to take all of its layers, or the others
             wait for it. By default a lone one.
         timed: ``timed("forward")`` and ``timed("gram")`` are opened around the two stages.
         outputs: Gains what the network returned, a chunk at a time, by its first sample and on the CPU, if that is one
             row of numbers a sample, or has such ``logits``. Several processes each gain what they have run.
+        head: Listens to what the classifier is given, once for every sample; of several processes each to what it runs.
         precise: Form Grams in double precision.
 
     Yields:
@@ -92,9 +95,7 @@ def capture(
     model, device, rank, ranks = runner.model, runner.device, processes.rank, processes.size
     assert device is not None
     home = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # others lack float64
-    sharded = is_sharded(model)
-    # What a layer that mixes samples puts out is of the chunk: every process runs the same ones.
-    spread = ranks > 1 and not sharded and not any(layer.mixes for layer in layers)
+    sharded, spread = is_sharded(model), is_spread(model, layers, ranks)
     memory = min(processes.everyones(runner.budget()))
     passes = plan_shared(layers, n, memory, ranks, staged=spread)
     marks = masks_mark_tokens(inputs, model)
@@ -119,30 +120,27 @@ def capture(
         with timed("forward"), without_trace(model):
             for turn in turns(chunks(inputs, chunk), ranks if spread else 1):
                 rows = turn.of(rank)
-                parcels, places = ([], {}) if post is None else post.parcels(turn)
-                if post is None:
-                    places = {layer: buffer[rows] for layer, buffer in buffers.items()}
+                places = {k: b[rows] for k, b in buffers.items()} if post is None else post.places(turn)
                 wanted = {
                     (layers[s.layer].layer, layers[s.layer].call): _Wanted(s, places.get(s.layer), layers[s.layer])
                     for s in group
                 }
                 # A sharded network that is left halfway would keep the weights that it has gathered.
-                run = partial(_run, runner, wanted, inputs, rows, pooling, marks, cut=not (last or sharded))
+                whole = head if last else None  # other passes may not reach the classifier
+                run = partial(_run, runner, wanted, inputs, rows, how, marks, whole, cut=not (last or sharded))
                 before, failed = failed, None
                 output = processes.together(partial(_unless, before, run))
                 if post is not None:
-                    post.deliver(turn, parcels)
+                    post.deliver(turn, places)
                 if outputs is not None and last and output is not None:
                     outputs[rows.start] = output
-                del output, wanted, places, parcels, run  # or they would be held while Grams are formed
+                del output, wanted, places, run  # or they would be held while Grams are formed
         post = None
         for s in mine:
             layer = layers[s.layer]
             try:
                 with timed("gram"):
-                    gram = _gram(buffers.pop(s.layer), layer, precise)
-                    if s.layer in parts:
-                        gram.add_(parts.pop(s.layer))
+                    gram = _gram(buffers.pop(s.layer), layer, precise, parts.pop(s.layer, None))
             except ValueError as error:
                 failed = error
                 break  # the others hear of it in the next turn
@@ -153,6 +151,14 @@ def capture(
             del gram
         if failed is not None and (ranks == 1 or last):
             raise failed
+
+
+def is_spread(model: nn.Module, layers: Sequence[WatchedLayer], ranks: int) -> bool:
+    """Whether each of several processes runs samples of its own, which takes some memory for features on their way.
+
+    What a layer that mixes samples puts out is of the chunk, so that all run the same ones.
+    """
+    return ranks > 1 and runs_apart(model) and not any(layer.mixes for layer in layers)
 
 
 def _unless(failed: Exception | None, action: Callable[[], Any]) -> Any:
@@ -167,23 +173,25 @@ def _run(
     wanted: dict[tuple[Layer, int], _Wanted],
     inputs: Any,
     rows: slice,
-    pooling: Pooling,
+    how: Rows,
     marks: bool | None,
+    head: Head | None,
     *,
     cut: bool,
-) -> Tensor | None:
+) -> Returned | None:
     """Run the network on some samples, up to the last layer that is wanted where the pass may be cut short.
 
     Returns:
-        Its logits, where it has any.
+        What it returned, where that may be logits.
     """
     output, samples = None, take(inputs, rows)
     view = view_of(samples, runner.model, marks)
-    keep = partial(_keep, wanted, set(wanted) if cut else set(), rows, view, pooling)
+    keep = partial(_keep, wanted, set(wanted) if cut else set(), rows, view, how)
     seed_everything(rows.start)  # a network that is random even now is so in the same way every time
     with (
         _cut_short(runner.model) if cut else nullcontext(),
         hooked(runner.model, [layer for layer, _ in wanted], keep) as seen,
+        nullcontext() if head is None else head.listening(rows),
         runner.context(),
     ):
         output = runner(samples)
@@ -192,7 +200,7 @@ def _run(
             f"Layer {missing[0]!r} ran for the first samples of the probe but not for samples {rows.start} to "
             f"{rows.stop - 1}. Watch only layers that run for every input."
         )
-    return logits_of(output, view)
+    return returned(output, view)
 
 
 @contextmanager
@@ -216,7 +224,7 @@ def _keep(
     missing: set[tuple[Layer, int]],
     rows: slice,
     view: View,
-    pooling: Pooling,
+    how: Rows,
     layer: Layer,
     call: int,
     output: Any,
@@ -226,12 +234,12 @@ def _keep(
     if (layer, call) in wanted:
         part, place, watched = wanted[layer, call]
         if place is not None:
-            found = features(output, watched.source, view, pooling, watched.channels_last, watched.axis)
+            found = features(output, watched.source, view, how, watched.channels_last, watched.axis, watched.shape)
             if found.shape[1] != watched.features:
                 raise OutputError(
                     f"Layer {watched.label!r} puts out {found.shape[1]} features a sample for samples {rows.start} to "
                     f"{rows.stop - 1} and {watched.features} for the first ones, as of sequences of other lengths. Use "
-                    f"pooling='mean' or 'last', pad all of them to one length, or watch a layer behind that."
+                    f"pooling='mean' or 'last', fill them up with pad=0.0, or watch a layer behind that."
                 )
             place[:] = found[:, part.start : part.stop]
     if missing:
@@ -240,9 +248,9 @@ def _keep(
             raise _EnoughError
 
 
-def _gram(x: Tensor, layer: WatchedLayer, precise: bool) -> CentredGram:
+def _gram(x: Tensor, layer: WatchedLayer, precise: bool, onto: CentredGram | None) -> CentredGram:
     try:
-        return centred_gram(x, precise)
+        return centred_gram(x, precise, onto)
     except ValueError as error:
         raise ValueError(
             f"Layer {layer.label!r} puts out {error}. Its graph is not defined: look at the learning rate, the "

@@ -25,8 +25,8 @@ class Processes(Protocol):
     def together(self, action: Callable[[], Any]) -> Any:
         """What every process does; a failure of one is one of all."""
 
-    def exchange(self, parcels: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-        """Send every process its bytes, and get as many as ``sizes`` says from each."""
+    def exchange(self, given: Sequence[Sequence[Tensor]], wanted: Sequence[Sequence[Tensor]]) -> None:
+        """Send every process its tensors, and get from each what it has for this one."""
 
 
 class Alone:
@@ -42,6 +42,5 @@ class Alone:
         """What it does."""
         return action()
 
-    def exchange(self, parcels: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-        """What it has."""
-        return list(parcels)
+    def exchange(self, given: Sequence[Sequence[Tensor]], wanted: Sequence[Sequence[Tensor]]) -> None:
+        """Nobody is there."""

@@ -21,6 +21,22 @@ def is_sharded(model: nn.Module) -> bool:
     return any(map(_is_fsdp, model.modules())) or any(map(_is_part, model.parameters()))
 
 
+def runs_apart(model: nn.Module) -> bool:
+    """Whether processes can run the network at one time on samples of their own, as they do in training.
+
+    Not where weights are shared in other ways than by FSDP2 alone: processes that share a layer's work have to share
+    its samples, too.
+
+    Example:
+        >>> runs_apart(nn.Linear(2, 2))
+        True
+    """
+    reshard(model)  # only then parameters show over which processes they are spread
+    managed = {id(p) for module in model.modules() if _is_fsdp(module) for p in module.parameters()}
+    parts: list[Any] = [p for p in model.parameters() if _is_part(p)]
+    return all(id(p) in managed and p.device_mesh.ndim == 1 for p in parts)
+
+
 def whole(output: Any) -> Any:
     """What a layer puts out with tensors that are spread over processes, all of which ask for it, made whole."""
     if not holds_parts(output):

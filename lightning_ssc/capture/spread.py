@@ -12,8 +12,6 @@ from lightning_ssc.capture.plan import FeatureSlice
 from lightning_ssc.capture.processes import Processes
 from lightning_ssc.capture.trace import WatchedLayer
 
-_ALIGNED = 8  # bytes at whose multiples features begin on their way
-
 
 @dataclass(frozen=True)
 class Turn:
@@ -55,6 +53,7 @@ class Post:
         layers: The layers that they are of.
         owners: The process of every layer.
         buffers: ``(N, features)`` of every layer of this process, which is filled.
+        device: Where features wait for their way.
     """
 
     def __init__(
@@ -69,41 +68,28 @@ class Post:
         self._processes, self._layers, self._buffers, self._device = processes, layers, buffers, device
         self._of = [[part for part in group if owners[part.layer] == rank] for rank in range(processes.size)]
 
-    def parcels(self, turn: Turn) -> tuple[list[Tensor], dict[int, Tensor]]:
-        """Room for a turn's features: bytes for every process, and in them ``(n, features)`` for every layer.
+    def places(self, turn: Turn) -> dict[int, Tensor]:
+        """Where a turn's features ``(n, features)`` of every layer go: into a buffer, or beside it on their way.
 
-        There are no features where this process has none to give.
+        There is none where this process has none to give.
         """
-        count, places = turn.count(self._processes.rank), {}
-        parcels = [torch.empty(self._size(parts, count), dtype=torch.uint8, device=self._device) for parts in self._of]
-        for parts, parcel in zip(self._of, parcels, strict=True):
-            places.update(self._opened(parts, parcel, count) if count else {})
-        return parcels, places
+        rank = self._processes.rank
+        count = turn.count(rank)
+        return {part.layer: self._place(part, turn, count) for parts in self._of for part in parts if count}
 
-    def deliver(self, turn: Turn, parcels: Sequence[Tensor]) -> None:
-        """Exchange them, and put what has come where it belongs."""
+    def _place(self, part: FeatureSlice, turn: Turn, count: int) -> Tensor:
+        if part.layer in self._buffers:
+            return self._buffers[part.layer][turn.of(self._processes.rank)]
+        dtype = self._layers[part.layer].dtype
+        return torch.empty(count, part.stop - part.start, dtype=dtype, device=self._device)
+
+    def deliver(self, turn: Turn, places: Mapping[int, Tensor]) -> None:
+        """Exchange them with the others, straight into the buffers."""
         mine, ranks = self._of[self._processes.rank], range(self._processes.size)
-        came = self._processes.exchange(parcels, [self._size(mine, turn.count(rank)) for rank in ranks])
-        for rank, parcel in enumerate(came):
-            if count := turn.count(rank):
-                for number, features in self._opened(mine, parcel, count).items():
-                    self._buffers[number][turn.of(rank)] = features
-
-    def _bytes(self, part: FeatureSlice, count: int) -> int:
-        size = count * (part.stop - part.start) * self._layers[part.layer].dtype.itemsize
-        return -(-size // _ALIGNED) * _ALIGNED
-
-    def _size(self, parts: Sequence[FeatureSlice], count: int) -> int:
-        return sum(self._bytes(part, count) for part in parts)
-
-    def _opened(self, parts: Sequence[FeatureSlice], parcel: Tensor, count: int) -> dict[int, Tensor]:
-        found, start = {}, 0
-        for part in parts:
-            width, dtype = part.stop - part.start, self._layers[part.layer].dtype
-            inside = parcel[start : start + count * width * dtype.itemsize]
-            found[part.layer] = inside.view(dtype).view(count, width)
-            start += self._bytes(part, count)
-        return found
+        given = [[places[part.layer] for part in parts if places] for parts in self._of]
+        rows = [turn.of(rank) if turn.count(rank) else None for rank in ranks]
+        wanted = [[self._buffers[part.layer][r] for part in mine if r is not None] for r in rows]
+        self._processes.exchange(given, wanted)
 
 
 def rows_a_turn(
@@ -114,7 +100,7 @@ def rows_a_turn(
     samples: int,
     space: int,
 ) -> int:
-    """For how many samples a turn's features fit beside the buffers of a pass, on the way out and in; at least one.
+    """For how many samples a turn's features fit beside the buffers of a pass, on their way out; at least one.
 
     Args:
         group: The slices of the pass.
@@ -127,4 +113,5 @@ def rows_a_turn(
     own = [0] * ranks
     for part in group:
         own[owners[part.layer]] += (part.stop - part.start) * layers[part.layer].dtype.itemsize
-    return max(1, (space - samples * max(own)) // (sum(own) + ranks * max(own)))
+    fits = [(space - samples * bytes_) // max(1, sum(own) - bytes_) for bytes_ in own]
+    return max(1, min(fits))

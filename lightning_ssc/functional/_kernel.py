@@ -7,29 +7,15 @@ Names: ``act[:k]`` are the samples in play (the active set) in the order of thei
 Cholesky factor of gram[act, act]; ``coef`` and ``sign`` are indexed by sample.
 """
 
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_ssc.functional._jit import compiled
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _jit(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile at the first call, and only then when the result can be kept on disk."""
-    # No "nnan" or "ninf": a comparison with them must be an honest one.
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
-    try:
-        return cast(Callable[P, R], numba.njit(function, cache=True, **options))
-    except RuntimeError:  # nowhere to write, as in some containers
-        return cast(Callable[P, R], numba.njit(function, **options))
-
 
 _PANEL = 32  # candidates factored together: the factor is read once for all of them
 _COLUMNS = 2048  # correlations updated together: 16 kB, at home in the first-level cache
@@ -39,7 +25,7 @@ _NEAR = 0.15  # relative gap below which a starting point's support is worth fac
 _DEPENDENT = 1e-13
 
 
-@_jit
+@compiled
 def _dot(a: Floats, b: Floats, count: int) -> float:
     total = 0.0
     for t in range(count):
@@ -47,7 +33,7 @@ def _dot(a: Floats, b: Floats, count: int) -> float:
     return total
 
 
-@_jit
+@compiled
 def _correlate(gram: NDArray[Any], i: int, act: Ints, k: int, coef: Floats, corr: Floats) -> None:
     """Set corr[j] = <x_j, residual of sample i>."""
     n = gram.shape[0]
@@ -69,7 +55,7 @@ def _correlate(gram: NDArray[Any], i: int, act: Ints, k: int, coef: Floats, corr
                 out[t] -= c0 * g0[t]
 
 
-@_jit
+@compiled
 def _append(gram: NDArray[Any], act: Ints, low: Floats, k: int, count: int) -> int:
     """Factor the candidates act[k : k + count] too and return the new size.
 
@@ -112,7 +98,7 @@ def _append(gram: NDArray[Any], act: Ints, low: Floats, k: int, count: int) -> i
     return size
 
 
-@_jit
+@compiled
 def _remove(act: Ints, low: Floats, k: int, p: int, z: Floats, turn: Floats) -> int:
     """Take position ``p`` out of the factor and of z = low^-1 b by plane rotations; returns the new size."""
     for q in range(p, k - 1):
@@ -156,7 +142,7 @@ def _remove(act: Ints, low: Floats, k: int, p: int, z: Floats, turn: Floats) -> 
     return k - 1
 
 
-@_jit
+@compiled
 def _backward(low: Floats, k: int, z: Floats, x: Floats) -> None:
     """Set x = low^-T z."""
     for r in range(k):
@@ -169,7 +155,7 @@ def _backward(low: Floats, k: int, z: Floats, x: Floats) -> None:
             x[t] -= v * row[t]
 
 
-@_jit
+@compiled
 def _descend(act: Ints, low: Floats, k: int, coef: Floats, sign: Floats, z: Floats, x: Floats, turn: Floats) -> int:
     """Newton steps from z = low^-1 (corr - lam sign) to the optimum over the active set; returns its size.
 
@@ -204,7 +190,7 @@ def _descend(act: Ints, low: Floats, k: int, coef: Floats, sign: Floats, z: Floa
     return k
 
 
-@_jit
+@compiled
 def _violators(corr: Floats, act: Ints, k: int, lam: float, budget: int, score: Floats) -> tuple[int, float]:
     """Write about the ``budget`` worst violators of |corr| <= lam behind act[:k]; returns their number and level."""
     n = len(corr)
@@ -235,7 +221,7 @@ def _violators(corr: Floats, act: Ints, k: int, lam: float, budget: int, score: 
     return found, low
 
 
-@_jit
+@compiled
 def _exchange(
     gram: NDArray[Any],
     act: Ints,
@@ -281,7 +267,7 @@ def _exchange(
     return k, traded
 
 
-@_jit
+@compiled
 def solve_rows(
     gram: NDArray[Any], ptr: Ints, col: Ints, val: Floats, rows: Ints, tau: float, tol: float, max_iter: int
 ) -> tuple[Ints, Ints, Floats, Floats, Floats, Ints]:

@@ -113,6 +113,12 @@ def _compiled(gram: Tensor, tau: float, tol: float, max_iter: int, init: Tensor)
     return parts
 
 
+def compile_kernel(dtype: torch.dtype) -> None:
+    """Compile the kernel for Grams of a dtype on CPU or, where that was done on this machine, load it."""
+    no_start = to_csr(torch.empty(0, 0, dtype=torch.float64))
+    _kernel(torch.empty(0, 0, dtype=dtype), 1.0, 1.0, 0, no_start, torch.empty(0, dtype=torch.int64))
+
+
 def _batched(gram: Tensor, tau: float, tol: float, max_iter: int, init: Tensor) -> list[_Part]:
     """Solve all samples on the device of the Gram, and those that stall there on CPU too."""
     n, parts, host = len(gram), [], None
@@ -151,5 +157,5 @@ def _kernel(gram: Tensor, tau: float, tol: float, max_iter: int, init: Tensor, i
     from lightning_ssc.functional._kernel import solve_rows  # importing numba takes a second
 
     ptr, col, val = (t.numpy() for t in (init.crow_indices(), init.col_indices(), init.values()))
-    found = solve_rows(gram.numpy(), ptr, col, val, index.numpy(), tau, tol, max_iter)
+    found = solve_rows(gram.numpy(), ptr, col, val, index.numpy(), tau, float(tol), max_iter)
     return _Part(index, *map(torch.from_numpy, found))

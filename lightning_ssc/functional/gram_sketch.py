@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from lightning_ssc.functional._sparse import check_same_inputs, check_square, sum_by
+from lightning_ssc.functional._sparse import check_same_inputs, check_square
 from lightning_ssc.functional.uncertainty import Estimate, jackknife
 
 _BLOCK = 1 << 14  # pairs of many sketches that are in float64 at once
@@ -45,7 +45,7 @@ class GramSketch:
     @cached_property
     def dependence(self) -> float:
         """The unbiased estimate of the Gram's dependence on itself, up to the factor of :func:`debiased_sketch_cka`."""
-        return _unbiased(self, self)
+        return _unbiased(self, self, self.norm**2)
 
     @cached_property
     def squares_without(self) -> Tensor:
@@ -152,8 +152,9 @@ def debiased_sketch_cka(s1: GramSketch, s2: GramSketch) -> float:
         (0.8, True)
     """
     _check_comparable(s1, s2)
-    product = s1.dependence * s2.dependence
-    return _unbiased(s1, s2) / math.sqrt(product) if min(s1.dependence, s2.dependence) > 0 else float("nan")
+    if not min(s1.dependence, s2.dependence) > 0:
+        return float("nan")
+    return _unbiased(s1, s2, _inner(s1, s2)) / math.sqrt(s1.dependence * s2.dependence)
 
 
 def sketch_cka_estimate(s1: GramSketch, s2: GramSketch) -> Estimate:
@@ -258,25 +259,30 @@ def _inner(s1: GramSketch, s2: GramSketch) -> float:
     return float(s1.diagonal.double() @ s2.diagonal.double() + s1.weight * pairs)
 
 
-def _unbiased(s1: GramSketch, s2: GramSketch) -> float:
-    """The unbiased estimate of HSIC times N (N - 3), from Grams whose rows sum to zero."""
+def _unbiased(s1: GramSketch, s2: GramSketch, inner: float) -> float:
+    """The unbiased estimate of HSIC times N (N - 3), from Grams whose rows sum to zero and their inner product."""
     n, d1, d2 = len(s1.diagonal), s1.diagonal.double(), s2.diagonal.double()
     if n < 4:
         return float("nan")
     both = float(d1 @ d2)
-    off = _inner(s1, s2) - both
-    return off + float(d1.sum()) * float(d2.sum()) / ((n - 1) * (n - 2)) - 2 / (n - 2) * both
+    return inner - both + float(d1.sum()) * float(d2.sum()) / ((n - 1) * (n - 2)) - 2 / (n - 2) * both
 
 
 def _without_each(s1: GramSketch, s2: GramSketch) -> tuple[float, Tensor]:
     """The inner product of two centred Grams, and ``(N,)`` float64 that without each input, centred anew."""
     n = len(s1.diagonal)
     own = s1.diagonal.double() * s2.diagonal.double()
-    products = s1.weight / 2 * (s1.pairs.float() * s2.pairs.float()).double()
-    i, j = (index.to(own.device) for index in _sampled_pairs(n, len(products)))
-    at = own + sum_by(i, products, n) + sum_by(j, products, n)
+    at = own + s1.weight / 2 * _at_each(s1.pairs, s2.pairs, n)
     inner = at.sum()
     return float(inner), inner - 2 * at + own - 2 / (n - 1) * (at - own) + own / (n - 1) ** 2
+
+
+def _at_each(pairs1: Tensor, pairs2: Tensor, n: int) -> Tensor:
+    """``(n,)`` float64 sums over the sampled pairs of each input of the products of their entries."""
+    from lightning_ssc.functional._passes import pair_products
+
+    ends, entries = _sampled_pairs(n, len(pairs1)), (of.float().cpu().numpy() for of in (pairs1, pairs2))
+    return torch.from_numpy(pair_products(n, *(end.numpy() for end in ends), *entries)).to(pairs1.device)
 
 
 def _check_comparable(first: GramSketch, other: GramSketch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from lightning_ssc.functional.health import Idle, idle_features
 _BLOCK = 256  # rows of a Gram that are formed or mirrored at once
 _HALVED = 1536  # samples above which a Gram is split into halves, whose product runs at full speed
 _TINY = 1e-15  # largest feature of a sample below which squares come near to the least that float32 can hold
-_STEEP = 10  # times that the mean's squared length may exceed the spread's before its rounding counts
+_STEEP = 10  # times that the mean's squared length may exceed the spread's before float32 loses of the raw Gram
 _AT_ONCE = 1 << 22  # entries that are turned into float64 at once
 _NONE_IDLE = Idle(0, 0)
 _LOST = 64  # epsilons of the mean's squared length below which that of a sample is rounding
@@ -32,14 +32,12 @@ class CentredGram:
         centred: ``(N, N)`` float32 or float64, the Gram of the features less their mean over the samples (H X Xᵀ H).
         offset: ``(N,)`` float64, what row and column i have to gain in the raw Gram.
         gain: What every entry has to gain in the raw Gram.
-        steep: Whether the mean is so long beside the spread that the raw Gram in float32 would lose of it.
         idle: How many features do not vary.
     """
 
     centred: Tensor
     offset: Tensor
     gain: float
-    steep: bool = False
     idle: Idle = _NONE_IDLE
 
     def add_(self, other: CentredGram) -> None:
@@ -47,16 +45,15 @@ class CentredGram:
         self.centred += other.centred
         self.offset += other.offset
         self.gain += other.gain
-        self.steep |= other.steep
         self.idle = Idle(*(sum(both) for both in zip(self.idle, other.idle, strict=True)))
 
     def raw_(self, precise: bool = False) -> Tensor:
-        """The raw Gram X Xᵀ, written over :attr:`centred`; in float64 if asked for, or where the mean is long.
+        """The raw Gram X Xᵀ, written over :attr:`centred`; in float64 if asked for.
 
         A sample so near to zero beside the mean that rounding is all that is left of it (less than 0.3 % of the mean's
         length in float32) is taken for zero.
         """
-        if precise or self.steep:
+        if precise:
             self.centred = self.centred.double()
         for rows, offset in zip(self.centred.split(_BLOCK), self.offset.split(_BLOCK), strict=True):
             rows += (offset[:, None] + self.offset + self.gain).to(rows.dtype)
@@ -67,17 +64,20 @@ class CentredGram:
 
     def to(self, device: torch.device) -> CentredGram:
         """The same on another device."""
-        return CentredGram(self.centred.to(device), self.offset.to(device), self.gain, self.steep, self.idle)
+        return CentredGram(self.centred.to(device), self.offset.to(device), self.gain, self.idle)
 
 
-def centred_gram(x: Tensor, precise: bool = False) -> CentredGram:
+def centred_gram(x: Tensor, precise: bool = False, onto: CentredGram | None = None) -> CentredGram:
     """The Gram of features at the full precision of their dtype; ``x`` (N, d) is overwritten.
 
-    It is accumulated in float64 where that is asked for, and where squares would be too small for float32.
+    It is accumulated in float64 where that is asked for, where squares would be too small for float32, and where the
+    mean is long beside the spread: what float32 rounds off there is as large as what tells the samples apart, and
+    leaves the raw Gram that of no samples at all.
 
     Args:
         x: ``(N, d)`` float32 or float64 features.
         precise: Whether to accumulate in float64.
+        onto: The Gram of other features of the same samples, to which this one is added; a float64 one in its place.
 
     Raises:
         ValueError: A feature is NaN or infinite; says of how many samples and names the first.
@@ -91,14 +91,18 @@ def centred_gram(x: Tensor, precise: bool = False) -> CentredGram:
     mean = x.mean(0)  # rounded: what matters is that the same is taken off here and given back by raw_()
     sizes = torch.linalg.vector_norm(x, float("inf"), dim=1)
     tiny = ((sizes > 0) & (sizes < _TINY)).any()
-    finite, too_small = torch.stack([torch.isfinite(mean).all(), tiny]).tolist()  # a GPU is waited for once
+    gain, whole = mean.double().square().sum(), torch.linalg.vector_norm(x, dim=1).double().square().mean()
+    steep = gain > _STEEP * (whole - gain)
+    finite, *needs_more = torch.stack([torch.isfinite(mean).all(), tiny, steep]).tolist()  # a GPU is waited for once
     if not finite:
         if len(bad := (~torch.isfinite(x)).any(1).nonzero().squeeze(1)):
             raise ValueError(f"NaN or infinity for {len(bad)} of {n} samples, first for sample {int(bad[0])}")
         mean = x.mean(0, dtype=torch.float64).to(x.dtype)  # finite values, whose sum was too large
+        gain = mean.double().square().sum()
     idle = idle_features(x)
-    if (precise or too_small) and x.dtype == torch.float32:
-        return replace(_in_double(x), idle=idle)
+    precise = precise or any(needs_more) or (onto is not None and onto.centred.dtype == torch.float64)
+    if precise and x.dtype == torch.float32:
+        return _in_double(x, idle, onto)
     x -= mean
     gram = torch.empty(n, n, device=x.device, dtype=x.dtype)
     with _full_precision(x.device):
@@ -109,24 +113,29 @@ def centred_gram(x: Tensor, precise: bool = False) -> CentredGram:
         own = rows[:, start:stop].triu()
         rows[:, start:stop] = own + own.triu(1).T
         gram[stop:, start:stop] = rows[:, stop:].T
-    gain, spread = torch.stack([mean.double().square().sum(), gram.diagonal().double().mean()]).tolist()
-    return CentredGram(gram, offset, gain, gain > _STEEP * spread, idle)
+    found = CentredGram(gram, offset, float(gain), idle)
+    if onto is not None:
+        found.add_(onto)
+    return found
 
 
-def _in_double(x: Tensor) -> CentredGram:
+def _in_double(x: Tensor, idle: Idle, onto: CentredGram | None) -> CentredGram:
     """The Gram of float32 features accumulated in float64, some features at a time."""
     n = len(x)
-    gram = torch.zeros(n, n, device=x.device, dtype=torch.float64)
-    offset = torch.zeros(n, device=x.device, dtype=torch.float64)
-    gain = torch.zeros((), device=x.device, dtype=torch.float64)
+    made: Any = {"device": x.device, "dtype": torch.float64}
+    found = CentredGram(torch.zeros(n, n, **made), torch.zeros(n, **made), 0.0) if onto is None else onto
+    found.centred = found.centred.double()
+    gain = torch.zeros((), **made)
     for part in x.split(max(1, _AT_ONCE // n), dim=1):
         features = part.double()
         mean = features.mean(0)
         features -= mean
-        gram.addmm_(features, features.T)
-        offset += features @ mean
+        found.centred.addmm_(features, features.T)
+        found.offset += features @ mean
         gain += mean.square().sum()
-    return CentredGram(gram, offset, float(gain))
+    found.gain += float(gain)
+    found.idle = Idle(*(sum(both) for both in zip(found.idle, idle, strict=True)))
+    return found
 
 
 def _upper_product(x: Tensor, out: Tensor) -> None:

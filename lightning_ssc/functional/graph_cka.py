@@ -1,11 +1,10 @@
-"""CKA between affinity graphs that are kept, and compared again and again: one sparse product a pair."""
+"""CKA between affinity graphs that are kept, and compared again and again: one pass over the edges of a pair."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,62 +39,44 @@ class CentredGraph:
         """Norm of the centred affinity, ``‖H A H‖_F``; NaN where nothing is left of it, as of an empty graph."""
         if self.known_norm is not None:
             return self.known_norm
-        n, before, degrees = len(self.coef), float(np.square(self.edges[1]).sum()), self.degrees
-        after = before - 2 / n * float(np.square(degrees).sum()) + float(degrees.sum()) ** 2 / n**2
+        before = float(np.square(self.edges[2]).sum())
+        after = _centred(before, self.degrees, self.degrees)
         return math.sqrt(after) if after > _CONSTANT**2 * before else float("nan")
 
-    @cached_property
-    def weights(self) -> NDArray[np.float64]:
-        """``(nnz,)`` magnitudes of the stored coefficients."""
-        return np.abs(self.coef.values().numpy().astype(np.float64))
+    @property
+    def edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """The affinity as compressed rows, of columns in no order: where each begins, columns, weights."""
+        return self._affinity[:3]
 
-    @cached_property
-    def ends(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """``(nnz,)`` row and column of every stored coefficient, ascending."""
-        rows = np.repeat(np.arange(len(self.coef)), np.diff(self.coef.crow_indices().numpy()))
-        return rows, self.coef.col_indices().numpy()
-
-    @cached_property
+    @property
     def degrees(self) -> NDArray[np.float64]:
         """``(N,)`` row sums of the affinity."""
-        of_rows, of_columns = (np.bincount(end, self.weights, len(self.coef)) for end in self.ends)
-        return np.asarray(of_rows + of_columns, dtype=np.float64)
-
-    @cached_property
-    def edges(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Places, row times N plus column, ascending, and weights of the affinity's entries."""
-        rows, columns = self.ends
-        both = np.concatenate([rows * len(self.coef) + columns, columns * len(self.coef) + rows])
-        places, index = np.unique(both, return_inverse=True)
-        return places, np.bincount(index, np.tile(self.weights, 2)).astype(np.float64)
+        return self._affinity[3]
 
     @cached_property
     def without_each(self) -> NDArray[np.float64]:
         """``(N,)`` squared :attr:`norm` of the graph without each input; NaN where nothing is left."""
-        places, weights = self.edges
-        at = np.bincount(places // len(self.coef), np.square(weights), len(self.coef))
-        before, crossed = float(at.sum()), 2 * self.times(self.degrees)
-        after = _centred_without(before, at, crossed, self.degrees, self.degrees)
+        at, crossed = _products(self, self)
+        before, after = float(at.sum()), _centred_without(at, crossed, self.degrees, self.degrees)
         return np.where(after > _CONSTANT**2 * before, after, np.nan)
 
-    def times(self, vector: NDArray[np.float64]) -> NDArray[np.float64]:
-        """``(N,)`` product of the affinity and a vector."""
-        rows, columns = self.ends
-        n, weights = len(self.coef), self.weights
-        product = np.bincount(rows, weights * vector[columns], n) + np.bincount(columns, weights * vector[rows], n)
-        return np.asarray(product, dtype=np.float64)
+    @cached_property
+    def _affinity(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+        from lightning_ssc.functional._passes import both_ways  # importing numba takes a second
+
+        coef = self.coef
+        return both_ways(coef.crow_indices().numpy(), coef.col_indices().numpy(), coef.values().numpy())
 
 
 def graph_cka(one: CentredGraph, other: CentredGraph) -> float:
     r"""SSC-CKA of two graphs over the same inputs (Eq. 3 of Saini et al. 2021, biased HSIC).
 
-    As :func:`lightning_ssc.functional.cka` of their affinities, but that of ``one`` is not formed:
-    :math:`\langle |C| + |C|^T, B \rangle = 2 \langle |C|, B \rangle` for symmetric B. It is computed in NumPy, in one
-    thread, since a graph of a thousand inputs is no work to share.
+    As :func:`lightning_ssc.functional.cka` of their affinities, in one pass over their edges and in one thread, since a
+    graph of a thousand inputs is no work to share.
 
     Args:
         one: A graph.
-        other: A graph of the same inputs; give the one that is compared with many as this.
+        other: A graph of the same inputs.
 
     Returns:
         The similarity; NaN where either graph is empty or constant.
@@ -111,9 +92,8 @@ def graph_cka(one: CentredGraph, other: CentredGraph) -> float:
     """
     if _incomparable(one, other):
         return float("nan")
-    _, products = _shared(one, other)
-    centred = _centred(len(one.coef), 2 * float(products.sum()), one.degrees, other.degrees)
-    return centred / (one.norm * other.norm)
+    inner = float(_products(one, other)[0].sum())
+    return _centred(inner, one.degrees, other.degrees) / (one.norm * other.norm)
 
 
 def graph_cka_estimate(one: CentredGraph, other: CentredGraph) -> Estimate:
@@ -143,14 +123,11 @@ def graph_cka_estimate(one: CentredGraph, other: CentredGraph) -> Estimate:
     """
     if _incomparable(one, other):
         return Estimate(float("nan"), float("nan"))
-    n = len(one.coef)
-    (rows, columns), products = _shared(one, other)
-    at = np.bincount(rows, products, n) + np.bincount(columns, products, n)
-    inner, crossed = float(at.sum()), one.times(other.degrees) + other.times(one.degrees)
-    hsic = _centred_without(inner, at, crossed, one.degrees, other.degrees)
+    at, crossed = _products(one, other)
+    hsic = _centred_without(at, crossed, one.degrees, other.degrees)
     with np.errstate(divide="ignore", invalid="ignore"):
         without = hsic / np.sqrt(one.without_each * other.without_each)
-    value = _centred(n, inner, one.degrees, other.degrees) / (one.norm * other.norm)
+    value = _centred(float(at.sum()), one.degrees, other.degrees) / (one.norm * other.norm)
     return Estimate(value, jackknife(torch.from_numpy(without)))
 
 
@@ -162,28 +139,24 @@ def _incomparable(one: CentredGraph, other: CentredGraph) -> bool:
     return math.isnan(one.norm) or math.isnan(other.norm)
 
 
-def _shared(
-    one: CentredGraph, other: CentredGraph
-) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]:
-    """Ends and products of the entries of the first self-expression that the other's affinity has, too."""
-    rows, columns = one.ends
-    places, weights = other.edges
-    wanted = rows * len(one.coef) + columns
-    where = np.searchsorted(places, wanted)
-    where[where == len(places)] = 0
-    shared = places[where] == wanted
-    return (rows[shared], columns[shared]), one.weights[shared] * weights[where[shared]]
+def _products(one: CentredGraph, other: CentredGraph) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    r"""``(N,)`` sums of products of edges at each input, and row sums of its neighbours weighted by the other graph's.
+
+    With affinities A and B and their row sums a and b: :math:`\langle A_i, B_i \rangle` and :math:`(A b + B a)_i`.
+    """
+    from lightning_ssc.functional._passes import products
+
+    return products(*one.edges, *other.edges, one.degrees, other.degrees)
 
 
-def _centred(n: int, inner: float, degrees1: NDArray[np.float64], degrees2: NDArray[np.float64]) -> float:
+def _centred(inner: float, degrees1: NDArray[np.float64], degrees2: NDArray[np.float64]) -> float:
     """Inner product of centred matrices from that of the matrices and their row sums."""
-    totals = float(degrees1.sum()) * float(degrees2.sum())
+    n, totals = len(degrees1), float(degrees1.sum()) * float(degrees2.sum())
     return inner - 2 / n * _dot(degrees1, degrees2) + totals / n**2
 
 
 def _centred_without(
-    inner: float,
-    at: NDArray[Any],
+    at: NDArray[np.float64],
     crossed: NDArray[np.float64],
     degrees1: NDArray[np.float64],
     degrees2: NDArray[np.float64],
@@ -192,7 +165,7 @@ def _centred_without(
     n = len(at) - 1
     rows = _dot(degrees1, degrees2) - degrees1 * degrees2 - crossed + at
     totals = (degrees1.sum() - 2 * degrees1) * (degrees2.sum() - 2 * degrees2)
-    return np.asarray(inner - 2 * at - 2 / n * rows + totals / n**2, dtype=np.float64)
+    return np.asarray(at.sum() - 2 * at - 2 / n * rows + totals / n**2, dtype=np.float64)
 
 
 def _dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -54,7 +54,9 @@ def jackknife(without: Tensor, groups: Tensor | None = None) -> float:
         >>> round(error, 6) == round(float(x.std() / 2), 6)
         True
     """
-    groups = torch.zeros(len(without), dtype=torch.long, device=without.device) if groups is None else groups
+    if groups is None:  # one
+        n = len(without)
+        return math.sqrt((n - 1) / n * float((without - without.mean()).square().sum())) if n > 1 else math.nan
     _, groups, sizes = torch.unique(groups, return_inverse=True, return_counts=True)
     if not bool((sizes > 1).any()):
         return math.nan

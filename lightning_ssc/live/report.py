@@ -16,6 +16,7 @@ from lightning_ssc.analysis import find_store, inputs, summarise
 from lightning_ssc.analysis.inputs import Inputs
 from lightning_ssc.live import pieces
 from lightning_ssc.live.bundle import bundle
+from lightning_ssc.live.doubted import doubted_labels
 from lightning_ssc.live.figures import write_figures
 from lightning_ssc.live.folder import LogFolder
 from lightning_ssc.live.names import run_name
@@ -47,7 +48,7 @@ def report(
     figures: bool = False,
     progress: Progress = iter,
 ) -> Path:
-    """Write a run's page, ``index.html``, and table 1 of the paper as ``table1.csv``.
+    """Write a run's page, ``index.html``, table 1 of the paper, ``table1.csv``, and labels in doubt, ``labels.csv``.
 
     Snapshots that cannot be read are named on the page; the rest is shown.
 
@@ -76,9 +77,20 @@ def report(
     table = single_inputs(store, layer)
     if table is not None:
         table.table1_to_csv(folder / "table1.csv")
+    if (found := doubted_labels(store)) is not None:
+        found.to_csv(folder / "labels.csv", _class_names(store))
     if figures:
         write_figures(summarise(store, layer=layer, reference=other, progress=progress), folder / "figures", progress)
     return path
+
+
+def _class_names(store: SnapshotStore) -> tuple[str, ...]:
+    """What the classes are called; where that cannot be read, the page has said so."""
+    try:
+        card = store.load_card()
+    except SnapshotError:
+        return ()
+    return () if card is None else card.class_names
 
 
 def read_reference(folder: str | Path | None) -> Snapshot | None:
@@ -160,23 +172,22 @@ def contents(
     def put(piece: str, *arguments: Any) -> None:
         packed[_key(piece, name, *arguments)] = getattr(source, piece)(key, *arguments)
 
-    while not (computed := source.computed(key))["done"]:
-        pass
-    packed[_key("computed", name)] = computed
+    packed[_key("computed", name)] = source.completed(key)
     if run["pictures"]:
         put("pictures")
+    put("doubts")
     for step in progress(steps):
         put("heatmap", step)
     count = max(3, min(_MOMENTS, _EMBEDDINGS // max(1, len(layers))))
     chosen = [steps[t] for t in plots.evenly(len(steps), count)]
     for at in progress(chosen):
         put("samples", at)
-        put("neighbours", at, run["hidden"])
-        for of in layers:
+        for of in source.walk(key, at):
             put("embedding", at, of, 0)
-    for of in progress(layers):
-        put("neighbours", steps[-1], of)
-        put("embedding", steps[-1], of, 1)
+            if at == steps[-1] or of == run["hidden"]:
+                put("neighbours", at, of)
+            if at == steps[-1]:
+                put("embedding", at, of, 1)
     return packed
 
 

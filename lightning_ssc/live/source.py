@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_ssc.analysis.inputs import Index, classes_of
 from lightning_ssc.live import pieces
 from lightning_ssc.live.cache import Cache
+from lightning_ssc.live.doubted import doubted
 from lightning_ssc.live.folder import Found, LogFolder
 from lightning_ssc.live.packing import pack_coarsely
 from lightning_ssc.live.pieces import Piece
@@ -57,6 +58,7 @@ class Source:
         self._cache = Cache(_CACHE)
         self._comparisons: dict[str, _Comparison] = {}
         self._comparing = ThreadPoolExecutor(1)  # one thread, whose memory is used again and again
+        self._at_hand: tuple[Hashable, LayerGraph] | None = None
 
     def runs(self) -> Piece:
         """All runs, each with a signature that differs once its files do."""
@@ -102,14 +104,21 @@ class Source:
 
         They come as far as they are computed, with whether that is all.
         """
+        return self._computed(run, _SLICE)
+
+    def completed(self, run: str) -> Piece:
+        """The same curves when all is computed, for who can wait."""
+        return self._computed(run, math.inf)
+
+    def _computed(self, run: str, seconds: float) -> Piece:
         store = self._store(run)
         headers, _ = pieces.readable(store)
         if not headers:
             raise NotFoundError(f"Run {run!r} has no snapshot that can be read.")
-        return self._comparing.submit(self._go_on, run, store, headers).result()
+        return self._comparing.submit(self._go_on, run, store, headers, seconds).result()
 
-    def _go_on(self, run: str, store: SnapshotStore, headers: Sequence[SnapshotHeader]) -> Piece:
-        """One slice more of what :meth:`computed` answers; of one run at a time the graphs are held."""
+    def _go_on(self, run: str, store: SnapshotStore, headers: Sequence[SnapshotHeader], seconds: float) -> Piece:
+        """So many seconds more of what :meth:`computed` answers; of one run at a time the graphs are held."""
         identities = [self._identity(store, header.step) for header in headers]
         known = self._comparisons.get(run)
         if known is None or known.latest != identities[-1]:
@@ -118,7 +127,7 @@ class Source:
             if other is not known:
                 other.rest()
         left = [t for t in _coarse_to_fine(len(headers)) if identities[t] not in known.values]
-        ends = time.monotonic() + _SLICE
+        ends = time.monotonic() + seconds
         with at_most(1):
             while left and time.monotonic() < ends:
                 t = left.pop(0)
@@ -130,8 +139,7 @@ class Source:
 
     def heatmap(self, run: str, step: int) -> Piece:
         """Tables between the layers at one moment."""
-        store = self._store(run)
-        layers = self._layers(store)
+        store, layers = self._store(run), self.run(run)["layers"]
         return self._cache.get(
             ("heatmap", self._identity(store, step), tuple(layers)), lambda: pieces.heatmap(store, step, layers)
         )
@@ -195,6 +203,12 @@ class Source:
         ]
         return {"steps": steps, **pieces.pack_rows(rows)}
 
+    def doubts(self, run: str) -> Piece:
+        """The labels that the run doubts."""
+        store = self._store(run)
+        key = "doubts", str(store.root), self._folder.runs()[run].signature
+        return self._cache.get(key, lambda: doubted(store))
+
     def pictures(self, run: str) -> Piece:
         """The pictures of the probe on one sheet, or the texts of its inputs; empty where there are neither."""
         store = self._store(run)
@@ -204,6 +218,17 @@ class Source:
         key = "pictures", str(store.root), self._folder.runs()[run].signature if run in self._folder.runs() else ""
         return self._cache.get(key, lambda: pieces.pictures(store, headers[-1].probe) or {})
 
+    def walk(self, run: str, step: int) -> Iterator[str]:
+        """The layers of one moment, each with its graph at hand for the pieces of it that are asked for meanwhile.
+
+        The file is opened once, not once for every piece.
+        """
+        store, identity = self._store(run), self._identity(self._store(run), step)
+        for name, graph in store.layers(step):
+            self._at_hand = (identity, name), graph
+            yield name
+        self._at_hand = None
+
     # -- Which
 
     def _store(self, run: str) -> SnapshotStore:
@@ -212,10 +237,6 @@ class Source:
         if found is None or found.links:
             raise NotFoundError(f"There is no run {run!r}.")
         return self._stores.setdefault(str(found.root), SnapshotStore(found.root))
-
-    def _layers(self, store: SnapshotStore) -> list[str]:
-        headers, _ = pieces.readable(store)
-        return headers[-1].layers if headers else []
 
     def _header_layers(self, store: SnapshotStore, step: int) -> list[str]:
         self._identity(store, step)
@@ -232,7 +253,9 @@ class Source:
             raise SnapshotError(f"{path} cannot be opened ({error.strerror or error}).", step) from error
         return str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino
 
-    def _graph(self, store: SnapshotStore, step: int, layer: str) -> Any:
+    def _graph(self, store: SnapshotStore, step: int, layer: str) -> LayerGraph:
+        if self._at_hand is not None and self._at_hand[0] == (self._identity(store, step), layer):
+            return self._at_hand[1]
         if layer not in self._header_layers(store, step):
             raise NotFoundError(f"The snapshot of step {step} holds no layer {layer!r}.")
         return store.load_layer(layer=layer, step=step)

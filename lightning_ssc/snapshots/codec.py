@@ -280,7 +280,7 @@ def decode(arrays: Arrays, path: Path, step: int | None = None) -> Snapshot:
         probe=header.probe,
         seconds=header.seconds,
         learning_rate=header.learning_rate,
-        pairs=decode_pairs(arrays, len(layers)),
+        pairs=decode_pairs(arrays, path),
         previous=header.previous,
         start=header.start,
         run=header.run,
@@ -288,13 +288,9 @@ def decode(arrays: Arrays, path: Path, step: int | None = None) -> Snapshot:
     )
 
 
-def decode_pairs(arrays: Arrays, layers: int) -> dict[str, Tensor]:
-    """Tables between the layers of a snapshot, by the names of the measures.
-
-    Raises:
-        ValueError: One is damaged.
-    """
-    tables = {}
+def decode_pairs(arrays: Arrays, path: Path) -> dict[str, Tensor]:
+    """Tables between the layers of a snapshot, by the names of the measures; errors as of :func:`decode_header`."""
+    layers, tables = len(_names(_header(arrays, path))), {}
     for name in [name.removeprefix("pairs/") for name in arrays if name.startswith("pairs/")]:
         table = arrays[f"pairs/{name}"]
         _check(table.shape == (layers, layers) and table.dtype.kind == "f", f"its table {name!r} is damaged")
@@ -309,9 +305,12 @@ def decode_layers(arrays: Arrays, path: Path, names: Iterable[str] | None = None
         ValueError: One is damaged.
     """
     wanted = None if names is None else set(names)
+    columns: dict[str, list[str]] = {}
+    for place, _, column in (key.partition("/inputs/") for key in arrays):
+        columns.setdefault(place, []).append(column)
     for i, entry in enumerate(_header(arrays, path)["layers"]):
         if wanted is None or entry["name"] in wanted:
-            yield entry["name"], _layer(arrays, i, entry)
+            yield entry["name"], _layer(arrays, i, entry, columns.get(str(i), ()))
 
 
 def decode_of_samples(arrays: Arrays, size: int | None) -> dict[str, Tensor]:
@@ -349,7 +348,7 @@ def decode_card(arrays: Arrays, path: Path) -> ProbeCard:
     return ProbeCard(header["fingerprint"], images, tuple(header["class_names"]), tuple(texts))
 
 
-def _layer(arrays: Arrays, i: int, entry: Mapping[str, Any]) -> LayerGraph:
+def _layer(arrays: Arrays, i: int, entry: Mapping[str, Any], columns_of_inputs: Iterable[str]) -> LayerGraph:
     name = entry["name"]
     crow, col, value = (arrays[f"{i}/{part}"] for part in ("crow", "col", "value"))
     gap, found = torch.from_numpy(arrays[f"{i}/gap"]), arrays.get(f"{i}/communities")
@@ -368,10 +367,10 @@ def _layer(arrays: Arrays, i: int, entry: Mapping[str, Any]) -> LayerGraph:
     except RuntimeError as error:
         raise ValueError(str(error).splitlines()[0]) from error
     of_inputs = {}
-    for key in [key for key in arrays if key.startswith(f"{i}/inputs/")]:
-        column = arrays[key]
+    for key in columns_of_inputs:
+        column = arrays[f"{i}/inputs/{key}"]
         _check(column.shape == (n,) and column.dtype.kind in "if", f"layer {name!r} has a damaged column {key!r}")
-        of_inputs[key.removeprefix(f"{i}/inputs/")] = torch.from_numpy(column)
+        of_inputs[key] = torch.from_numpy(column)
     linear = None
     if f"{i}/linear/pairs" in arrays:
         diagonal, pairs = (torch.from_numpy(arrays[f"{i}/linear/{part}"]) for part in ("diagonal", "pairs"))

@@ -250,7 +250,7 @@ class SnapshotStore(Store):
         """
         path = self.path(self._step_of(None, step))
         with codec.reading(path, step) as arrays:
-            return codec.decode_pairs(arrays, len(codec.decode_header(arrays, path, step).layers))
+            return codec.decode_pairs(arrays, path)
 
     def header(self, epoch: int | None = None, *, step: int | None = None) -> SnapshotHeader:
         """Read what a snapshot says of itself.

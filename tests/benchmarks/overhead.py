@@ -4,8 +4,8 @@
 
 Every line of the first three tables is a process of its own. Memory is what a call takes beyond what the process held
 before. Peers (pytorch-cka 1.1, torch-cka 0.21 with seaborn and pandas) are optional and skipped where absent; they
-compute linear CKA between the layers and no graphs. The last table trains a network with a Trainer, with the callback
-and without; its seconds are scaled to an epoch of 50,000 images.
+compute linear CKA between the layers and no graphs. The fourth table trains a network with a Trainer, with the callback
+and without; its seconds are scaled to an epoch of 50,000 images. The last two are of several processes (`ranks.py`).
 """
 
 import argparse
@@ -24,6 +24,7 @@ import pytorch_lightning as pl
 import torch
 from activations import images
 from measure import PeakMemory, convolutions, finish, log_seconds, own_process, plain_forward, take, timed
+from ranks import ranks, sharded
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -276,7 +277,14 @@ def training(args: argparse.Namespace) -> None:
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tables = {"snapshots": snapshots, "peers": peers, "sizes": sizes, "training": training}
+    tables = {
+        "snapshots": snapshots,
+        "peers": peers,
+        "sizes": sizes,
+        "training": training,
+        "ranks": ranks,
+        "sharded": sharded,
+    }
     parser.add_argument("--data", type=Path, required=True, help="root of torchvision's CIFAR10")
     parser.add_argument("--only", nargs="+", choices=list(tables), default=list(tables), help="some of the tables")
     parser.add_argument("--n", type=int, default=1000, help="probe inputs")

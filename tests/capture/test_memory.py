@@ -91,9 +91,13 @@ class Wide(nn.Module):
         return x.repeat(1, 100)
 
 
+@pytest.mark.parametrize("precise", [False, True])  # Grams in float64, as raw samples or a large tau ask for
 @pytest.mark.parametrize("room", [5, 2, 0.4])  # layers that fit one pass; the last case cuts them
-def test_activations_and_grams_stay_within_the_budget(room: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activations_and_grams_stay_within_the_budget(
+    room: float, precise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(grams_module, "_HALVED", 400)
+    monkeypatch.setattr(grams_module, "_AT_ONCE", 40_000)
     n, chunk, d = 600, 16, 1000
     net = nn.Sequential(*(nn.Linear(d, d, bias=False) for _ in range(5)), Wide())
     x = torch.randn(n, d)
@@ -110,9 +114,9 @@ def test_activations_and_grams_stay_within_the_budget(room: float, monkeypatch: 
         counts.most = counts.now
 
     with Counts([x, *net.parameters()]) as counts:
-        for _, gram in capture(Runner(net, chunk=chunk, memory=budget), watched, x, timed=watch):
+        for _, gram in capture(Runner(net, chunk=chunk, memory=budget), watched, x, timed=watch, precise=precise):
             del gram
-    mirrored, small = 3 * 4 * 256 * 256, 50_000
+    mirrored, small = 3 * 4 * 256 * 256, 50_000  # as much as twice 40,000 entries in float64
     assert most["gram"] > budget / 2  # it was counted
     assert most["gram"] <= budget + mirrored + small
     assert most["between"] <= budget + small  # the buffers of the pass before are gone

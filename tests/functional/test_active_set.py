@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_ssc.functional import _batched, _kernel, active_set, duality_gap, self_expression
+from lightning_ssc.functional import _batched, _jit, _kernel, active_set, duality_gap, self_expression
 
 few = settings(max_examples=40, deadline=None)
 
@@ -228,15 +228,15 @@ def test_what_cannot_be_factored_stays_finite():
 
 
 def test_the_kernel_compiles_where_nothing_can_be_cached(monkeypatch):
-    njit = _kernel.numba.njit
+    njit = _jit.numba.njit
 
     def read_only(function, cache=False, **options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
         return njit(function, **options)
 
-    monkeypatch.setattr(_kernel.numba, "njit", read_only)
-    double = _kernel._jit(lambda a: 2 * a)
+    monkeypatch.setattr(_jit.numba, "njit", read_only)
+    double = _jit.compiled(lambda a: 2 * a)
     assert double(2.5) == 5.0
 
 

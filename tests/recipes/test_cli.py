@@ -1,5 +1,6 @@
 """Every recipe through the command line."""
 
+from fnmatch import filter as filter_names
 from pathlib import Path
 from typing import get_args
 
@@ -48,7 +49,7 @@ def test_recipe_builds_and_is_in_the_table(path):
         cli = main([*configs(path), "--trainer.accelerator", "cpu"], run=False)
     assert cli.model.num_classes == cli.datamodule.num_classes
     layers, modules = monitor_of(cli).layers, dict(cli.model.named_modules())
-    assert layers in get_args(Preset) or all(layer in modules for layer in layers)
+    assert layers in get_args(Preset) or all(filter_names(modules, layer) for layer in layers)
     assert cli.model.hparams["milestones"][-1] < cli.trainer.max_epochs
     convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in cli.model.modules())
     parameters = sum(p.numel() for p in cli.model.parameters())
@@ -59,18 +60,21 @@ def test_recipe_builds_and_is_in_the_table(path):
 
 
 @pytest.mark.parametrize(
-    ("gpu", "bf16", "named", "expected"),
+    ("gpu", "bf16", "on_cpu", "named", "expected"),
     [
-        (False, False, [], "32-true"),
-        (True, True, [], "bf16-mixed"),
-        (True, False, [], "32-true"),
-        (True, True, ["--trainer.accelerator", "cpu"], "32-true"),
-        (True, True, ["--trainer.precision", "64-true"], "64-true"),
+        (False, False, False, [], "32-true"),
+        (False, False, True, [], "bf16-mixed"),
+        (True, True, False, [], "bf16-mixed"),
+        (True, False, True, [], "32-true"),
+        (True, True, False, ["--trainer.accelerator", "cpu"], "32-true"),
+        (True, False, True, ["--trainer.accelerator", "cpu"], "bf16-mixed"),
+        (True, True, True, ["--trainer.precision", "64-true"], "64-true"),
     ],
 )
-def test_precision_is_by_device_where_none_is_named(gpu, bf16, named, expected, monkeypatch, capsys):
+def test_precision_is_by_device_where_none_is_named(gpu, bf16, on_cpu, named, expected, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: bf16)
+    monkeypatch.setattr("recipes.__main__.fast_in_bfloat16", lambda: on_cpu)
     monkeypatch.setattr(RecipeCLI, "instantiate_classes", lambda cli: None)  # there is no such device here
     cli = main([*configs(FOLDER / "cifar10/vgg11.yaml"), *named], run=False)
     assert cli.config.trainer.precision == expected
@@ -84,6 +88,8 @@ def test_overlay_fits_over_a_recipe(overlay):
     with torch.device("meta"):
         cli = main([*configs(recipe, overlay), "--trainer.accelerator", "cpu", "--data.root", "elsewhere"], run=False)
     assert cli.datamodule.root == "elsewhere"
+    seed = over.pop("seed_everything", 0)
+    assert cli.config.seed_everything == seed
     for group, settings in over.items():
         built = cli.config[group].get("init_args", cli.config[group])
         for key, value in settings.items():

@@ -21,7 +21,7 @@ TINY = {
     "data": {"init_args": {"batch_size": 100}},  # all of the made ones
     "model": {"network": "cifar_resnet", "network_args": {"depth": 8, "width": 4}, "milestones": [1]},
     "ssc": {"layers": "conv", "probe_size": 20, "schedule": 1, "heatmap": False, "embedding": False, "neighbours": 0},
-    "trainer": {"max_epochs": 2, "enable_progress_bar": False},
+    "trainer": {"max_epochs": 2, "enable_progress_bar": False, "precision": "32-true"},
 }
 
 
@@ -100,6 +100,15 @@ def test_killed_taken_up_and_written_down(tiny, tmp_path, cifar_root, monkeypatc
     tiny.write_text(yaml.safe_dump(TINY | {"ssc": TINY["ssc"] | {"probe_size": 30}}))
     with pytest.raises(ValueError, match=r"was made with ssc\.probe_size = 20 and is to be made with 30: move it away"):
         run()
+
+
+def test_settings_are_compared_without_the_defaults_that_were_saved_with_them():
+    made = [{"class_path": "lightning_ssc.at", "init_args": {"epochs": [], "steps": [20]}}, 1]
+    wanted = [{"class_path": "lightning_ssc.at", "init_args": {"steps": [20]}}, 1]
+    assert reproduce.agrees(made, wanted)
+    assert not reproduce.agrees(wanted, made)
+    assert not reproduce.agrees(made, wanted[:1])
+    assert not reproduce.agrees(made, [wanted[0], 2])
 
 
 def test_what_is_left_goes_by_the_work_of_a_network(tmp_path, monkeypatch):

@@ -135,8 +135,8 @@ def test_the_size_of_a_store_is_known_beforehand(tmp_path: Path) -> None:
         assert kinds["value.npy"] == kinds["pairs.npy"] == zipfile.ZIP_STORED  # it would not pay
     planned = 100 * size_of(40, 10_000, 40)
     assert 12e9 < planned < 12.5e9
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert f"{planned / 1e9:.0f} GB for 100 epochs of 40 layers on 10,000 inputs with 40 neighbours each" in readme
+    costs = (Path(__file__).parents[2] / ".site" / "pages" / "costs.md").read_text()
+    assert f"{planned / 1e9:.0f} GB for 100 epochs of 40 layers on 10,000 inputs with 40 neighbours each" in costs
 
 
 def test_saving_again_replaces_and_a_failure_keeps_what_was_there(

@@ -1,0 +1,83 @@
+"""Compiled passes over what is kept of layers: sums by input, which NumPy would sort or go several times for.
+
+Kept apart because importing it imports numba; see ``_jit.py``. Everything is summed in float64, in this thread.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_ssc.functional._jit import compiled
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@compiled
+def both_ways(ptr: Ints, col: Ints, val: NDArray[Any]) -> tuple[Ints, Ints, Floats, Floats]:
+    """CSR of |C| + |C|ᵀ from that of C, columns of a row in no order, and its row sums."""
+    n = len(ptr) - 1
+    degrees = np.zeros(n)
+    start = np.zeros(n + 1, np.int64)  # of the columns of C
+    for p in range(len(col)):
+        start[col[p] + 1] += 1
+    for j in range(n):
+        start[j + 1] += start[j]
+    fill, row, weight = start[:-1].copy(), np.empty(len(col), np.int64), np.empty(len(col))
+    for i in range(n):
+        for p in range(ptr[i], ptr[i + 1]):
+            at = fill[col[p]]
+            row[at], weight[at] = i, abs(val[p])
+            fill[col[p]] += 1
+            degrees[i] += weight[at]
+            degrees[col[p]] += weight[at]
+    to, out, sums = np.zeros(n + 1, np.int64), np.empty(2 * len(col), np.int64), np.empty(2 * len(col))
+    place = np.full(n, -1, np.int64)  # of a column among those of the row so far
+    filled = np.int64(0)
+    for i in range(n):
+        for p in range(ptr[i], ptr[i + 1]):
+            place[col[p]] = filled
+            out[filled], sums[filled] = col[p], abs(val[p])
+            filled += 1
+        for p in range(start[i], start[i + 1]):
+            at = place[row[p]]
+            if at >= to[i]:
+                sums[at] += weight[p]
+            else:
+                out[filled], sums[filled] = row[p], weight[p]
+                filled += 1
+        to[i + 1] = filled
+    return to, out[:filled].copy(), sums[:filled].copy(), degrees
+
+
+@compiled
+def products(
+    ptr1: Ints, col1: Ints, val1: Floats, ptr2: Ints, col2: Ints, val2: Floats, degrees1: Floats, degrees2: Floats
+) -> tuple[Floats, Floats]:
+    """Of two graphs A and B, symmetric CSR, with row sums a and b: sums over j of A_ij B_ij, and A b + B a."""
+    n = len(degrees1)
+    at, crossed, row = np.zeros(n), np.zeros(n), np.zeros(n)
+    for i in range(n):
+        inner, through = 0.0, 0.0
+        for p in range(ptr2[i], ptr2[i + 1]):
+            row[col2[p]] = val2[p]
+            through += val2[p] * degrees1[col2[p]]
+        for p in range(ptr1[i], ptr1[i + 1]):
+            inner += val1[p] * row[col1[p]]
+            through += val1[p] * degrees2[col1[p]]
+        for p in range(ptr2[i], ptr2[i + 1]):
+            row[col2[p]] = 0.0
+        at[i], crossed[i] = inner, through
+    return at, crossed
+
+
+@compiled
+def pair_products(n: int, i: Ints, j: Ints, one: NDArray[Any], other: NDArray[Any]) -> Floats:
+    """``(n,)`` sums by input of the products of two values a pair; i and j are the inputs of each."""
+    at = np.zeros(n)
+    for p in range(len(one)):
+        product = float(one[p]) * float(other[p])
+        at[i[p]] += product
+        at[j[p]] += product
+    return at
