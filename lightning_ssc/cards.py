@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lightning_ssc import plots
 from lightning_ssc.analysis.dynamics import Dynamics
-from lightning_ssc.measures import measure
+from lightning_ssc.measures import Measure, measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +25,8 @@ _INCHES, _DPI = (4.8, 3.6), 100  # 480 pixels, of which a card shows 360
 _LETTERS = 10.5  # points: 11 pixels there
 _NAMES = 12  # layers that an axis names
 _WIDEST = 11  # letters of a name
+_TITLE = 50  # letters of a title
+_MARKED = 30  # moments up to which each has a marker, which takes as long as its line
 _COLOUR_NAMES = 6  # layers that the bar of colours names
 
 
@@ -58,24 +60,25 @@ def curves(table: Dynamics, *, few: bool = False) -> Iterator[tuple[str, Image]]
     right = _pixels(canvas)[:, int(0.76 * _INCHES[0] * _DPI) :]  # drawn once
     bar.remove()
     axes.set_visible(True)
+    axes.set_prop_cycle(color=colours)
+    marked = len(table.moments) <= _MARKED
+    lines = axes.plot(
+        table.times, np.zeros((len(table.moments), len(names))), marker="o" if marked else "", ms=2.5, lw=1.3
+    )
+    for before, after in table.drops():
+        axes.axvspan(before, after, color="0.9", lw=0, zorder=0)
+    axes.grid(alpha=0.3)
+    axes.tick_params(labelsize=_LETTERS)
+    axes.set_xlabel(f"{table.unit}s", fontsize=_LETTERS, labelpad=2)
     for record in records:
         values = table.curves[record.name]
-        axes.clear()
-        axes.set_prop_cycle(color=colours)
-        axes.plot(table.times, values, marker="o", ms=2.5, lw=1.3)
-        for before, after in table.drops():
-            axes.axvspan(before, after, color="0.9", lw=0, zorder=0)
-        if plots.is_logarithmic(record, values):
-            axes.set_yscale("log", nonpositive="mask")
-        low, high = record.range
-        if low is not None:
-            axes.set_ylim(bottom=min(low, 1.05 * np.nanmin(values, initial=low)))
-        if high is not None:
-            axes.set_ylim(top=high * 1.02)
-        axes.grid(alpha=0.3)
-        axes.tick_params(labelsize=_LETTERS)
-        axes.set_xlabel(f"{table.unit}s", fontsize=_LETTERS, labelpad=2)
-        axes.set_title(plots.plain(record.title, 60), fontsize=_LETTERS)
+        for line, column in zip(lines, values.T, strict=True):
+            line.set_ydata(column)
+        is_log = plots.is_logarithmic(record, values)
+        if is_log != (axes.get_yscale() == "log"):
+            axes.set_yscale("log" if is_log else "linear")
+        axes.set_ylim(*_span(record, values, is_log))
+        axes.set_title(plots.plain(record.title, _TITLE), fontsize=_LETTERS)
         image = _pixels(canvas)
         image[:, -right.shape[1] :] = np.minimum(image[:, -right.shape[1] :], right)  # a title may reach into it
         yield record.name, image
@@ -100,7 +103,7 @@ def heatmaps(
     """
     if not tables:
         return
-    canvas, axes = _figure((0.21, 0.24, 0.56, 0.66))
+    canvas, axes = _figure((0.21, 0.27, 0.56, 0.64))
     names = [plots.plain(name, _WIDEST) for name in plots.short_names(layers)]
     places = range(0, len(names), -(-len(names) // _NAMES))
     axes.set_facecolor("0.8")
@@ -110,7 +113,7 @@ def heatmaps(
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(places, [names[i] for i in places], fontsize=_LETTERS - 0.5)
     axes.tick_params(axis="x", labelrotation=90)
-    bar = canvas.figure.colorbar(drawn, cax=canvas.figure.add_axes((0.8, 0.24, 0.03, 0.66)))
+    bar = canvas.figure.colorbar(drawn, cax=canvas.figure.add_axes((0.8, 0.27, 0.03, 0.64)))
     bar.ax.tick_params(labelsize=_LETTERS)
     for name, values in tables.items():
         drawn.set_data(np.ma.masked_invalid(values))
@@ -124,6 +127,21 @@ def _figure(place: tuple[float, float, float, float]) -> tuple[FigureCanvasAgg, 
 
     canvas = FigureCanvasAgg(Figure(figsize=_INCHES, dpi=_DPI))
     return canvas, canvas.figure.add_axes(place)
+
+
+def _span(record: Measure, values: NDArray[np.float64], is_log: bool) -> tuple[float, float]:
+    """From where to where an axis goes: as the record says, or to a little beyond what there is."""
+    known = values[np.isfinite(values) & ((values > 0) | (not is_log))]
+    least, most = float(known.min()), float(known.max())
+    if is_log:
+        beyond = max((most / least) ** 0.05, 1.1)
+        return least / beyond, most * beyond
+    beyond = 0.05 * (most - least) or 0.05 * abs(most) or 1.0
+    low, high = record.range
+    return (
+        least - beyond if low is None else min(low, 1.05 * least),
+        most + beyond if high is None else 1.02 * high,
+    )
 
 
 def _name_colours(axes: Axes, names: Sequence[str], colours: NDArray[np.float64]) -> None:

@@ -24,6 +24,7 @@ from lightning_ssc.functional.settling import settled_since
 from lightning_ssc.functional.uncertainty import Estimate, share
 
 Over = Literal["layer", "input", "start", "previous", "reference", "final", "history", "pair"]
+Group = Literal["classes", "settling", "collapse", "health"]
 
 _SIMILARITY = (0.0, 1.0)
 _PROBED = 1024  # inputs that the ridge probe is fitted to at most: its time grows with their cube
@@ -61,6 +62,8 @@ class Measure:
         log: Whether its axis is logarithmic.
         spread: Whether it comes with its standard error over the choice of inputs, kept beside it under
             :attr:`spread_name`: 1.96 of them to either side are an interval of 95 %.
+        group: What it is asked for: whether ``"classes"`` come apart, how a layer is ``"settling"``, its dimension and
+            its ``"collapse"``, or the ``"health"`` of features and graphs. Pages show a group at a time.
         pictured: Whether its curves are drawn for loggers after every snapshot, not just after the last: a picture
             takes as long as some layers do.
     """
@@ -76,6 +79,7 @@ class Measure:
     range: tuple[float | None, float | None] = (None, None)
     log: bool = False
     spread: bool = False
+    group: Group = "classes"
     pictured: bool = False
 
     @property
@@ -140,6 +144,7 @@ def _similarities(over: Over, to: str, meaning: str) -> tuple[Measure, Measure, 
             over,
             ("graph",),
             graph_cka_estimate,
+            group="settling",
             title=f"SSC-CKA to {to}",
             axis="SSC-CKA (biased HSIC)",
             range=_SIMILARITY,
@@ -153,6 +158,7 @@ def _similarities(over: Over, to: str, meaning: str) -> tuple[Measure, Measure, 
             over,
             ("linear",),
             sketch_cka_estimate,
+            group="settling",
             title=f"Linear CKA to {to}",
             axis="linear CKA (biased HSIC)",
             range=_SIMILARITY,
@@ -168,6 +174,7 @@ def _similarities(over: Over, to: str, meaning: str) -> tuple[Measure, Measure, 
             over,
             ("linear",),
             debiased_sketch_cka,
+            group="settling",
             title=f"Debiased linear CKA to {to}",
             axis="linear CKA (unbiased HSIC)",
             range=_SIMILARITY,
@@ -250,6 +257,7 @@ MEASURES = (
         "history",
         ("graph",),
         settled_since,
+        group="settling",
         title="Settled since",
         axis="training step",
         range=(0.0, None),
@@ -315,6 +323,7 @@ MEASURES = (
         "layer",
         ("collapse",),
         lambda collapse: collapse.variability,
+        group="collapse",
         title="Neural collapse: variability within classes (NC1)",
         axis="NC1, tr(within / between) / classes",
         log=True,
@@ -327,6 +336,7 @@ MEASURES = (
         "layer",
         ("collapse",),
         lambda collapse: collapse.simplex,
+        group="collapse",
         title="Neural collapse: class means from a simplex (NC2)",
         axis="NC2, distance from a simplex frame",
         range=(0.0, None),
@@ -339,6 +349,7 @@ MEASURES = (
         "layer",
         ("head",),
         lambda head: self_duality(*head),
+        group="collapse",
         title="Neural collapse: the classifier's weights from class means (NC3)",
         axis="NC3, squared distance of weights and class means",
         range=(0.0, None),
@@ -352,6 +363,7 @@ MEASURES = (
         "layer",
         ("nearest_mean", "predictions"),
         _disagreement,
+        group="collapse",
         title="Neural collapse: nearest class mean against the network (NC4)",
         axis="NC4, share of inputs that disagree",
         range=_SIMILARITY,
@@ -367,6 +379,7 @@ MEASURES = (
         ("gram",),
         participation_ratio,
         pictured=True,
+        group="collapse",
         title="Effective rank of the activations",
         axis="effective rank (participation ratio)",
         range=(0.0, None),
@@ -379,6 +392,7 @@ MEASURES = (
         "layer",
         ("gram",),
         rankme,
+        group="collapse",
         title="RankMe of the activations",
         axis="effective rank (RankMe)",
         range=(0.0, None),
@@ -391,6 +405,7 @@ MEASURES = (
         "layer",
         ("idle", "features"),
         lambda idle, features: idle.dead / features,
+        group="health",
         title="Dead features",
         axis="share of features",
         range=_SIMILARITY,
@@ -403,6 +418,7 @@ MEASURES = (
         "layer",
         ("idle", "features"),
         lambda idle, features: idle.constant / features,
+        group="health",
         title="Constant features",
         axis="share of features",
         range=_SIMILARITY,
@@ -415,6 +431,7 @@ MEASURES = (
         "layer",
         ("affinity",),
         _isolated,
+        group="health",
         title="Isolated inputs",
         axis="share of inputs",
         range=_SIMILARITY,
@@ -427,6 +444,7 @@ MEASURES = (
         "layer",
         ("coef",),
         _neighbours,
+        group="health",
         title="Neighbours an input",
         axis="neighbours an input",
         range=(0.0, None),
@@ -439,6 +457,7 @@ MEASURES = (
         "layer",
         ("gap",),
         _worst_gap,
+        group="health",
         title="Worst relative duality gap",
         axis="relative duality gap",
         log=True,
@@ -501,6 +520,14 @@ MEASURES = (
     ),
 )
 """Every quantity, in the order in which pages and tables show them."""
+
+GROUPS: Mapping[Group, str] = {
+    "classes": "Class structure",
+    "settling": "Settling",
+    "collapse": "Dimension and collapse",
+    "health": "Health",
+}
+"""Headings of the groups, in the order in which pages show them."""
 
 CURVES = tuple(record for record in MEASURES if record.over not in ("pair", "input"))
 """Those that are a number a layer and snapshot."""

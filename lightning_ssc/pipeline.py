@@ -31,6 +31,8 @@ from lightning_ssc.capture import (
     classes_told,
     linear_head,
     make_probe,
+    pictures,
+    rows,
     trace,
     unwrapped,
 )
@@ -44,6 +46,7 @@ from lightning_ssc.ranks import Alone, Ranks
 from lightning_ssc.snapshots import (
     LayerGraph,
     Moment,
+    ProbeCard,
     Settings,
     Snapshot,
     SnapshotError,
@@ -380,10 +383,11 @@ def begin_snapshot(
     graphs: dict[str, Future[LayerGraph]] = {}
 
     def solve(layer: WatchedLayer, gram: CentredGram) -> LayerGraph:
+        begun = time.perf_counter()
         with timed("solve"):
             graph = solve_layer(layer, gram, settings, probe.labels)
         ended.append(time.perf_counter())
-        return graph
+        return graph.which_took(ended[-1] - begun)
 
     labels, told = all_known(probe.labels), classes_told(runner.model)
     head = None if labels is None else linear_head(runner, watched, labels)
@@ -444,6 +448,28 @@ def begin_snapshot(
 def _of_head(head: Head, ranks: Ranks) -> dict[str, float]:
     """What a linear classifier's weights and inputs measure, on every process."""
     return measures.of_layer({"head": head.known(ranks.everyones(head.heard))})
+
+
+def probe_card(probe: Probe, class_names: Sequence[str] = (), texts: Sequence[str] = ()) -> ProbeCard:
+    """What a reader sees of a probe.
+
+    Args:
+        probe: The probe.
+        class_names: Names of the classes.
+        texts: What every input is, where it is no picture; by default its tokens or numbers.
+
+    Raises:
+        ValueError: There is not one text an input.
+
+    Example:
+        >>> probe_card(make_probe(torch.eye(3)), texts=["a", "b", "c"]).texts
+        ('a', 'b', 'c')
+    """
+    if texts and len(texts) != len(probe):
+        raise ValueError(f"There are {len(texts)} texts for the {len(probe)} inputs of the probe. Give one for each.")
+    images = pictures(probe.inputs)
+    told = tuple(texts) or (rows(probe.inputs) if images is None else ())
+    return ProbeCard(probe.fingerprint, images, tuple(class_names), told)
 
 
 def snapshot(

@@ -32,15 +32,15 @@ from lightning_ssc.capture import (
     is_spread,
     make_probe,
     parameters_through,
-    pictures,
     plan_shared,
     share_layers,
     trace,
     unwrapped,
 )
-from lightning_ssc.pipeline import Past, Pending, Stopwatch, begin_snapshot, compared
+from lightning_ssc.pipeline import Past, Pending, Stopwatch, begin_snapshot, compared, probe_card
 from lightning_ssc.ranks import Ranks
 from lightning_ssc.reference import read_reference
+from lightning_ssc.remarks import Remarks
 from lightning_ssc.snapshots import (
     Claim,
     MemoryStore,
@@ -103,6 +103,7 @@ class Recorder:
         resume: What :meth:`state_dict` returned in the run that this one goes on with.
         probe_size: How many samples to draw from a data set.
         class_names: Names of the classes, for pages and pictures.
+        texts: What to show of every input that is no picture, such as its sentence; by default its tokens or numbers.
         ranks: How the processes talk.
         bar: ``bar(parts, description)`` shows progress, as a context that gives a function to call with 1 a part.
         fallback: Whether a folder beside ``store`` is taken where that one is another run's.
@@ -143,6 +144,7 @@ class Recorder:
         resume: Mapping[str, Any] | None = None,
         probe_size: int = 1000,
         class_names: Sequence[str] = (),
+        texts: Sequence[str] = (),
         ranks: Ranks | None = None,
         bar: Bar = lambda parts, description: nullcontext(lambda done: None),
         fallback: bool = False,
@@ -152,7 +154,7 @@ class Recorder:
         self.settings, self.images, self.name = settings or Settings(), images or Images(), name
         self.loggers, self.background = list(loggers), background
         self.scalars: dict[str, float] = {}
-        self._ranks, self._bar = ranks or Ranks(), bar
+        self._ranks, self._bar, self._remarks = ranks or Ranks(), bar, Remarks()
         self._layout = {name: reference is not None} if layout is None else dict(layout)
         self._runner = network if isinstance(network, Runner) else _runner(network)
         assert self._runner.device is not None
@@ -179,15 +181,13 @@ class Recorder:
         self._claim: Claim | None = None  # on rank zero
         self._run = ""
         self.store = self._open(store, resume, fallback, on_mismatch)
-        self.card: ProbeCard = self._ranks.together(
-            lambda: ProbeCard(self.probe.fingerprint, pictures(self.probe.inputs), tuple(class_names))
-        )
+        self.card: ProbeCard = self._ranks.together(lambda: probe_card(self.probe, class_names, texts))
         self._ranks.on_zero(lambda: self.store.save_card(self.card))
 
     # -- Before the first snapshot
 
     def _trace(self, layers: str | type[nn.Module] | Sequence[LayerPattern]) -> list[WatchedLayer]:
-        watched = trace(self._runner, layers, self.probe.batches, self.settings.rows)
+        watched = trace(self._runner, layers, self.probe.batches, self.settings.rows, self._left_out)
         if is_sharded(self._runner.model):
             watched = self._without_parts(watched)
         if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
@@ -196,6 +196,10 @@ class Recorder:
             disk = goes_to_disk(watched, size, memory, self._runner.grams_on_cpu)
             plan_shared(watched, size, memory, ranks, staged=staged, disk=disk)  # or it is too small
         return watched
+
+    def _left_out(self, text: str) -> None:
+        log.info("%s", text)
+        self._remarks.add(text)
 
     def _without_parts(self, watched: list[WatchedLayer]) -> list[WatchedLayer]:
         """The layers of a sharded network that put out the same on all processes; none holds the others whole."""
@@ -437,7 +441,8 @@ class Recorder:
         assert taken is not None
         with timed("measure"), at_most(worth(len(self.probe))):
             taken = compared(taken, self._past)
-        return replace(taken, seconds={**taken.seconds, **timed.seconds}, run=self._run)
+        seconds = {**taken.seconds, **timed.seconds}
+        return replace(taken, seconds=seconds, run=self._run, notes=self._remarks.take())
 
     def _begin(self, moment: Moment, learning_rate: float | None, background: bool) -> _Begun:
         """Begin it together with the other ranks; what goes wrong is said by :meth:`_joined`, on all of them."""

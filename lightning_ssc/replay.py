@@ -28,12 +28,12 @@ from lightning_ssc.capture import (
     first_loader,
     isolated_random_state,
     make_probe,
-    pictures,
+    rows,
     trace,
 )
-from lightning_ssc.pipeline import Past, begin_snapshot, compared
+from lightning_ssc.pipeline import Past, begin_snapshot, compared, probe_card
 from lightning_ssc.progress import Progress
-from lightning_ssc.snapshots import Moment, ProbeCard, Settings, SnapshotStore, differences
+from lightning_ssc.snapshots import Moment, Settings, SnapshotStore, differences
 from lightning_ssc.weights import CheckpointError, load_weights, network_of, read_checkpoint
 
 _SUFFIXES = (".ckpt", ".pt", ".pth")
@@ -289,7 +289,7 @@ def analyze(
     _check_alike(store, probe, settings)
     if len(store) and checkpoints:  # also where nothing is left to do
         _check_layers(store, [layer.label for layer in watch(checkpoints[0])[1]])
-    store.save_card(ProbeCard(probe.fingerprint, pictures(probe.inputs), class_names(*owners)))
+    store.save_card(probe_card(probe, class_names(*owners), rows(probe.inputs, *owners)))
     past: Past | None = None
     for checkpoint in progress(checkpoints):
         if checkpoint.moment.step in store.steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -498,6 +499,36 @@ def test_a_failed_snapshot_leaves_the_recorder_whole(gate: Gate) -> None:
     nn.init.zeros_(net[4].bias)
     watching.record(0)
     assert watching.store.epochs == [0]
+
+
+def test_what_was_said_and_what_layers_took_is_kept(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.shift, self.last = nn.Linear(4, 8), nn.Linear(1, 8), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.relu(self.first(x) + self.shift(torch.ones(1, 1))))
+
+    texts = [f"row {i}" for i in range(20)]
+    made = Recorder(Scaled(), torch.rand(20, 4), layers="Linear", store=tmp_path / "a", texts=texts)
+    for epoch in range(3):
+        if epoch == 2:
+            logging.getLogger("lightning_ssc.anywhere").warning("Something is left out.")
+        made.record(epoch)
+    made.finish()
+    assert isinstance(made.store, SnapshotStore)
+    first, second, third = (made.store.header(epoch) for epoch in range(3))
+    assert len(first.notes) == 1
+    assert "1 of the 3 layers that 'Linear' selects are not watched" in first.notes[0]
+    assert "shift" in first.notes[0]
+    assert (second.notes, third.notes) == ((), ("Something is left out.",))
+    assert list(first.layer_seconds) == ["first", "last"]
+    assert 0 < sum(first.layer_seconds.values()) <= first.seconds["total"]
+    assert made.store.load(0).layers["first"].seconds == first.layer_seconds["first"]
+    assert made.store.load_card().texts == tuple(texts)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="There are 20 texts for the 30 inputs"):
+        recorder(network(), texts=texts)
 
 
 def test_what_is_wrong_is_said_before_training(tmp_path: Path) -> None:

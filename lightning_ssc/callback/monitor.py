@@ -37,6 +37,7 @@ from lightning_ssc.capture import (
     class_names,
     first_loader,
     make_probe,
+    rows,
 )
 from lightning_ssc.pipeline import NO_LABELS
 from lightning_ssc.recorder import Recorder
@@ -362,7 +363,7 @@ class SSCMonitor(Callback):
         layout = {name: m._reference is not None for m in monitors for name in m._names}
         states = {state.get("name", f"{self.name}_average"): state for state in self._restored.get("series", ())}
         for number, series in enumerate(self._series):
-            name, (probe, names) = self.name + series.suffix, probes[series.probe]
+            name, (probe, names, texts) = self.name + series.suffix, probes[series.probe]
             state = states.get(name, {}) if number else self._restored
             try:
                 recorder = Recorder(
@@ -380,6 +381,7 @@ class SSCMonitor(Callback):
                     resume=training.found_again(state),
                     on_mismatch=self.on_mismatch,
                     class_names=names,
+                    texts=texts,
                     ranks=training.ranks,
                     bar=training.bar,
                     layout=layout if monitors[0] is self and number == 0 else {},
@@ -492,8 +494,10 @@ class SSCMonitor(Callback):
         own = tuple(f"{root}/" for name in self._names for root in (name, linear_root(name)))
         return [key for key in training.steered_by if key.startswith(own)]
 
-    def _make_probe(self, training: Training, given: ProbeSource | None) -> tuple[Probe, tuple[str, ...]]:
-        """A probe and the names of its classes; what goes wrong on one rank is said on all."""
+    def _make_probe(
+        self, training: Training, given: ProbeSource | None
+    ) -> tuple[Probe, tuple[str, ...], tuple[str, ...]]:
+        """A probe, names of its classes and texts of its inputs; what goes wrong on one rank is said on all."""
 
         def found() -> tuple[Any, Probe]:
             source: Any = given
@@ -511,7 +515,9 @@ class SSCMonitor(Callback):
         source, probe = training.ranks.together(found)
         if probe.labels is None and self.settings.groups == "classes" and training.is_zero:
             log.warning(NO_LABELS)
-        return probe, class_names(training.datamodule, source, getattr(source, "dataset", None)) or probe.names
+        data = training.datamodule, source, getattr(source, "dataset", None)
+        texts = rows(probe.inputs, *data, getattr(source, "collate_fn", None), training.module)
+        return probe, class_names(*data) or probe.names, texts
 
     def _folder(self, training: Training) -> Path | None:
         folder = training.folder  # every rank asks for it

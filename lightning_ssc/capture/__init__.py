@@ -11,7 +11,7 @@ from lightning_ssc.capture.names import Layer
 from lightning_ssc.capture.outputs import Returned
 from lightning_ssc.capture.overview import show_layers
 from lightning_ssc.capture.passes import capture, is_spread
-from lightning_ssc.capture.pictures import class_names, pictures
+from lightning_ssc.capture.pictures import class_names, pictures, rows
 from lightning_ssc.capture.plan import goes_to_disk, plan_passes, plan_shared, share_layers
 from lightning_ssc.capture.probe import Probe, ProbeSource, balanced, make_probe
 from lightning_ssc.capture.runner import Forward, NotRunError, Runner, check_sizes, unwrapped
@@ -51,6 +51,7 @@ __all__ = [
     "pictures",
     "plan_passes",
     "plan_shared",
+    "rows",
     "select_layers",
     "share_layers",
     "show_layers",

@@ -112,11 +112,12 @@ def trace(
     patterns: str | type[nn.Module] | Sequence[LayerPattern],
     inputs: Any,
     how: Rows = FLAT,
+    tell: Callable[[str], None] = log.info,
 ) -> list[WatchedLayer]:
     """Run a few samples through the network to learn which layers are to be watched, in which order they run, and how.
 
     What a preset, a glob or a type selects and what cannot be watched, because it has no row a sample (position
-    embeddings, detection heads) or puts out the same for every input, is left out, and counted in one line at INFO.
+    embeddings, detection heads) or puts out the same for every input, is left out, and told in one line.
 
     Args:
         runner: The network.
@@ -124,6 +125,7 @@ def trace(
         inputs: Inputs of the network.
         how: How activations become features, see :func:`lightning_ssc.capture.outputs.features`. With ``pad`` all
             samples are run, since the longest one says how many there are.
+        tell: Called with what is left out, and why; by default it is logged at INFO.
 
     Returns:
         The calls of the layers in the order in which they finish.
@@ -158,7 +160,7 @@ def trace(
     if left_out:
         reasons = {reason: [c.label for c in left_out if c.reason == reason] for reason in (c.reason for c in left_out)}
         told = "; ".join(f"{reason}: {', '.join(labels)}" for reason, labels in reasons.items())
-        log.info("%d of the %d layers that %r selects are not watched (%s).", len(left_out), len(calls), patterns, told)
+        tell(f"{len(left_out)} of the {len(calls)} layers that {patterns!r} selects are not watched ({told}).")
     outputs = output_calls(root)
     watched = [replace(call, is_output=(call.layer.name, call.call) in outputs) for call in watched]
     if mixing := [call.label for call in watched if call.mixes]:

@@ -12,13 +12,23 @@ from torch import Tensor
 
 from lightning_ssc import measures, plots
 from lightning_ssc.analysis import Blocks, find_blocks, similarity, stored
-from lightning_ssc.analysis.dynamics import Table
-from lightning_ssc.analysis.inputs import Index, classes_of, columns_of, embedding, hidden_layer, neighbours, shares_of
+from lightning_ssc.analysis.dynamics import Dynamics, Table
+from lightning_ssc.analysis.inputs import (
+    Index,
+    classes_of,
+    columns_of,
+    embedding,
+    hidden_layer,
+    neighbours,
+    shares_of,
+    touching,
+)
 from lightning_ssc.live.packing import pack, pack_coarsely, pack_integers, sprite
 from lightning_ssc.measures import Measure
 from lightning_ssc.snapshots import LayerGraph, ProbeCard, Snapshot, SnapshotError, SnapshotHeader, SnapshotStore
 from lightning_ssc.snapshots.claim import owner
 
+_OF_LABELS = {"labels", "parted", "classed", "collapse", "ssc_label", "nearest_mean", "ridge_margin"}
 NEIGHBOURS = 8  # as many as figure 9 of the paper shows
 _PICTURE = 1e-3  # residual of eigenvectors that are looked at, not computed with
 
@@ -95,9 +105,35 @@ def run(store: SnapshotStore) -> Piece:
         "versions": {key: str(value) for key, value in last.versions.items()},
         "classes": [plots.class_name(c, card.class_names if card else ()) for c in classes.tolist()],
         "labels": "labels" in samples,
-        "pictures": card is not None and card.images is not None and len(card.images) == last.size,
+        "pictures": len(_shown(card)) == last.size,
+        "notes": [{"text": note, "moment": str(header.moment)} for header in headers for note in header.notes],
+        "unmeasured": unmeasured(table, last, samples),
+        "layer_seconds": pack([[of.layer_seconds.get(name, np.nan) for name in table.layers] for of in headers]),
         "troubles": troubles,
     }
+
+
+def unmeasured(table: Dynamics, last: SnapshotHeader, samples: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What no snapshot has a value of, and why."""
+    known = plots.present(table)
+    return [
+        {"title": record.title, "why": _why(record, table, last, samples)}
+        for record in measures.CURVES
+        if record not in known and record.over not in ("final", "reference")
+    ]
+
+
+def _why(record: Measure, table: Dynamics, last: SnapshotHeader, samples: Mapping[str, Any]) -> str:
+    needs = set(record.needs)
+    if needs & _OF_LABELS and "labels" not in samples:
+        return "the probe has no class labels"
+    if "predictions" in needs and "predictions" not in samples:
+        return "what the network returns is not a score a class"
+    if "linear" in needs and not last.settings.get("linear_cka", True):
+        return "linear_cka=False"
+    if record.over in ("previous", "start") and len(table.moments) < 2:
+        return "it takes a second snapshot"
+    return "this version measures it and the one that took the snapshots did not, or there was nothing to measure"
 
 
 def curve(record: Measure, values: Table, spreads: Table | None = None) -> Piece:
@@ -106,6 +142,8 @@ def curve(record: Measure, values: Table, spreads: Table | None = None) -> Piece
         "name": record.name,
         "title": record.title,
         "axis": record.axis,
+        "group": record.group,
+        "main": record.pictured,
         "meaning": record.meaning,
         "range": list(record.range),
         "log": plots.is_logarithmic(record, values),
@@ -211,15 +249,34 @@ def around(graph: LayerGraph, labels: Any, classes: Index) -> tuple[Index, NDArr
     return neighbours(graph, NEIGHBOURS)[0], shares
 
 
+def around_one(graph: LayerGraph, index: int, labels: Any, classes: Index) -> tuple[Index, NDArray[np.float32] | None]:
+    """The row of :func:`around` of one input."""
+    nearest, shares = around(touching(graph, index), labels, classes)
+    return nearest[index], None if shares is None else shares[index]
+
+
+def pack_rows(rows: Sequence[tuple[Index, NDArray[np.float32] | None]]) -> Piece:
+    """Neighbours and shares of one input in several graphs."""
+    shares = [of for _, of in rows if of is not None]
+    nearest = np.stack([nearest for nearest, _ in rows])
+    return pack_around(nearest, np.stack(shares) if len(shares) == len(rows) else None)
+
+
 def pack_around(nearest: Index, shares: NDArray[np.float32] | None) -> Piece:
     """Neighbours and shares of inputs, one a row."""
     return {"nearest": pack_integers(nearest), "shares": None if shares is None else pack_coarsely(shares)}
 
 
 def pictures(store: SnapshotStore, probe: str) -> Piece | None:
-    """All pictures of the probe on one sheet, or ``None`` where there are none."""
+    """All pictures of the probe on one sheet, or the texts of its inputs; ``None`` where there are neither."""
     card = _card(store, probe)
-    return None if card is None or card.images is None else sprite(card.images)
+    if card is None or len(_shown(card)) == 0:
+        return None
+    return {"texts": list(card.texts)} if card.images is None else sprite(card.images)
+
+
+def _shown(card: ProbeCard | None) -> Any:
+    return () if card is None else card.texts if card.images is None else card.images
 
 
 def _card(store: SnapshotStore, probe: str) -> ProbeCard | None:

@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from functools import cache, partial
 from importlib.resources import files
 from threading import Thread
@@ -68,17 +69,21 @@ class _Later:
 
     def __init__(self, folder: LogFolder) -> None:
         self._folder = folder
-        self._thread = Thread(target=self._make, daemon=True)
-        self._thread.start()
+        self._made: Future[Source] = Future()
+        Thread(target=self._make, daemon=True).start()
 
     def _make(self) -> None:
-        from lightning_ssc.live.source import Source
+        try:
+            from lightning_ssc.live.source import Source
 
-        self._source = Source(self._folder)
+            self._made.set_result(Source(self._folder))
+        except BaseException as error:
+            self._made.set_exception(error)
+            return
+        self._made.result().read_ahead()
 
     def __call__(self) -> Source:
-        self._thread.join()
-        return self._source
+        return self._made.result()
 
 
 def _module(name: str, request: Request) -> Response:

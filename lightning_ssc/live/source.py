@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from lightning_ssc.live.pieces import Piece
 from lightning_ssc.snapshots import LayerGraph, SnapshotError, SnapshotHeader, SnapshotStore
 from lightning_ssc.threads import at_most
 
-_CACHE = 256 << 20  # bytes
+_CACHE = 128 << 20  # bytes
 _SLICE = 0.5  # seconds that one request may compute for, of work that takes long
 _MOMENTS = 24  # at most, of an input's history
 
@@ -54,6 +56,8 @@ class Source:
         self._folder = folder
         self._stores: dict[str, SnapshotStore] = {}  # they keep the headers that they have read
         self._cache = Cache(_CACHE)
+        self._comparisons: dict[str, _Comparison] = {}
+        self._comparing = ThreadPoolExecutor(1)  # one thread, whose memory is used again and again
         self._at_hand: tuple[Hashable, LayerGraph] | None = None
 
     def runs(self) -> Piece:
@@ -88,6 +92,13 @@ class Source:
         assert found is not None
         return self._cache.get(("run", run, found.signature), lambda: pieces.run(store))
 
+    def read_ahead(self) -> None:
+        """Read what a page asks for first: the run that was written to last."""
+        runs = self._folder.runs().values()
+        with suppress(NotFoundError, SnapshotError):
+            if runs:
+                self.run(max(runs, key=lambda found: found.modified).name)
+
     def computed(self, run: str) -> Piece:
         """Curves that no snapshot could know when it was taken, those to the latest one, and of old files the others.
 
@@ -104,17 +115,27 @@ class Source:
         headers, _ = pieces.readable(store)
         if not headers:
             raise NotFoundError(f"Run {run!r} has no snapshot that can be read.")
-        latest = headers[-1].step
-        known = self._cache.get(("computed", self._identity(store, latest)), lambda: _Computed(store, latest))
+        return self._comparing.submit(self._go_on, run, store, headers, seconds).result()
+
+    def _go_on(self, run: str, store: SnapshotStore, headers: Sequence[SnapshotHeader], seconds: float) -> Piece:
+        """So many seconds more of what :meth:`computed` answers; of one run at a time the graphs are held."""
         identities = [self._identity(store, header.step) for header in headers]
+        known = self._comparisons.get(run)
+        if known is None or known.latest != identities[-1]:
+            known = self._comparisons[run] = _Comparison(store, headers[-1].step, identities[-1])
+        for other in self._comparisons.values():
+            if other is not known:
+                other.rest()
         left = [t for t in _coarse_to_fine(len(headers)) if identities[t] not in known.values]
         ends = time.monotonic() + seconds
         with at_most(1):
             while left and time.monotonic() < ends:
                 t = left.pop(0)
-                known.add(store, headers[t], identities[t])
+                known.add(headers[t], identities[t])
+        if not left:
+            known.rest()
         curves = pieces.computed_curves(headers, [known.values.get(identity, {}) for identity in identities])
-        return {"done": not left, "latest": latest, "measures": curves, "troubles": known.troubles}
+        return {"done": not left, "latest": headers[-1].step, "measures": curves, "troubles": known.troubles}
 
     def heatmap(self, run: str, step: int) -> Piece:
         """Tables between the layers at one moment."""
@@ -152,16 +173,21 @@ class Source:
 
     def neighbours(self, run: str, step: int, layer: str) -> Piece:
         """Nearest inputs and class shares of all inputs in one layer at one moment."""
-        return pieces.pack_around(*self._around(self._store(run), step, layer))
+        store = self._store(run)
+
+        def find() -> Any:
+            with at_most(1):
+                return pieces.around(self._graph(store, step, layer), *self._labels(store, step))
+
+        return pieces.pack_around(*self._cache.get(("around", self._identity(store, step), layer), find))
 
     def input(self, run: str, step: int, index: int) -> Piece:
         """One input in every layer at one moment."""
         store = self._store(run)
-        names, identity = self._header_layers(store, step), self._identity(store, step)
-        missing = [name for name in names if ("around", identity, name) not in self._cache]
-        for name, graph in store.layers(step, missing):  # the file is opened once
-            self._around(store, step, name, graph)
-        return self._rows([(store, step, name) for name in names], index, {"layers": names})
+        names = self._header_layers(store, step)
+        known = self._known(store, step, index)
+        rows = [pieces.around_one(graph, index, *known) for _, graph in store.layers(step)]
+        return {"layers": names, **pieces.pack_rows(rows)}
 
     def history(self, run: str, layer: str, index: int) -> Piece:
         """One input in one layer at up to 24 moments, spread evenly."""
@@ -171,7 +197,11 @@ class Source:
             raise NotFoundError(f"No snapshot of {run!r} holds a layer {layer!r}.")
         chosen = sorted({round(t) for t in np.linspace(0, len(headers) - 1, min(_MOMENTS, len(headers)))})
         steps = [headers[t].step for t in chosen]
-        return self._rows([(store, step, layer) for step in steps], index, {"steps": steps})
+        rows = [
+            pieces.around_one(store.load_layer(layer=layer, step=step), index, *self._known(store, step, index))
+            for step in steps
+        ]
+        return {"steps": steps, **pieces.pack_rows(rows)}
 
     def doubts(self, run: str) -> Piece:
         """The labels that the run doubts."""
@@ -180,7 +210,7 @@ class Source:
         return self._cache.get(key, lambda: doubted(store))
 
     def pictures(self, run: str) -> Piece:
-        """The pictures of the probe on one sheet; empty where there are none."""
+        """The pictures of the probe on one sheet, or the texts of its inputs; empty where there are neither."""
         store = self._store(run)
         headers, _ = pieces.readable(store)
         if not headers:
@@ -232,46 +262,50 @@ class Source:
 
     def _labels(self, store: SnapshotStore, step: int) -> tuple[Tensor | None, Index]:
         """Labels of a snapshot's samples, and the classes there are."""
-        found = store.of_samples(step)
-        return found.get("labels"), classes_of(found.get("labels"), found.get("predictions"))
 
-    def _around(self, store: SnapshotStore, step: int, layer: str, graph: LayerGraph | None = None) -> Any:
-        def find() -> Any:
-            labels, classes = self._cache.get(
-                ("labels", self._identity(store, step)), lambda: self._labels(store, step)
-            )
-            with at_most(1):
-                return pieces.around(graph or self._graph(store, step, layer), labels, classes)
+        def find() -> tuple[Tensor | None, Index]:
+            found = store.of_samples(step)
+            return found.get("labels"), classes_of(found.get("labels"), found.get("predictions"))
 
-        return self._cache.get(("around", self._identity(store, step), layer), find)
+        return self._cache.get(("labels", self._identity(store, step)), find)
 
-    def _rows(self, where: list[tuple[SnapshotStore, int, str]], index: int, more: Piece) -> Piece:
-        found = [self._around(*place) for place in where]
-        if not all(0 <= index < len(nearest) for nearest, _ in found):
+    def _known(self, store: SnapshotStore, step: int, index: int) -> tuple[Tensor | None, Index]:
+        """:meth:`_labels` of a snapshot that has an input."""
+        if not 0 <= index < (store.header(step=step).size or math.inf):
             raise NotFoundError(f"The probe has no input {index}.")
-        shares = [of[index] for _, of in found if of is not None]
-        rows = np.stack(shares) if found and len(shares) == len(found) else None
-        return {**more, **pieces.pack_around(np.stack([nearest[index] for nearest, _ in found]), rows)}
+        return self._labels(store, step)
 
 
-class _Computed:
-    """A run's latest graphs, and what was computed of each snapshot so far."""
+class _Comparison:
+    """A run's snapshots against the latest one: what was computed of each so far, and while it goes on the graphs.
 
-    def __init__(self, store: SnapshotStore, latest: int) -> None:
-        self._latest, self._labels = dict(store.layers(latest)), store.labels(latest)
+    Args:
+        store: The run's snapshots.
+        step: Step of the latest one.
+        latest: What tells its file from any other.
+    """
+
+    def __init__(self, store: SnapshotStore, step: int, latest: Hashable) -> None:
+        self.latest = latest
         self.values: dict[Hashable, dict[str, dict[str, float]]] = {}
         self.troubles: list[str] = []
-        self.nbytes = sum(24 * len(layer.coef.values()) for layer in self._latest.values())  # for the cache
+        self._store, self._step = store, step
+        self._graphs: dict[str, LayerGraph] = {}
 
-    def add(self, store: SnapshotStore, header: SnapshotHeader, identity: Hashable) -> None:
-        self.values[identity] = {}
+    def rest(self) -> None:
+        """Let the graphs go."""
+        self._graphs = {}
+
+    def add(self, header: SnapshotHeader, identity: Hashable) -> None:
+        """Compare a snapshot."""
+        found = self.values[identity] = dict[str, dict[str, float]]()
         try:
-            for name, layer in store.layers(header.step, self._latest):
-                self.values[identity][name] = pieces.computed(
-                    layer, header.values[name], self._latest[name], self._labels
-                )
+            if not self._graphs:
+                self._graphs, self._labels = dict(self._store.layers(self._step)), self._store.labels(self._step)
+            for name, layer in self._store.layers(header.step, self._graphs):
+                found[name] = pieces.computed(layer, header.values[name], self._graphs[name], self._labels)
         except SnapshotError as error:
-            self.troubles.append(str(error))
+            self.troubles += [] if str(error) in self.troubles else [str(error)]
 
 
 def _coarse_to_fine(count: int) -> Iterator[int]:

@@ -36,6 +36,7 @@ from lightning_ssc.version import __version__
 Arrays = Mapping[str, NDArray[Any]]
 
 FORMAT = 2
+_NAN = float("nan")
 OF_SAMPLES = ("labels", "indices", "predictions", "confidence")
 
 
@@ -180,6 +181,7 @@ def encode(snapshot: Snapshot) -> Arrays:
                 "norm": _number(layer.graph.norm),
                 **({} if layer.linear is None else {"linear_norm": layer.linear.norm}),
                 **({} if layer.is_output is None else {"is_output": layer.is_output}),
+                **({} if layer.seconds is None else {"seconds": layer.seconds}),
             }
         )
     for key in OF_SAMPLES:
@@ -201,6 +203,7 @@ def encode(snapshot: Snapshot) -> Arrays:
         "previous": snapshot.previous,
         "start": snapshot.start,
         "run": snapshot.run,
+        "notes": list(snapshot.notes),
         "names": _digest(arrays),
     }
     arrays["header"] = _as_bytes(header)
@@ -227,13 +230,16 @@ def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> Snapsh
         all(isinstance(name, str) for name in names) and len(set(names)) == len(names),
         "its names of layers are not texts that differ",
     )
-    values = {}
+    values, taken = {}, {}
     for layer in header["layers"]:
         of_layer = layer.get("values", {})
         sound = type(layer["features"]) is int and type(layer["converged"]) is bool
         sound = sound and layer.get("is_output") in (None, True, False)
+        sound = sound and type(seconds := layer.get("seconds", 0)) in (int, float)
         _check(sound and _are_numbers(of_layer), f"layer {layer['name']!r} is damaged")
-        values[layer["name"]] = {key: _float(value) for key, value in of_layer.items()}
+        if "seconds" in layer:
+            taken[layer["name"]] = float(seconds)
+        values[layer["name"]] = {key: _NAN if value is None else float(value) for key, value in of_layer.items()}
     rate, previous, start, size = (header.get(key) for key in ("learning_rate", "previous", "start", "size"))
     run = header.get("run", "")
     _check(isinstance(header["probe"], str) and isinstance(run, str), "its probe or run is damaged")
@@ -241,6 +247,8 @@ def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> Snapsh
     _check(
         all(number is None or type(number) is int for number in (previous, start, size)), "its size or order is damaged"
     )
+    notes = header.get("notes", [])
+    _check(isinstance(notes, list) and all(isinstance(note, str) for note in notes), "its notes are no texts")
     for key in ("settings", "seconds", "versions"):
         _check(isinstance(header.get(key, {}), dict), f"its {key} are damaged")
     _check(_are_numbers(header["seconds"]), "its seconds are damaged")
@@ -259,6 +267,8 @@ def decode_header(arrays: Arrays, path: Path, step: int | None = None) -> Snapsh
         start=start,
         run=run,
         outputs=outputs,
+        notes=tuple(notes),
+        layer_seconds=taken,
         **{key: header[key] for key in ("probe", "seconds")},
     )
 
@@ -287,6 +297,7 @@ def decode(arrays: Arrays, path: Path, step: int | None = None) -> Snapshot:
         previous=header.previous,
         start=header.start,
         run=header.run,
+        notes=header.notes,
     )
 
 
@@ -333,6 +344,7 @@ def decode_of_samples(arrays: Arrays, size: int | None) -> dict[str, Tensor]:
 def encode_card(card: ProbeCard) -> Arrays:
     """What readers see of the probe, as arrays."""
     header = {"format": FORMAT, "fingerprint": card.fingerprint, "class_names": list(card.class_names)}
+    header |= {"texts": list(card.texts)} if card.texts else {}
     arrays = {"header": _as_bytes(header)}
     return arrays if card.images is None else {**arrays, "images": card.images}
 
@@ -342,10 +354,11 @@ def decode_card(arrays: Arrays, path: Path) -> ProbeCard:
     header = _header(arrays, path)
     images = arrays.get("images")
     _check(isinstance(header["fingerprint"], str), "the fingerprint is no text")
-    _check(all(isinstance(name, str) for name in header["class_names"]), "a class name is no text")
+    texts = header.get("texts", [])
+    _check(all(isinstance(name, str) for name in (*header["class_names"], *texts)), "a class name or a text is none")
     pictures = images is None or (images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3)
     _check(pictures, "the pictures are not (N, H, W, 3) bytes")
-    return ProbeCard(header["fingerprint"], images, tuple(header["class_names"]))
+    return ProbeCard(header["fingerprint"], images, tuple(header["class_names"]), tuple(texts))
 
 
 def _layer(arrays: Arrays, i: int, entry: Mapping[str, Any], columns_of_inputs: Iterable[str]) -> LayerGraph:
@@ -386,6 +399,7 @@ def _layer(arrays: Arrays, i: int, entry: Mapping[str, Any], columns_of_inputs: 
         of_inputs,
         _known(entry, "norm"),
         entry.get("is_output"),
+        _known(entry, "seconds"),
     )
 
 
@@ -429,7 +443,7 @@ def _number(value: float | None) -> float | None:
 
 
 def _float(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
+    return _NAN if value is None else float(value)
 
 
 def _known(entry: Mapping[str, Any], key: str) -> float | None:
@@ -438,7 +452,7 @@ def _known(entry: Mapping[str, Any], key: str) -> float | None:
 
 
 def _are_numbers(values: Mapping[str, Any]) -> bool:
-    return all(value is None or type(value) in (int, float) for value in values.values())
+    return set(map(type, values.values())) <= {int, float, type(None)}
 
 
 def _names(header: Mapping[str, Any]) -> list[str]:

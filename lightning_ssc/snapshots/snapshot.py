@@ -132,6 +132,7 @@ class LayerGraph:
         norm: Norm of the centred affinity, if it was kept.
         is_output: Whether the layer puts out what the network returns, as a classifier does; ``None`` where it is not
             known.
+        seconds: What it took to solve and measure it, or ``None`` where it is not known.
     """
 
     coef: Tensor
@@ -144,11 +145,19 @@ class LayerGraph:
     of_inputs: Mapping[str, Tensor] = field(default_factory=dict)
     norm: float | None = None
     is_output: bool | None = None
+    seconds: float | None = None
 
     def with_values(self, values: Mapping[str, float]) -> LayerGraph:
         """The same layer with other values; what was derived of its graph is not derived again."""
+        return self._with("values", values)
+
+    def which_took(self, seconds: float) -> LayerGraph:
+        """The same layer with what it took to solve and measure it."""
+        return self._with("seconds", seconds)
+
+    def _with(self, name: str, value: Any) -> LayerGraph:
         other = copy(self)
-        object.__setattr__(other, "values", values)
+        object.__setattr__(other, name, value)
         return other
 
     @cached_property
@@ -220,6 +229,7 @@ class Snapshot(_OfAMoment):
         previous: Step of the snapshot that values "to previous" are to, or ``None`` for a first one.
         start: Step of the snapshot that values "to start" are to, or ``None`` where there are none.
         run: What tells the run that took it from any other; may be empty.
+        notes: What the user was told since the snapshot before, such as which layers are not watched, and why.
     """
 
     moment: Moment
@@ -236,6 +246,7 @@ class Snapshot(_OfAMoment):
     previous: int | None = None
     start: int | None = None
     run: str = ""
+    notes: Sequence[str] = ()
 
     @property
     def outputs(self) -> list[str] | None:
@@ -254,10 +265,11 @@ class SnapshotHeader(_OfAMoment):
         layers: Labels of the layers, in order of execution.
         values: What was measured of every layer, by label and by the name of the measure.
         size: Number of samples, N; ``None`` where it is not said (format 1).
-        settings: See :class:`Snapshot`, as for ``probe``, ``seconds``, ``learning_rate``, ``previous``, ``start`` and
-            ``run``.
+        settings: See :class:`Snapshot`, as for ``probe``, ``seconds``, ``learning_rate``, ``previous``, ``start``,
+            ``run`` and ``notes``.
         versions: Versions of what the numbers come from.
         outputs: See :attr:`Snapshot.outputs`.
+        layer_seconds: :attr:`LayerGraph.seconds` by label, of those of which it is known.
     """
 
     moment: Moment
@@ -273,6 +285,8 @@ class SnapshotHeader(_OfAMoment):
     start: int | None = None
     run: str = ""
     outputs: Sequence[str] | None = None
+    notes: Sequence[str] = ()
+    layer_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -283,8 +297,10 @@ class ProbeCard:
         fingerprint: Fingerprint of the probe that it shows.
         images: ``(N, H, W, 3)`` uint8 pictures of the inputs, or ``None`` where they are not images.
         class_names: Name of every class, by its number; may be empty.
+        texts: What every input is, in words or numbers, where it is not a picture; may be empty.
     """
 
     fingerprint: str
     images: NDArray[np.uint8] | None = None
     class_names: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()

@@ -372,6 +372,8 @@ class MemoryStore(Store):
             start=taken.start,
             run=taken.run,
             outputs=taken.outputs,
+            notes=taken.notes,
+            layer_seconds={name: layer.seconds for name, layer in taken.layers.items() if layer.seconds is not None},
         )
 
     def headers(self) -> Iterator[SnapshotHeader | SnapshotError]:

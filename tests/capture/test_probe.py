@@ -15,6 +15,7 @@ from lightning_ssc.capture import (
     isolated_random_state,
     make_probe,
     pictures,
+    rows,
     split_batch,
     without_trace,
 )
@@ -177,6 +178,30 @@ def test_pictures_span_the_range_of_each_channel() -> None:
     assert grey is not None
     assert (grey.min(), grey.max()) == (0, 255)
     assert pictures({"x": x}) is None
+
+
+class Tokenizer:
+    def batch_decode(self, tokens: list[list[int]], skip_special_tokens: bool) -> list[str]:
+        return [" ".join("padabc"[t + 2] for t in row if t or not skip_special_tokens) for row in tokens]
+
+
+def test_rows_of_what_is_no_picture() -> None:
+    class Owner:
+        tokenizer = Tokenizer()
+        feature_names = np.array(["age", "size"])
+
+    tokens = torch.tensor([[1, 2, 0], [3, 1, 2], [1, 1, 0]])
+    assert rows(tokens) == ("1 2 0", "3 1 2", "1 1 0")
+    words = ("a b", "c a b", "a a")
+    assert rows({"attention_mask": tokens > 0, "input_ids": tokens}, None, Owner()) == words
+    batches = [({"input_ids": part}, torch.arange(len(part))) for part in tokens.split(2)]
+    assert rows(make_probe(DataLoader(batches, batch_size=None)).inputs, Owner()) == words
+    Owner.tokenizer.batch_decode = None  # type: ignore[method-assign,assignment]
+    assert rows(tokens, Owner()) == rows(tokens)
+    numbers = torch.tensor([[0.25, 1e6], [-3.0, float("nan")]])
+    assert rows((numbers, tokens), Owner()) == ("age 0.25, size 1e+06", "age -3, size nan")
+    assert rows(numbers, most=6) == ("0.25, ", "-3, na")
+    assert rows(torch.rand(4, 3, 8, 8), Owner()) == rows(torch.rand(4, 5, 6)) == rows("text") == ()
 
 
 def test_class_names_come_from_the_first_that_has_them() -> None:

@@ -17,7 +17,7 @@ from lightning_ssc.analysis import dynamics, embeddings, inputs, neighbours
 from lightning_ssc.functional import pairwise_cka
 from lightning_ssc.live.report import report
 from lightning_ssc.live.serve import make
-from lightning_ssc.snapshots import SnapshotStore
+from lightning_ssc.snapshots import ProbeCard, SnapshotStore
 from tests.browser import (
     found,
     heatmap,
@@ -65,12 +65,20 @@ def test_the_page_works(browser: Any, tmp_path: Path, way: str) -> None:
     names = (f"net.{HOSTILE}", "net.b", "net.fc")
     store = made_run(tmp_path / "logs" / "v" / "ssc", layers=names, class_names=(HOSTILE, "dog", "bird"))
     last, table = store.load(step=20), dynamics(store)
+
+    def charts() -> list[str]:
+        return [title.text for title in found(browser, "#panel-0 figcaption b")]
+
     with shown(tmp_path / "logs", way) as address:
         open_page(browser, address)
 
         # Training: a line a layer, fewer of them after a switch by keyboard or by range, values under the pointer.
         until(browser, lambda: lines(browser) == 3)
-        until(browser, lambda: len(found(browser, "#panel-0 figure")) == 9)  # measures that the run has values of
+        until(browser, lambda: charts() == ["Modularity of the affinity graphs", "SSC-CKA to now (epoch 2)"])
+        next(b for b in found(browser, ".choice button") if b.text.startswith("Health")).click()
+        until(browser, lambda: charts() == ["Isolated inputs", "Neighbours an input", "Worst relative duality gap"])
+        next(b for b in found(browser, ".choice button") if b.text == "All 9").click()
+        until(browser, lambda: len(charts()) == 9)  # measures that the run has values of
         found(browser, ".layers input")[0].send_keys(Keys.SPACE)
         until(browser, lambda: lines(browser) == 2)
         assert f"epoch 1, step 10: {table.modularity[1, 1]:.3f}" in hover_over_curve(browser, line=0, point=1)
@@ -91,6 +99,13 @@ def test_the_page_works(browser: Any, tmp_path: Path, way: str) -> None:
         assert found(panel, "output")[0].text == "epoch 1"
         Select(found(panel, "select")[1]).select_by_value("moment")
         until(browser, lambda: np.allclose(heatmap(browser, "difference"), tables[1] - tables[0], atol=2e-4))
+
+        # The row of one layer, chosen by keyboard too, has its values as a table.
+        profile = found(panel, "#profile")[0].find_element("xpath", "./ancestor::figure")
+        Select(found(profile, "select")[0]).select_by_index(0)
+        found(profile, "summary")[0].click()
+        until(browser, lambda: len(found(profile, "tbody tr")) == 3)
+        until(browser, lambda: found(profile, "tbody tr:nth-child(2) td")[0].text == f"{tables[1][0, 1]:.3f}")
 
         # Inputs: a point's picture and classes under the pointer, another layer, a chosen input and its neighbours.
         panel = section(browser, "Inputs")
@@ -166,6 +181,36 @@ def test_a_new_snapshot_appears_and_what_was_chosen_stays(browser: Any, tmp_path
         until(browser, lambda: browser.execute_script(count) == 3)
         assert lines(browser) == 1
         assert browser.execute_script(shown) == pytest.approx(zoomed)
+
+
+def test_what_is_looked_at_closely_stays_so_at_another_moment(browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    store = made_run(tmp_path / "logs" / "ssc", layers=("a", "b"), images=False)
+    store.save_card(ProbeCard("made", None, (), tuple(f"row {i} {HOSTILE}" for i in range(30))))
+    shown = (
+        "const l = document.getElementById('embedding')._fullLayout; return l && [...l.xaxis.range, ...l.yaxis.range]"
+    )
+    with served(tmp_path / "logs") as address:
+        open_page(browser, address)
+        panel = section(browser, "Inputs")
+        area = until(browser, lambda: found(browser, "#embedding .nsewdrag"))[0]
+        before = browser.execute_script(shown)
+        ActionChains(browser).move_to_element(area).click_and_hold().move_by_offset(60, 60).release().perform()
+        zoomed = until(browser, lambda: (now := browser.execute_script(shown)) != before and now)
+        title = found(panel, "figcaption b")[0]
+        found(panel, "input[type=range]")[0].send_keys(Keys.ARROW_LEFT)
+        until(browser, lambda: title.text.endswith("epoch 1"))
+        until(browser, lambda: browser.execute_script(shown) == pytest.approx(zoomed))
+
+        # Inputs that are no pictures are shown by their rows.
+        assert found(panel, ".chosen .tile.big")[0].text.startswith("row 0 </script>")
+        assert all(tile.text.startswith("row ") for tile in found(panel, ".chosen .tiles .tile"))
+        shares = found(browser, "#path")[0].find_element("xpath", "./ancestor::figure")
+        found(shares, "summary")[0].click()
+        until(browser, lambda: len(found(shares, "tbody tr")) == 2)
+        assert browser.get_log("browser") == []
 
 
 @pytest.mark.parametrize("lacking", ["images and labels", "snapshots", "confidence", "everything"])

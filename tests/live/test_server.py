@@ -12,7 +12,7 @@ from lightning_ssc.functional import pairwise_cka
 from lightning_ssc.live import folder, server
 from lightning_ssc.live.folder import LogFolder
 from lightning_ssc.live.serve import page
-from lightning_ssc.snapshots import SUPERSEDED, SnapshotStore
+from lightning_ssc.snapshots import SUPERSEDED, ProbeCard, SnapshotStore
 from lightning_ssc.snapshots.claim import CLAIM, Claim
 from tests.live.pages import unpack
 from tests.runs import made_run
@@ -146,6 +146,28 @@ def test_a_probe_without_labels_and_pictures(site: Client) -> None:
     assert asked(site, "/neighbours", **at, layer="net.fc")["shares"] is None
     assert asked(site, "/input", **at, index=0)["shares"] is None
     assert asked(site, "/pictures", run="other") == {}
+
+
+def test_what_is_left_out_is_told_with_the_reason(tmp_path: Path) -> None:
+    store = made_run(tmp_path / "logs" / "a", labels=False, images=False, epochs=(0, 1))
+    store.save_card(ProbeCard("made", None, (), tuple(f"row {i}" for i in range(30))))
+    first = store.load(0)
+    layers = {name: layer.which_took(float(i)) for i, (name, layer) in enumerate(first.layers.items())}
+    values = {"nnz_per_input": 3.0, "gap": 1e-6}
+    layers = {name: layer.with_values(values) for name, layer in layers.items()}
+    store.save(replace(first, layers=layers, notes=("Two layers are not watched.",)))
+    site = client(tmp_path / "logs")
+    run = asked(site, "/run", run="a")
+    assert run["notes"] == [{"text": "Two layers are not watched.", "moment": "epoch 0"}]
+    seconds = unpack(run["layer_seconds"])
+    assert seconds[0].tolist() == [0.0, 1.0, 2.0]
+    assert np.isnan(seconds[1]).all()
+    why = {of["title"]: of["why"] for of in run["unmeasured"]}
+    assert why["Modularity of the affinity graphs"] == "the probe has no class labels"
+    assert "Neighbours an input" not in why
+    assert run["pictures"]
+    assert asked(site, "/pictures", run="a")["texts"][7] == "row 7"
+    assert {measure["group"] for measure in run["measures"]} == {"health"}
 
 
 def test_nothing_but_what_is_named_is_served(site: Client) -> None:

@@ -21,7 +21,7 @@ export class Architecture {
     this.second = new Heatmap(this, "two");
     this.difference = new Heatmap(this, "difference");
     this.across = new Heatmap(this, "across");
-    this.profile = new Profile();
+    this.profile = new Profile(this);
     this.grid = element("div", { class: "grid wide" }, ...[this.first, this.second, this.difference, this.across, this.profile].map((card) => card.node));
     this.node = element("div", {}, this.controls, this.one.node, this.two.node, this.trouble, this.grid);
     this.latest = new Latest((error) => this.trouble.replaceChildren(...(error ? [notice("error", "This moment cannot be shown.", error.message)] : [])));
@@ -155,12 +155,15 @@ function described(blocks, names) {
 }
 
 class Profile {
-  constructor() {
+  constructor(section) {
+    this.section = section;
     this.title = element("b", {});
     this.chart = new Chart("", { tall: true });
     this.chart.plot.id = "profile";
-    this.node = element("figure", { class: "card", hidden: true }, element("figcaption", {}, this.title), this.chart.plot,
-      element("p", { class: "meaning" }, "One row of the heatmap. Click a row above to see that layer's."));
+    this.table = new LazyTable("Values of the row");
+    this.choose = element("div", {});
+    this.node = element("figure", { class: "card", hidden: true }, element("figcaption", {}, this.title), this.choose, this.chart.plot,
+      element("p", { class: "meaning" }, "One row of the heatmap; a click on a row there chooses it, too."), this.table.node);
   }
 
   show(shown) {
@@ -168,7 +171,11 @@ class Profile {
     if (!shown) return;
     const { run, row: i, kind, tables } = shown;
     this.title.textContent = `${run.short[i]} and every other layer`;
-    this.chart.plot.setAttribute("aria-label", `Line chart: ${this.title.textContent}`);
+    this.chart.plot.setAttribute("aria-label", `Line chart: ${this.title.textContent}. Its values are in the table below.`);
+    if (!this.choose.contains(document.activeElement)) {
+      this.choose.replaceChildren(select("Layer", run.short.map((name, k) => [String(k), name]), String(i), (k) => this.section.choose(Number(k))));
+    }
+    this.table.set(() => table(["", ...tables.map(([name]) => name)], run.short.map((name, j) => [name, ...tables.map(([, values]) => number(row(values, i)[j]))])));
     this.chart.draw(() => [tables.map(([name, values], t) => {
       const line = Array.from(row(values, i));
       return { x: range(line.length), y: line, mode: "lines+markers", name: plain(name), hoverinfo: "text", text: line.map((v, j) => `<b>${plain(run.short[j])}</b><br>${plain(name)}: ${number(v)}`),

@@ -99,6 +99,13 @@ export class Model extends EventTarget {
     this.tell("runs");
   }
 
+  // The run that was written to last, where none is chosen.
+  async chooseLatest() {
+    if (this.runs.length === 0) return;
+    this.chosen = [this.runs.reduce((a, b) => (b.age < a.age ? b : a)).name];
+    await this.refresh();
+  }
+
   // Read again what has changed; says whether anything had.
   async refresh() {
     this.runs = (await this.source.get("runs")).runs;
@@ -109,7 +116,7 @@ export class Model extends EventTarget {
       if (!listed || listed.signature === before?.signature) continue;
       const found = await this.source.get("run", { run: name });
       const measures = found.measures.map((measure) => ({ ...measure, table: unpack(measure.values), errors: measure.spreads ? unpack(measure.spreads) : null }));
-      this.read.set(name, { ...found, name, measures, signature: listed.signature, computed: before?.computed ?? [], complete: false });
+      this.read.set(name, { ...found, name, measures, layerSeconds: unpack(found.layer_seconds), signature: listed.signature, computed: before?.computed ?? [], complete: false });
       changed = true;
     }
     const there = this.chosen.filter((name) => this.runs.some((run) => run.name === name));
@@ -135,13 +142,13 @@ export class Model extends EventTarget {
     return this.kept.get(key);
   }
 
-  // Curves to the latest snapshot come bit by bit; one more bit of every run that is not complete.
+  // Curves to the latest snapshot come bit by bit; one more bit of the first run that is not complete.
   async refine() {
-    for (const run of this.shown) {
-      if (run.complete || run.moments.length === 0) continue;
+    const run = this.shown.find((one) => !one.complete && one.moments.length > 0);
+    if (run) {
       const found = await this.source.get("computed", { run: run.name });
       const current = this.read.get(run.name);
-      if (current !== run || found.latest !== run.moments.at(-1).step) continue; // it has grown meanwhile
+      if (current !== run || found.latest !== run.moments.at(-1).step) return false; // it has grown meanwhile
       run.computed = found.measures.map((measure) => ({ ...measure, table: unpack(measure.values), errors: measure.spreads ? unpack(measure.spreads) : null })).filter((m) => m.table.shape[0] === run.moments.length);
       run.complete = found.done;
       this.tell("refined");

@@ -1,7 +1,7 @@
 // Who is near whom: the inputs in the plane of two eigenvectors of a layer's graph, and everything about one of them.
 import { row, rows, unpack } from "./data.js";
 import { SEQUENTIAL, classColour, glyph, isDark, symbol } from "./colors.js";
-import { Chart, Latest, LazyTable, MomentSlider, button, element, ink, notice, number, percent, plain, range, select, table, ticks } from "./ui.js";
+import { Chart, Latest, LazyTable, MomentSlider, button, element, ink, notice, number, percent, plain, range, select, table, ticks, upright } from "./ui.js";
 
 const COLOURS = { class: "class", prediction: "network's class", correct: "right or wrong" };
 const KINDS = { 0: "the affinity (as in the paper)", 1: "the normalised Laplacian" };
@@ -69,6 +69,7 @@ export class Inputs {
         run.labels ? optional(model.piece("doubts", { run: run.name }, run.moments.at(-1))) : null]),
       ([embedding, samples, now, earlier, pictures, doubts]) => {
         this.pictures = pictures?.uri ? pictures : null;
+        this.texts = pictures?.texts ?? null;
         this.samples = Object.fromEntries(Object.entries(samples).map(([key, packed]) => [key, unpack(packed)?.values ?? null]));
         const around = (piece) => piece && { nearest: unpack(piece.nearest), shares: unpack(piece.shares) };
         const [here, there] = [around(now), around(earlier)];
@@ -129,6 +130,7 @@ export class Inputs {
   tile(i, size = "") {
     const label = `input ${i}`;
     const colour = this.samples?.labels ? classColour(this.samples.labels[i]) : "transparent";
+    if (this.texts) return element("span", { class: `tile text ${size}`, style: { borderLeftColor: colour } }, this.texts[i]);
     if (!this.pictures) return element("span", { class: `tile plain ${size}`, "aria-label": label, role: "img", style: { borderBottomColor: colour } }, `#${i}`);
     const { columns, rows: down, width, height, uri } = this.pictures;
     const at = (place, count) => (count > 1 ? `${(100 * place) / (count - 1)}%` : "0");
@@ -136,6 +138,9 @@ export class Inputs {
       backgroundImage: `url("${uri}")`, backgroundSize: `${100 * columns}% ${100 * down}%`, aspectRatio: `${width} / ${height}`,
       backgroundPosition: `${at(i % columns, columns)} ${at(Math.floor(i / columns), down)}`, borderBottomColor: colour } });
   }
+
+  // Rows of text stand below each other, pictures beside each other.
+  get tiles() { return this.texts ? "tiles texts" : "tiles"; }
 
   pick(i, more = null) {
     const title = [`Input ${i}`, ...(this.samples ? this.describe(i) : [])].join(", ");
@@ -158,7 +163,7 @@ export class Inputs {
         element("p", { class: "meaning" }, shares && Number.isFinite(shares[0]) ? `SSC label in ${this.short(this.layer)}: ${this.className(argmax(shares))}` : ""))),
       ...(shares ? [Number.isFinite(shares[0]) ? this.bars(shares) : element("p", { class: "meaning" }, "It is isolated in this layer: no other input rebuilds it, and it rebuilds none.")] : []),
       element("h3", {}, `Nearest in ${this.short(this.layer)}, ${this.slider.moment.text}`),
-      nearest.length ? element("div", { class: "tiles" }, ...nearest.map((j) => this.pick(j, this.samples.labels ? this.className(this.samples.labels[j]) : `#${j}`))) : element("p", { class: "meaning" }, place < 0 ? "This report holds no neighbours of this layer at this moment." : "None."),
+      nearest.length ? element("div", { class: this.tiles }, ...nearest.map((j) => this.pick(j, this.samples.labels ? this.className(this.samples.labels[j]) : `#${j}`))) : element("p", { class: "meaning" }, place < 0 ? "This report holds no neighbours of this layer at this moment." : "None."),
     );
     if (had) this.card.querySelector("input").focus();
   }
@@ -266,13 +271,14 @@ class Places {
         const margin = 0.06 * (high - low) || 0.05;
         return known.length ? [low - margin, high + margin] : [0, 1];
       };
+      const shown = `${section.model.run.name} ${section.layer} ${section.kind}`;
       const axis = { zeroline: false, showticklabels: false, showgrid: false };
       return [[
         { type: "scatter", mode: "markers", x, y, ids: range(points.length).map(String), hoverinfo: "none", marker, cliponaxis: false },
         { type: "scatter", mode: "markers", x: [chosen[0]], y: [chosen[1]], ids: ["chosen"], hoverinfo: "skip", marker: { size: 18, symbol: "circle-open", color: ink("ink"), line: { width: 2.5 } }, cliponaxis: false },
       ], {
-        uirevision: `${section.layer}${section.kind}`, margin: { l: 30, r: 8, t: 8, b: 30 }, ...(still.matches || document.hidden ? {} : { transition: { duration: 350, easing: "cubic-in-out" } }),
-        xaxis: { ...axis, range: span(x), title: { text: "first eigenvector", standoff: 4 } }, yaxis: { ...axis, range: span(y), title: { text: "second eigenvector", standoff: 4 } },
+        uirevision: shown, margin: { l: 30, r: 8, t: 8, b: 30 }, ...(still.matches || document.hidden ? {} : { transition: { duration: 350, easing: "cubic-in-out" } }),
+        xaxis: { ...axis, range: this.chart.kept("xaxis", span(x), shown), title: { text: "first eigenvector", standoff: 4 } }, yaxis: { ...axis, range: this.chart.kept("yaxis", span(y), shown), title: { text: "second eigenvector", standoff: 4 } },
       }];
     });
   }
@@ -286,8 +292,6 @@ class Places {
   }
 }
 
-const wide = (names) => names.reduce((sum, name) => sum + 8 * name.length + 8, 60); // pixels, about
-
 // One input along something: the classes of its affinity as bars on one another, and its neighbours in rows.
 class Path {
   constructor(section, id, title, unit) {
@@ -298,14 +302,16 @@ class Path {
     this.chart = new Chart("");
     this.chart.plot.id = id;
     this.strips = new LazyTable(`Neighbours by ${unit}`, `Its neighbours by ${unit}`);
-    this.node = element("figure", { class: "card" }, element("figcaption", {}, this.title), this.chart.plot, element("p", { class: "meaning" }, "Share of its affinity that goes to each class."), this.strips.node);
+    this.table = new LazyTable(`Shares by ${unit}`);
+    this.node = element("figure", { class: "card" }, element("figcaption", {}, this.title), this.chart.plot, element("p", { class: "meaning" }, "Share of its affinity that goes to each class."), this.table.node, this.strips.node);
   }
 
   show(found, what) {
     const { section } = this;
     this.title.textContent = `${this.heading}: ${what}`;
     this.chart.plot.setAttribute("aria-label", `Stacked bars: ${this.title.textContent}`);
-    this.chart.plot.hidden = this.node.querySelector(".meaning").hidden = !found.shares;
+    this.chart.plot.hidden = this.table.node.hidden = this.node.querySelector(".meaning").hidden = !found.shares;
+    if (found.shares) this.table.set(() => table(["", ...range(found.shares[0]?.length ?? 0).map((c) => section.className(c))], found.names.map((name, k) => [name, ...Array.from(found.shares[k], percent)])));
     if (found.shares) {
       this.chart.draw(() => {
         const classes = range(found.shares[0]?.length ?? 0);
@@ -315,11 +321,11 @@ class Path {
         return [shown.map((c) => ({ type: "bar", x: range(found.names.length), y: found.shares.map((line) => line[c]), name: plain(section.className(c)), hoverinfo: "text",
           text: found.shares.map((line, i) => `<b>${plain(section.className(c))}</b>${c === label ? " (its class)" : ""}<br>${plain(found.names[i])}: ${percent(line[c])}`), textposition: "none",
           marker: { color: classColour(c), line: { width: 0 } } })),
-        { barmode: "stack", bargap: 0.08, uirevision: `${found.names.length}`, xaxis: { ...ticks(found.names, 30, 18), showgrid: false, tickangle: wide(found.names) > this.chart.plot.clientWidth ? -90 : 0 }, yaxis: { range: [0, 1.01], tickformat: ".0%" } }];
+        { barmode: "stack", bargap: 0.08, uirevision: `${found.names.length}`, xaxis: { ...ticks(found.names, 30, 18), showgrid: false, ...upright(found.names, this.chart.plot) }, yaxis: { range: [0, 1.01], tickformat: ".0%" } }];
       });
     }
     this.strips.set(() => element("table", { class: "strips" }, element("tbody", {}, ...found.names.map((name, k) =>
-      element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, element("div", { class: "tiles small" }, ...Array.from(found.nearest[k]).filter((j) => j >= 0).map((j) => section.pick(j)))))))));
+      element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, element("div", { class: `${section.tiles} small` }, ...Array.from(found.nearest[k]).filter((j) => j >= 0).map((j) => section.pick(j)))))))));
   }
 }
 
@@ -327,13 +333,14 @@ class List {
   constructor(section, id, title) {
     this.section = section;
     this.text = element("p", { class: "meaning" });
-    this.tiles = element("div", { class: "tiles", id });
+    this.tiles = element("div", { id });
     this.node = element("div", { class: "card" }, element("h2", {}, title), this.text, this.tiles);
   }
 
   show(found, text) {
     this.node.hidden = !found;
     this.text.textContent = text;
+    this.tiles.className = this.section.tiles;
     this.tiles.replaceChildren(...(found?.length ? found.map(([i, more]) => this.section.pick(i, more)) : [element("p", {}, "None.")]));
   }
 }
@@ -362,13 +369,13 @@ class ClassMatrix {
     });
     z.forEach((line, c) => line.forEach((_, k) => { line[k] = members[c] ? line[k] / members[c] : NaN; }));
     const names = range(count).map((c) => classes[c] ?? `class ${c}`);
-    const pairs = range(count).flatMap((a) => range(a).map((b) => [a, b, (z[a][b] + z[b][a]) / 2])).filter(([, , v]) => Number.isFinite(v)).sort((p, q) => q[2] - p[2]).slice(0, 3);
+    const pairs = range(count).flatMap((a) => range(a).map((b) => [a, b, (z[a][b] + z[b][a]) / 2])).filter(([, , v]) => v >= 0.005).sort((p, q) => q[2] - p[2]).slice(0, 3);
     this.title.textContent = `Class by class: ${where}`;
     this.text.textContent = `Share of a class's affinity (down) that goes to each class (across).${pairs.length ? ` Still most alike: ${pairs.map(([a, b, v]) => `${names[b]} and ${names[a]} (${number(v, 2)})`).join(", ")}.` : ""}`;
     this.chart.plot.setAttribute("aria-label", `Heatmap: ${this.title.textContent}. Its values are in the table below.`);
     this.chart.draw(() => [[{ type: "heatmap", z, zmin: 0, zmax: 1, colorscale: SEQUENTIAL, hoverinfo: "text",
       text: z.map((line, a) => line.map((v, b) => `<b>${plain(names[a])}</b> to <b>${plain(names[b])}</b><br>${percent(v)}`)), colorbar: { thickness: 10, outlinewidth: 0 } }],
-    { uirevision: `${count}`, margin: { l: 20, r: 8, t: 10, b: 20 }, xaxis: { ...ticks(names, 30, 18), showgrid: false, tickangle: -60, constrain: "domain" }, yaxis: { ...ticks(names, 30, 18), showgrid: false, range: [count - 0.5, -0.5], scaleanchor: "x" } }]);
+    { uirevision: `${count}`, margin: { l: 20, r: 8, t: 10, b: 20 }, xaxis: { ...ticks(names, 30, 18), showgrid: false, ...upright(names, this.chart.plot), constrain: "domain" }, yaxis: { ...ticks(names, 30, 18), showgrid: false, range: [count - 0.5, -0.5], scaleanchor: "x" } }]);
     this.table.set(() => table(["", ...names], z.map((line, a) => [names[a], ...line.map((v) => number(v, 2))])));
   }
 }

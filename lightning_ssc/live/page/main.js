@@ -56,21 +56,19 @@ class Page {
   async start() {
     this.body.replaceChildren(notice("loading", "Reading the runs …"));
     try {
-      await Promise.all([this.model.source.prepare(), this.model.refresh()]);
+      await Promise.all([this.model.source.prepare(), this.model.refresh().then(() => this.model.chooseLatest())]);
     } catch (error) {
       this.body.replaceChildren(notice("error", "The page cannot be drawn.", error.message));
       return;
     }
     this.open(Math.max(0, this.sections.findIndex(({ name }) => `#${slug(name)}` === window.location.hash)), false);
-    await this.pick();
+    this.update("runs");
     if (this.model.source.live) this.poll();
   }
 
-  // The run that was written to last, where none is chosen.
-  async pick() {
-    if (this.model.chosen.length || this.model.runs.length === 0) { this.update("runs"); return; }
-    const latest = this.model.runs.reduce((a, b) => (b.age < a.age ? b : a));
-    await this.model.choose([latest.name]);
+  async pickLatest() {
+    await this.model.chooseLatest();
+    this.update("runs");
   }
 
   async poll() {
@@ -80,7 +78,7 @@ class Page {
       try {
         const changed = await this.model.refresh();
         this.lost = null;
-        if (!this.model.chosen.length) await this.pick();
+        if (!this.model.chosen.length) await this.pickLatest();
         else if (changed) this.model.tell("grown");
       } catch (error) {
         this.lost = error;
@@ -161,7 +159,7 @@ class Page {
     this.picker.replaceChildren(
       element("summary", { title: chosen.join(", ") }, element("span", { class: "label" }, "Runs "), element("span", { class: "name" }, title)),
       element("div", { class: "menu" }, ...list,
-        ...(runs.length > 1 ? [element("div", { class: "buttons" }, button("All", () => this.model.choose(runs.map((run) => run.name))), button("Latest only", async () => { this.model.chosen = []; await this.pick(); }))] : [])));
+        ...(runs.length > 1 ? [element("div", { class: "buttons" }, button("All", () => this.model.choose(runs.map((run) => run.name))), button("Latest only", () => this.pickLatest()))] : [])));
   }
 
   drawStatus() {

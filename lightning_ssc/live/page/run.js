@@ -1,7 +1,7 @@
 // The run itself: how it goes, what it costs, how its graphs were made.
 import { row } from "./data.js";
-import { classColour } from "./colors.js";
-import { Chart, LazyTable, ago, element, notice, number, plain, range, scroll, size, table, ticks, value } from "./ui.js";
+import { classColour, layerColour } from "./colors.js";
+import { Chart, LazyTable, ago, element, notice, number, plain, range, scroll, size, table, ticks, upright, value } from "./ui.js";
 
 const PATIENCE = 4; // times the longest pause so far after which a run that goes on counts as late
 const LEAST = 60; // seconds
@@ -11,9 +11,11 @@ export class Run {
     this.model = model;
     this.state = element("div", {});
     this.cost = new Cost();
+    this.layerCost = new LayerCost();
+    this.left = element("div", { class: "card" });
     this.layers = element("div", { class: "card wide" });
     this.about = element("div", { class: "card" });
-    this.node = element("div", {}, this.state, element("div", { class: "grid wide" }, this.about, this.cost.node), this.layers);
+    this.node = element("div", {}, this.state, element("div", { class: "grid wide" }, this.about, this.cost.node, this.layerCost.node, this.left), this.layers);
   }
 
   update(what) {
@@ -22,6 +24,8 @@ export class Run {
     const listed = runs.find(({ name }) => name === run.name);
     this.state.replaceChildren(...(source.live ? [progress(run, listed)] : []));
     this.cost.show(run);
+    this.layerCost.show(run);
+    this.left.replaceChildren(element("h2", {}, "Left out, and why"), ...leftOut(run));
     this.about.replaceChildren(element("h2", {}, run.name), scroll("Settings and versions", table(["", "value"], about(run, listed))));
     const known = [...run.measures, ...run.computed];
     const last = run.moments.length - 1;
@@ -46,6 +50,18 @@ function progress(run, listed) {
   return notice("plain", "The run is going on.", `${since} ${apart}`);
 }
 
+// What was said while the run went on, and what no snapshot has a value of.
+function leftOut(run) {
+  const notes = run.notes.map(({ text, moment }) => element("li", {}, text, element("small", {}, ` ${moment}`)));
+  const reasons = [...new Set(run.unmeasured.map(({ why }) => why))];
+  const missing = reasons.map((why) => element("li", {}, `${run.unmeasured.filter((of) => of.why === why).map(({ title }) => title).join("; ")}: ${why}.`));
+  return [
+    element("h3", {}, "Said while it ran"), notes.length ? element("ul", { class: "plain" }, ...notes) : element("p", { class: "meaning" }, "Nothing."),
+    element("h3", {}, "Not measured"), missing.length ? element("ul", { class: "plain" }, ...missing) : element("p", { class: "meaning" }, "Everything is."),
+    element("h3", {}, "Files"), run.troubles.length ? element("ul", { class: "plain" }, ...run.troubles.map((text) => element("li", {}, text))) : element("p", { class: "meaning" }, "All could be read."),
+  ];
+}
+
 function about(run, listed) {
   const gaps = run.measures.find(({ name }) => name === "gap");
   const worst = gaps ? Math.max(...Array.from(row(gaps.table, run.moments.length - 1)).filter(Number.isFinite)) : NaN;
@@ -59,6 +75,31 @@ function about(run, listed) {
     ...Object.entries(run.settings).map(([key, text]) => [`setting ${key}`, text]),
     ...Object.entries(run.versions).map(([key, text]) => [`version of ${key}`, text]),
   ];
+}
+
+// A bar a layer: what it takes to solve and measure it, at the last snapshot that knows.
+class LayerCost {
+  constructor() {
+    this.chart = new Chart("");
+    this.chart.plot.id = "layer-cost";
+    this.table = new LazyTable("Seconds by layer");
+    this.text = element("p", { class: "meaning" });
+    this.node = element("figure", { class: "card" }, element("figcaption", {}, element("b", {}, "Time a layer takes")), this.chart.plot, this.text, this.table.node);
+  }
+
+  show(run) {
+    const known = range(run.moments.length).filter((t) => row(run.layerSeconds, t).some(Number.isFinite));
+    const seconds = known.length ? Array.from(row(run.layerSeconds, known.at(-1))) : [];
+    this.chart.plot.hidden = this.table.node.hidden = known.length === 0;
+    this.chart.plot.setAttribute("aria-label", "Bars: seconds of every layer. The values are in the table below.");
+    if (!known.length) { this.text.textContent = "This run does not know."; return; }
+    const most = seconds.reduce((best, v, i) => (v > (seconds[best] || 0) ? i : best), 0);
+    this.text.textContent = `To solve its graph and to measure it, at ${run.moments[known.at(-1)].text}; most of it ${run.short[most]} (${number(seconds[most], 2)} s). The passes through the network are for all layers at once.`;
+    this.chart.draw(() => [[{ type: "bar", x: range(seconds.length), y: seconds, hoverinfo: "text", textposition: "none",
+      text: seconds.map((v, i) => `<b>${plain(run.short[i])}</b><br>${number(v, 3)} s`), marker: { color: seconds.map((_, i) => layerColour(i, seconds.length)), line: { width: 0 } } }],
+    { bargap: 0.15, margin: { l: 48, r: 12, t: 20, b: 40 }, yaxis: { title: { text: "seconds" }, rangemode: "tozero" }, xaxis: { showgrid: false, ...ticks(run.short, 26, 18), ...upright(run.short, this.chart.plot) } }]);
+    this.table.set(() => table(["layer", ...known.map((t) => run.moments[t].text)], run.short.map((name, i) => [name, ...known.map((t) => number(row(run.layerSeconds, t)[i], 3))])));
+  }
 }
 
 class Cost {

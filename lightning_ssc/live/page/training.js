@@ -1,7 +1,7 @@
 // How layers form and settle: a chart a measure, a line a layer, dark for shallow and bright for deep layers.
 import { column } from "./data.js";
 import { DASHES, glyph, layerColour, symbol } from "./colors.js";
-import { Chart, LazyTable, button, check, element, ink, plain, range, select, table, value } from "./ui.js";
+import { Chart, LazyTable, button, check, choice, element, ink, plain, range, select, table, value } from "./ui.js";
 
 const WIDTH = 1.96; // standard errors on both sides of a value: where 95 of 100 lie
 const FEW = 6; // layers of "a few"
@@ -15,11 +15,13 @@ export class Training {
     this.x = "epoch";
     this.log = false;
     this.apart = false;
+    this.group = "main";
     this.cards = new Map();
     this.controls = element("div", { class: "controls" });
+    this.groups = element("div", { class: "controls" });
     this.grid = element("div", { class: "grid" });
     this.layers = new LayerSwitch(model);
-    this.node = element("div", { class: "with-side" }, this.layers.node, element("div", { class: "main" }, this.controls, this.grid));
+    this.node = element("div", { class: "with-side" }, this.layers.node, element("div", { class: "main" }, this.groups, this.controls, this.grid));
   }
 
   update(what) {
@@ -27,7 +29,7 @@ export class Training {
       this.layers.update();
       this.drawControls();
     }
-    this.draw();
+    this.draw(what);
   }
 
   drawControls() {
@@ -44,22 +46,40 @@ export class Training {
     );
   }
 
-  // One group of runs a chart.
-  draw() {
+  // Which measures are shown: the main ones, those that answer one question, or all.
+  drawGroups(known) {
+    const count = (group) => known.filter((measure) => isOf(measure, group)).length;
+    const options = GROUPS.filter(([group]) => count(group) > 0).map(([group, text]) => [group, `${text} ${count(group)}`]);
+    if (!options.some(([group]) => group === this.group)) this.group = "main";
+    const key = JSON.stringify([options, this.group]);
+    if (this.drawnGroups === key) return;
+    this.drawnGroups = key;
+    const at = [...this.groups.querySelectorAll("button")].indexOf(document.activeElement);
+    this.groups.replaceChildren(choice("Measures", options, this.group, (group) => { this.group = group; this.draw(); }));
+    this.groups.querySelectorAll("button")[at]?.focus();
+  }
+
+  // One group of runs a chart. What comes bit by bit draws no other charts again.
+  draw(what = "") {
     const runs = this.model.shown;
     const groups = this.apart ? runs.map((run) => [run]) : [runs];
     const wanted = new Map();
-    const names = new Map(runs.flatMap((run) => curves(run)).map((measure) => [measure.name, measure]));
-    for (const measure of ordered([...names.values()])) {
+    const refined = new Set(runs.flatMap((run) => run.computed).map((measure) => measure.name));
+    const known = new Map(runs.flatMap((run) => curves(run)).map((measure) => [measure.name, measure]));
+    this.drawGroups([...known.values()]);
+    for (const measure of ordered([...known.values()].filter((measure) => isOf(measure, this.group)))) {
       groups.forEach((group, g) => wanted.set(`${measure.name} ${this.apart ? group[0].name : ""}`, [measure, group, g]));
     }
     for (const [key, card] of this.cards) {
       if (!wanted.has(key)) { card.remove(); this.cards.delete(key); }
     }
     for (const [key, [measure, group]] of wanted) {
-      if (!this.cards.has(key)) this.cards.set(key, new Curves(this));
+      if (!this.cards.has(key)) {
+        this.cards.set(key, new Curves(this));
+        refined.add(measure.name);
+      }
       const card = this.cards.get(key);
-      card.show(measure, group, this.apart);
+      if (what !== "refined" || refined.has(measure.name)) card.show(measure, group, this.apart);
     }
     const nodes = [...wanted.keys()].map((key) => this.cards.get(key).node);
     if (nodes.some((node, i) => this.grid.children[i] !== node)) this.grid.replaceChildren(...nodes);
@@ -67,6 +87,8 @@ export class Training {
 }
 
 const curves = (run) => [...run.measures, ...run.computed];
+const GROUPS = [["main", "Main"], ["classes", "Class structure"], ["settling", "Settling"], ["collapse", "Dimension and collapse"], ["health", "Health"], ["all", "All"]];
+const isOf = (measure, group) => group === "all" || (group === "main" ? measure.main : measure.group === group);
 const FIRST = ["modularity", "cka_to_final", "linear_cka_to_final"]; // the rest keeps its order
 const place = (measure) => (FIRST.includes(measure.name) ? FIRST.indexOf(measure.name) : FIRST.length);
 const ordered = (measures) => measures.sort((a, b) => place(a) - place(b));
@@ -121,7 +143,7 @@ class Curves {
         xaxis: { title: { text: UNITS[x], standoff: 6 }, type: log ? "log" : "linear", zeroline: false,
           ...(x === "epoch" && !log && runs.every((run) => run.moments.at(-1).epoch <= FEW_EPOCHS) ? { dtick: 1 } : {}) },
         yaxis: { title: { text: plain(measure.axis), standoff: 8 }, type: measure.log ? "log" : "linear", exponentformat: "power",
-          ...(bounded ? { range: this.span([least - 0.02, high + 0.03]) } : {}), rangemode: low === 0 && !measure.log ? "tozero" : "normal" },
+          ...(bounded ? { range: this.chart.kept("yaxis", [least - 0.02, high + 0.03]) } : {}), rangemode: low === 0 && !measure.log ? "tozero" : "normal" },
       }];
     });
     this.table.set(() => element("div", {}, ...series.map(([run, , found]) => {
@@ -130,14 +152,6 @@ class Curves {
         run.moments.map((moment, t) => [moment.text, ...shown.map((i) => value(found, found.table.values[t * run.layers.length + i]))]),
         runs.length > 1 ? run.name : null);
     })));
-  }
-
-  // Plotly keeps what was zoomed only as long as it is given the same range.
-  span(fresh) {
-    const now = this.chart.plot.layout?.yaxis?.range;
-    const zoomed = this.given && now && now.some((end, i) => Math.abs(end - this.given[i]) > 1e-9);
-    this.given = zoomed ? this.given : fresh;
-    return [...this.given];
   }
 
   remove() { this.chart.remove(); this.node.remove(); }

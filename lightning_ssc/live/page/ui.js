@@ -60,6 +60,12 @@ export function check(label, checked, onchange) {
   return element("label", { class: "check" }, box, element("span", {}, label));
 }
 
+// One of a few things, as buttons beside each other.
+export function choice(label, options, chosen, onchange) {
+  return element("div", { class: "choice", role: "group", "aria-label": label }, ...options.map(([key, text]) =>
+    element("button", { type: "button", "aria-pressed": String(key === chosen), onclick: () => onchange(key) }, text)));
+}
+
 export const button = (text, onclick, more = {}) => element("button", { type: "button", onclick, ...more }, text);
 export const notice = (kind, title, ...lines) =>
   element("div", { class: `notice ${kind}`, role: kind === "error" ? "alert" : "status" }, element("strong", {}, title), ...lines.map((line) => (typeof line === "string" ? element("p", {}, line) : line)));
@@ -124,6 +130,18 @@ const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) entry.target.chart?.see(entry.isIntersecting);
 }, { rootMargin: "200px" });
 
+// One a frame: the first is there before the last is drawn, and the page answers meanwhile.
+const waiting = new Set();
+function drawNext() {
+  const [chart] = waiting;
+  if (!chart) return;
+  waiting.delete(chart);
+  chart.drawNow();
+  if (waiting.size) later(drawNext);
+}
+// A page that is hidden gets no frames, and is to be up to date when it is looked at.
+const later = (next) => (document.hidden ? setTimeout(next, 0) : requestAnimationFrame(next));
+
 const charts = new Set();
 export const redrawAll = () => charts.forEach((chart) => chart.redraw());
 
@@ -133,6 +151,7 @@ export class Chart {
     this.plot.chart = this;
     this.handlers = { plotly_click: onclick, plotly_hover: onhover, plotly_unhover: onleave, plotly_relayout: onzoom };
     this.inSight = false;
+    this.given = {};
     charts.add(this);
     seen.observe(this.plot);
   }
@@ -149,6 +168,21 @@ export class Chart {
     if (!this.make) return;
     this.stale = !this.inSight;
     if (this.stale) return;
+    if (waiting.size === 0) later(drawNext);
+    waiting.add(this);
+  }
+
+  // Plotly keeps what was zoomed only as long as it is given the same range; another `revision` shows another thing.
+  kept(axis, fresh, revision = "") {
+    if (this.revision !== revision) this.given = {};
+    this.revision = revision;
+    const now = this.plot.layout?.[axis]?.range, given = this.given[axis];
+    const zoomed = given && now && now.some((end, i) => Math.abs(end - given[i]) > 1e-9);
+    this.given[axis] = zoomed ? given : fresh;
+    return [...this.given[axis]];
+  }
+
+  drawNow() {
     const [traces, layout] = this.make();
     this.done = Plotly.react(this.plot, traces, framed(layout), CONFIG);
     if (!this.listening) {
@@ -159,6 +193,7 @@ export class Chart {
 
   remove() {
     charts.delete(this);
+    waiting.delete(this);
     seen.unobserve(this.plot);
     if (this.listening) Plotly.purge(this.plot);
     this.plot.remove();
@@ -216,6 +251,9 @@ export function size(bytes) {
   const power = Math.min(units.length - 1, Math.floor(Math.log10(Math.max(1, bytes)) / 3));
   return `${(bytes / 1000 ** power).toFixed(power ? 1 : 0)} ${units[power]}`;
 }
+
+// Names across an axis: upright where they would not fit beside each other, at about eight pixels a letter.
+export const upright = (names, plot) => ({ tickangle: names.reduce((sum, name) => sum + 8 * name.length + 8, 60) > plot.clientWidth ? -90 : 0 });
 
 // An axis over names: as many as fit, of those in sight.
 export function ticks(names, most, widest, sight = null) {
