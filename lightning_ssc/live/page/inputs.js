@@ -21,7 +21,10 @@ export class Inputs {
     this.slider = new MomentSlider("Moment", () => this.load());
     this.trouble = element("div", {});
     this.places = new Places(this);
-    this.card = element("div", { class: "card chosen", "aria-live": "polite" });
+    // What is typed stays while what is below is drawn again.
+    this.entry = element("input", { type: "number", min: 0, step: 1, value: 0, "aria-label": "Number of the input", onchange: () => { this.choose(this.entry.valueAsNumber); this.entry.value = String(this.index); } });
+    this.chosen = element("div", { class: "chosen", "aria-live": "polite" });
+    this.card = element("div", { class: "card chosen" }, element("h2", {}, element("label", { class: "field" }, "Input ", this.entry)), this.chosen);
     this.layers = new Path(this, "path", "Through the layers", "layer");
     this.time = new Path(this, "history", "Over time", "moment");
     this.moved = new List(this, "moved", "Moved most");
@@ -32,7 +35,7 @@ export class Inputs {
       element("div", { class: "grid wide" }, this.places.node, this.card, this.layers.node, this.time.node, this.moved.node, this.wrong.node, this.doubted.node, this.classes.node));
     const failed = (error) => this.trouble.replaceChildren(...(error ? [notice("error", "This cannot be shown.", error.message)] : []));
     this.latest = new Latest(failed);
-    this.latestInput = new Latest((error) => { if (error) this.card.replaceChildren(notice("error", "This input cannot be shown.", error.message)); });
+    this.latestInput = new Latest((error) => { if (error) this.chosen.replaceChildren(notice("error", "This input cannot be shown.", error.message)); });
   }
 
   update(what) {
@@ -152,20 +155,18 @@ export class Inputs {
   drawCard() {
     if (!this.samples || !this.path) return;
     const i = this.index, { path } = this;
-    const entry = element("input", { type: "number", min: 0, max: this.model.run.size - 1, step: 1, value: i, "aria-label": "Number of the input", onchange: () => { this.choose(entry.valueAsNumber); entry.value = String(this.index); } });
+    this.entry.max = String(this.model.run.size - 1);
+    if (document.activeElement !== this.entry) this.entry.value = String(i);
     const place = path.keys.indexOf(this.layer);
     const shares = place >= 0 && path.shares ? path.shares[place] : null;
     const nearest = place >= 0 ? Array.from(path.nearest[place]).filter((j) => j >= 0) : [];
-    const had = this.card.contains(document.activeElement) && document.activeElement.type === "number";
-    this.card.replaceChildren(
-      element("h2", {}, element("label", { class: "field" }, "Input ", entry)),
+    this.chosen.replaceChildren(
       element("div", { class: "top" }, this.tile(i, "big"), element("div", {}, ...this.describe(i).map((line) => element("p", {}, line)),
         element("p", { class: "meaning" }, shares && Number.isFinite(shares[0]) ? `SSC label in ${this.short(this.layer)}: ${this.className(argmax(shares))}` : ""))),
       ...(shares ? [Number.isFinite(shares[0]) ? this.bars(shares) : element("p", { class: "meaning" }, "It is isolated in this layer: no other input rebuilds it, and it rebuilds none.")] : []),
       element("h3", {}, `Nearest in ${this.short(this.layer)}, ${this.slider.moment.text}`),
       nearest.length ? element("div", { class: this.tiles }, ...nearest.map((j) => this.pick(j, this.samples.labels ? this.className(this.samples.labels[j]) : `#${j}`))) : element("p", { class: "meaning" }, place < 0 ? "This report holds no neighbours of this layer at this moment." : "None."),
     );
-    if (had) this.card.querySelector("input").focus();
   }
 
   bars(shares) {
