@@ -60,6 +60,18 @@ def free_folder(root: Path, *, named: bool) -> Claim:
     raise AssertionError("numbers do not end")
 
 
+def own_folder(root: Path) -> Claim:
+    """Claim a folder, whatever snapshots it holds.
+
+    Raises:
+        MismatchError: A run writes into it.
+    """
+    claim = _claim(root)
+    if isinstance(claim, _Occupied):
+        raise claim.refusal()
+    return claim
+
+
 def _claim_without_snapshots(folder: Path) -> Claim | _Occupied:
     if not (taken := SnapshotStore(folder).steps):
         claim = _claim(folder)
