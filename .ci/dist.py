@@ -1,7 +1,8 @@
 """Build sdist and wheel into a folder and check what strangers would get: python .ci/dist.py FOLDER.
 
-Checks the metadata (twine), the contents, and that the wheel with what it requires, and nothing else, runs the README's
-callback example. Needs build, twine and the package's own requirements installed.
+Checks the metadata (twine), the contents, that the wheel with what it requires, and nothing else, runs the README's
+callback example, and that with the extra "report" it makes a report of that run. Needs build, twine and what the
+package and that extra require.
 """
 
 import re
@@ -83,15 +84,15 @@ def required(of: Distribution, known: dict[str, set[str]], extras: set[str] | No
                 required(distribution(name), known, known[name])
 
 
-def environment(folder: Path, wheel: Path) -> Path:
-    """A virtual environment of the wheel and what it requires, by links to what is installed here."""
+def environment(folder: Path, wheel: Path, extras: set[str] | None = None) -> Path:
+    """A virtual environment of the wheel and what it requires, by links to what is installed here; its Python."""
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
     known: dict[str, set[str]] = {}
     with zipfile.ZipFile(wheel) as archive:
         metadata = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        required(PathDistribution(zipfile.Path(archive, metadata.removesuffix("METADATA"))), known)
+        required(PathDistribution(zipfile.Path(archive, metadata.removesuffix("METADATA"))), known, extras)
     for name in known:
         installed = distribution(name)
         for part in {file.parts[0] for file in installed.files or ()} - {"..", "__pycache__"}:
@@ -99,21 +100,25 @@ def environment(folder: Path, wheel: Path) -> Path:
                 (site / part).symlink_to(str(installed.locate_file(part)))
     run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", wheel)
     run(sys.executable, "-m", "pip", "--python", python, "check")
-    print(f"{wheel.name} requires {len(known)} distributions: {', '.join(sorted(known))}")
+    ours = sorted(name for name in known if not name.startswith(("nvidia-", "cuda-")))
+    named = f"{wheel.name}[{','.join(sorted(extras))}]" if extras else wheel.name
+    print(f"{named} requires {len(ours)} distributions (besides CUDA's): {', '.join(ours)}")
     return python
 
 
 def check_example(wheel: Path) -> None:
-    """Run the README's callback example where there is nothing but the wheel and what it requires."""
+    """Run the README's callback example where there is nothing but the wheel and what it requires, and report on it."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (code,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "callbacks=[monitor]" in b)
     with TemporaryDirectory() as scratch:
-        python = environment(Path(scratch) / "alone", wheel)
         example = Path(scratch) / "example.py"
         example.write_text(MODEL + code, encoding="utf-8")
-        run(python, example, cwd=scratch)
-        if not list(Path(scratch).glob("lightning_logs/version_0/ssc/*.npz")):
+        run(environment(Path(scratch) / "bare", wheel), example, cwd=scratch)
+        (ran,) = Path(scratch).glob("lightning_logs/version_0")
+        if not list(ran.glob("ssc/*.npz")):
             sys.exit("The README's example left no snapshots.")
+        drawing = environment(Path(scratch) / "drawing", wheel, {"report"})
+        run(drawing, "-m", "lightning_ssc", "report", ran, "--figures", "-o", ran / "report", cwd=scratch)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import threading
-from functools import cache
+from functools import cache, partial
 
 import torch
 
 from lightning_ssc.functional.active_set import compile_kernel
+from lightning_ssc.functional.gram_sketch import gram_sketch, sketch_cka_estimate
+from lightning_ssc.functional.graph_cka import CentredGraph, graph_cka_estimate
 from lightning_ssc.settings import Settings
 
 _step = threading.RLock()
@@ -38,8 +40,17 @@ def _compile(double: bool) -> threading.Thread:
 
 
 def _steps(double: bool) -> None:
-    """What is needed first, and then the other, which layers far from the origin take."""
-    for dtype in (torch.float64, torch.float32) if double else (torch.float32, torch.float64):
+    """What is needed first, then what a comparison takes, and then the solver for layers far from the origin."""
+    first, second = (torch.float64, torch.float32) if double else (torch.float32, torch.float64)
+    for step in (partial(compile_kernel, first), _compare, partial(compile_kernel, second)):
         with _step:
             if threading.main_thread().is_alive():  # or nobody would want it any more
-                compile_kernel(dtype)
+                step()
+
+
+def _compare() -> None:
+    """What snapshots are compared with, on the smallest there are."""
+    coef, sketch = torch.eye(3).roll(1, 0), gram_sketch(torch.eye(3))
+    for dtype in (torch.float32, torch.float64):
+        graph_cka_estimate(*[CentredGraph(coef.to(dtype).to_sparse_csr()) for _ in range(2)])
+    sketch_cka_estimate(sketch, sketch)

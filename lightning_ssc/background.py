@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
+from lightning_ssc.capture import NoRoomError
 from lightning_ssc.functional.grams import CentredGram
 from lightning_ssc.snapshots import LayerGraph
 from lightning_ssc.threads import at_most, worth
@@ -35,7 +36,10 @@ class Foreground:
     def submit(self, solve: Solve, gram: CentredGram) -> Future[LayerGraph]:
         """Solve the Gram."""
         done: Future[LayerGraph] = Future()
-        done.set_result(solve(gram))
+        try:
+            done.set_result(solve(gram))
+        except NoRoomError as error:  # of one layer, which the others can do without
+            done.set_exception(error)
         return done
 
 

@@ -20,6 +20,7 @@ from lightning_ssc.version import __version__
 
 OK, FAILED, USAGE = 0, 1, 2
 _SECONDS_BETWEEN_LINES = 5.0
+_DRAWING = ("matplotlib", "PIL", "plotly", "tensorboard", "werkzeug")  # what the extra "report" brings
 
 _DESCRIPTION = "Read what SSCMonitor stored of a run: how the layers of a network formed, settled and relate."
 
@@ -193,9 +194,9 @@ def labels(run: str, *, csv: Path = Path("labels.csv"), count: int = 20, layers:
     from lightning_ssc import analysis
 
     store = analysis.find_store(run)
-    found = analysis.doubts(store, layers or None, progress=_progress("reading"))
-    card = store.load_card()
+    card = store.load_card()  # before what takes long
     names = () if card is None else card.class_names
+    found = analysis.doubts(store, layers or None, progress=_progress("reading"))
     csv.parent.mkdir(parents=True, exist_ok=True)
     found.to_csv(csv, names)
     listed = found.in_doubt()
@@ -259,7 +260,6 @@ def analyze(
     from lightning_ssc import replay
     from lightning_ssc.snapshots import SnapshotStore
 
-    sys.path.insert(0, os.getcwd())  # as python -m does, so that a script beside the runs can be named
     try:
         factory, source = replay.import_object(model), replay.import_object(data)
     except ValueError as error:
@@ -324,7 +324,6 @@ def layers(
         shape = [int(size) for size in input.split("x")]
     except ValueError:
         raise _UsageError(f"--input {input} is no shape; write it as 3x224x224 or 128.") from None
-    sys.path.insert(0, os.getcwd())  # as python -m does
     try:
         found = replay.import_object(model)
     except ValueError as error:
@@ -352,6 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Traceback (most recent call last):
         SystemExit: 0
     """
+    sys.path.insert(0, os.getcwd())  # as python -m does, so that a script beside the runs can be named
     given = _parser().parse_args(_dotted(sys.argv[1:] if arguments is None else arguments))
     options = given[given.command].as_dict()
     del options["config"]
@@ -363,12 +363,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lightning-ssc {given.command}: error: {error}", file=sys.stderr)
         return USAGE
     except (SnapshotError, ValueError, ImportError, OSError) as error:
-        print(f"lightning-ssc {given.command}: {error}", file=sys.stderr)
+        print(f"lightning-ssc {given.command}: {error}{_remedy(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     return OK
+
+
+def _remedy(error: Exception) -> str:
+    """What to install where a module that draws is missing."""
+    missing = isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in _DRAWING
+    return ". All that draws comes with: pip install 'lightning-ssc[report]'" if missing else ""
 
 
 def _check_arguments(option: str, path: str, factory: Any, arguments: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_ssc.functional import pairwise_cka
+from lightning_ssc.functional.collapse import self_duality
 from lightning_ssc.functional.gram_sketch import debiased_sketch_cka, pairwise_sketch_cka, sketch_cka_estimate
 from lightning_ssc.functional.graph_cka import graph_cka_estimate
 from lightning_ssc.functional.health import participation_ratio, rankme, sample
@@ -46,8 +47,9 @@ class Measure:
             ``predictions``, the classes that the network gave, ``(N,)``; ``features``, their number; or the name of a
             quantity of every input. There only before a layer is solved, and then with ``features`` and ``labels``
             alone: ``gram``, the centred Gram, ``(N, N)``; ``idle``, how many features do not vary; ``collapse``, the
-            :class:`~lightning_ssc.functional.collapse.NeuralCollapse` of Gram and labels. Where one is missing there is
-            no value. Of two layers and of pairs one part of a layer, but no labels.
+            :class:`~lightning_ssc.functional.collapse.NeuralCollapse` of Gram and labels. Of the forward pass alone
+            ``head``, a linear classifier's weights and the class means of what it was given. Where one is missing there
+            is no value. Of two layers and of pairs one part of a layer, but no labels.
         value: Of a layer ``f(**needs)``; of two ``f(one, other)``; both give a number, or where ``spread`` says so an
             :class:`~lightning_ssc.functional.uncertainty.Estimate`. Of inputs ``f(**needs)``, a tensor ``(N,)``. Of a
             history ``f(part, step, earlier)``, with steps and parts of some earlier moments. Of pairs
@@ -330,6 +332,19 @@ MEASURES = (
         range=(0.0, None),
         meaning="How far the class means are from lengths and angles all equal (NC2, distance of their Gram from a "
         "simplex equiangular tight frame, from 0 to 2): some classes closer than others keep it up.",
+    ),
+    Measure(
+        "nc3",
+        "ssc/nc3",
+        "layer",
+        ("head",),
+        lambda head: self_duality(*head),
+        title="Neural collapse: the classifier's weights from class means (NC3)",
+        axis="NC3, squared distance of weights and class means",
+        range=(0.0, None),
+        meaning="How far a linear classifier's weights are from the class means of what it is given, each at unit norm "
+        "(NC3 of Papyan et al. 2020, from 0 to 4; 2 where they have nothing in common): it falls towards 0 where the "
+        "last hidden layer and the classifier come to say the same. Of the layer that puts out the logits alone.",
     ),
     Measure(
         "nc4",

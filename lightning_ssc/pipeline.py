@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -19,12 +19,17 @@ from lightning_ssc import measures
 from lightning_ssc.background import Foreground, Solver
 from lightning_ssc.capture import (
     Forward,
+    Head,
     LayerPattern,
+    NoRoomError,
     Pooling,
     Probe,
+    Returned,
     Runner,
     WatchedLayer,
     capture,
+    classes_told,
+    linear_head,
     make_probe,
     trace,
     unwrapped,
@@ -89,11 +94,12 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
             known = _of_gram(layer, gram, labels)
             values, of_inputs = measures.of_layer(known), measures.of_inputs(known)
         with collected() as advice:
+            unit = settings.normalize and settings.preset is None
             solved = self_expression(
-                gram=gram.raw_(precise=settings.needs_double),
+                gram=(gram.unit_ if unit else gram.raw_)(precise=settings.needs_double),
                 tau=settings.tau,
                 alpha=settings.alpha,
-                normalize=settings.normalize,
+                normalize=False,
                 solver=settings.solver,
                 tol=settings.tol,
                 preset=settings.preset,
@@ -224,27 +230,52 @@ def compared(taken: Snapshot, past: Past) -> Snapshot:
     return replace(taken, layers=layers, pairs=pairs, previous=previous, start=start)
 
 
-def classified(outputs: list[Tensor], probe: Probe) -> tuple[Tensor | None, Tensor | None]:
-    """Predicted class and softmax score of every sample, where the network returned ``(n, classes)`` logits.
+def classified(
+    outputs: Sequence[Returned], probe: Probe, told: Collection[int] = ()
+) -> tuple[Tensor | None, Tensor | None]:
+    """Predicted class and softmax score of every sample, where what the network returned are logits.
 
-    Logits are as wide as the data set has classes or, where it does not tell, as the probe has, or up to twice as wide:
-    of many classes some may be missing. Anything else (an embedding, a reconstruction) predicts nothing.
+    Logits are as wide as the data set has classes. Where it does not tell, they are as wide as the classes of the probe
+    or up to twice as wide, since of many classes some may be missing, or as wide as the network says that it has
+    classes, or called logits in what it returned. And whatever names the class of more than half of the samples is
+    taken for logits. Anything else (an embedding, a reconstruction) predicts nothing.
+
+    Args:
+        outputs: What the network returned for all samples, in their order.
+        probe: The samples.
+        told: Numbers of classes that the network names.
 
     Example:
         >>> probe = make_probe((torch.rand(4, 1), torch.tensor([0, 1, 0, 1])))
-        >>> classified([torch.tensor([[0.0, 100.0], [100.0, 0.0]])], probe)
-        (tensor([1, 0]), tensor([1., 1.]))
-        >>> classified([torch.rand(2, 64)], probe)
-        (None, None)
+        >>> classified([Returned(torch.tensor([[0.0, 100.0], [100.0, 0.0]]).repeat(2, 1), False)], probe)
+        (tensor([1, 0, 1, 0]), tensor([1., 1., 1., 1.]))
+        >>> embedding = Returned(torch.eye(4, 64), False)
+        >>> classified([embedding], probe), classified([embedding], probe, told=[64])[0]
+        ((None, None), tensor([0, 1, 2, 3]))
     """
-    if not outputs or probe.labels is None or len({output.shape[1] for output in outputs}) > 1:
+    labels, rows = probe.labels, [output.rows for output in outputs]
+    if labels is None or sum(map(len, rows)) != len(probe) or len({part.shape[1] for part in rows}) > 1:
         return None, None
-    width, seen = outputs[0].shape[1], int(probe.labels.max()) + 1
-    fits = width == probe.classes if probe.classes is not None else seen <= width <= 2 * seen
-    if width < 2 or not fits or not all(output.is_floating_point() for output in outputs):
+    width = rows[0].shape[1]
+    if not max(2, int(labels.max()) + 1) <= width or not all(part.is_floating_point() for part in rows):
         return None, None
-    confidence, predictions = torch.cat(outputs).float().softmax(1).max(1)
-    return predictions, confidence
+    confidence, predictions = torch.cat(rows).float().softmax(1).max(1)
+    are_logits = _are_classes(width, probe, told) or (probe.classes is None and outputs[0].are_logits)
+    known = labels >= 0
+    commonest = int(labels[known].bincount().max())
+    right = int((predictions == labels)[known].sum())
+    if are_logits or right > max(int(known.sum()) / 2, commonest):
+        return predictions, confidence
+    return None, None
+
+
+def _are_classes(width: int, probe: Probe, told: Collection[int] = ()) -> bool:
+    """Whether so many numbers a sample are one a class of a labelled probe."""
+    assert probe.labels is not None
+    seen = int(probe.labels.max()) + 1
+    if probe.classes is not None:
+        return width == probe.classes > 1
+    return 1 < width >= seen and (width <= 2 * seen or width in told)
 
 
 @dataclass
@@ -257,6 +288,7 @@ class Pending:
         timed: Seconds spent by stage.
         started: When it was begun, on the clock of ``time.perf_counter``.
         ended: When each layer was solved.
+        measured: What the forward pass alone says of layers, by label.
     """
 
     taken: Snapshot
@@ -264,6 +296,7 @@ class Pending:
     timed: Stopwatch
     started: float
     ended: list[float]
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def done(self) -> bool:
         """Whether :meth:`result` would return, or raise, at once."""
@@ -291,7 +324,13 @@ class Pending:
             for label, graph in self.graphs.items():
                 while not wait([graph], timeout=0.5).done:
                     progress(0)
-                layers[label] = graph.result()
+                try:
+                    solved = graph.result()
+                    layers[label] = solved.with_values({**solved.values, **self.measured.get(label, {})})
+                except NoRoomError as error:
+                    if len(self.graphs) == 1:
+                        raise
+                    log.warning("Layer %r is left out of this snapshot: %s", label, error)
                 progress(1)
         except Exception:
             self.cancel()
@@ -337,7 +376,7 @@ def begin_snapshot(
     solver, ranks = Foreground() if solver is None else solver, ranks or Alone()
     timed, started = Stopwatch(), time.perf_counter()
     ended: list[float] = []
-    outputs: dict[int, Tensor] = {}
+    outputs: dict[int, Returned] = {}
     graphs: dict[str, Future[LayerGraph]] = {}
 
     def solve(layer: WatchedLayer, gram: CentredGram) -> LayerGraph:
@@ -346,14 +385,19 @@ def begin_snapshot(
         ended.append(time.perf_counter())
         return graph
 
+    labels, told = all_known(probe.labels), classes_told(runner.model)
+    head = None if labels is None else linear_head(runner, watched, labels)
+    if head is not None and not _are_classes(head.module.out_features, probe, told):
+        head = None
     grams = capture(
         runner,
         watched,
         probe.batches,
-        settings.pooling,
+        settings.rows,
         processes=ranks,
         timed=timed,
         outputs=outputs,
+        head=head,
         precise=settings.needs_double,
     )
     failed: Exception | None = None
@@ -372,7 +416,12 @@ def begin_snapshot(
         except Exception as error:
             failed = error
         ranks.raise_together(failed)
-        predictions, confidence = _predicted(outputs, probe, ranks)
+        predictions, confidence = None, None
+        if (parts := ranks.gather(outputs)) is not None:  # on rank zero
+            everything = {start: rows for part in parts for start, rows in part.items()}
+            rows = [everything[start] for start in sorted(everything)]
+            predictions, confidence = classified(rows, probe, told)
+        measured = {} if head is None else {head.label: _of_head(head, ranks)}
     except BaseException:
         for graph in graphs.values():
             graph.cancel()
@@ -389,19 +438,12 @@ def begin_snapshot(
         seconds={},
         learning_rate=learning_rate,
     )
-    return Pending(taken, graphs, timed, started, ended)
+    return Pending(taken, graphs, timed, started, ended, measured)
 
 
-def _predicted(outputs: Mapping[int, Tensor], probe: Probe, ranks: Ranks) -> tuple[Tensor | None, Tensor | None]:
-    """Class and score of every sample, on rank zero, from what each process has of the network's output."""
-    told = {start: classified([output], probe) for start, output in outputs.items()}
-    everything: dict[int, tuple[Tensor | None, Tensor | None]] = {}
-    for part in ranks.gather(told) or ():
-        everything |= part
-    pairs = [everything[start] for start in sorted(everything)]
-    if sum(len(predicted) for predicted, _ in pairs if predicted is not None) != len(probe):
-        return None, None
-    return torch.cat([p for p, _ in pairs if p is not None]), torch.cat([c for _, c in pairs if c is not None])
+def _of_head(head: Head, ranks: Ranks) -> dict[str, float]:
+    """What a linear classifier's weights and inputs measure, on every process."""
+    return measures.of_layer({"head": head.known(ranks.everyones(head.heard))})
 
 
 def snapshot(
@@ -417,6 +459,8 @@ def snapshot(
     tol: float = 1e-5,
     preset: Literal["paper"] | None = None,
     pooling: Pooling = "flatten",
+    pad: float | None = None,
+    batch_dim: int | None = None,
     linear_cka: bool = True,
     groups: Literal["classes", "communities"] = "classes",
     epoch: float = 0,
@@ -444,6 +488,8 @@ def snapshot(
         preset: ``"paper"`` for the published setting.
         pooling: How activations become features: ``"flatten"``, ``"mean"``, ``"cls"``, ``"last"`` or a function, see
             :class:`~lightning_ssc.Settings`.
+        pad: What sequences of other lengths are filled up with to the longest one, see the same.
+        batch_dim: Which dimension of what layers put out is the sample, where it is not found, see the same.
         linear_cka: Keep what linear CKA needs.
         groups: What modularity is measured over: the classes, or ``"communities"`` that Louvain's method finds in each
             graph.
@@ -470,12 +516,12 @@ def snapshot(
         (['0', '2'], torch.Size([30, 30]), True)
     """
     inner, context = unwrapped(model)
-    settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups, alpha)
+    settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups, alpha, pad, batch_dim)
     probe = make_probe((inputs,) if labels is None else (inputs, labels))
     if labels is not None and probe.labels is None and groups == "classes":
         log.warning(NO_LABELS)
     runner = Runner(inner, forward, context, chunk=chunk, memory=memory)
-    watched = trace(runner, layers, probe.batches, pooling)
+    watched = trace(runner, layers, probe.batches, settings.rows)
     moment = Moment(epochs_as_steps(epoch) if step is None else step, epoch)
     taken = begin_snapshot(runner, probe, watched, settings, moment, learning_rate=learning_rate).result()
     return compared(taken, Past())

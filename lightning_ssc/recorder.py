@@ -26,6 +26,7 @@ from lightning_ssc.capture import (
     ProbeSource,
     Runner,
     WatchedLayer,
+    goes_to_disk,
     in_parts,
     is_sharded,
     is_spread,
@@ -186,18 +187,19 @@ class Recorder:
     # -- Before the first snapshot
 
     def _trace(self, layers: str | type[nn.Module] | Sequence[LayerPattern]) -> list[WatchedLayer]:
-        watched = trace(self._runner, layers, self.probe.batches, self.settings.pooling)
+        watched = trace(self._runner, layers, self.probe.batches, self.settings.rows)
         if is_sharded(self._runner.model):
             watched = self._without_parts(watched)
         if self._runner.memory is not None:  # what is free may be enough on one rank and not on another
-            ranks = self._ranks.size
+            size, memory, ranks = len(self.probe), self._runner.memory, self._ranks.size
             staged = is_spread(self._runner.model, watched, ranks)
-            plan_shared(watched, len(self.probe), self._runner.memory, ranks, staged=staged)  # or it is too small
+            disk = goes_to_disk(watched, size, memory, self._runner.grams_on_cpu)
+            plan_shared(watched, size, memory, ranks, staged=staged, disk=disk)  # or it is too small
         return watched
 
     def _without_parts(self, watched: list[WatchedLayer]) -> list[WatchedLayer]:
         """The layers of a sharded network that put out the same on all processes; none holds the others whole."""
-        parts = in_parts(self._runner, watched, self.probe.batches, self._ranks, self.settings.pooling)
+        parts = in_parts(self._runner, watched, self.probe.batches, self._ranks, self.settings.rows)
         whole = [layer for layer in watched if layer not in parts]
         if not parts:
             return whole
@@ -488,7 +490,8 @@ class Recorder:
         if shares is None:
             return None
         graphs = {label: graph for layers in shares for label, graph in layers.items()}
-        return replace(mine, layers={layer.label: graphs[layer.label] for layer in self.watched})
+        names = [layer.label for layer in self.watched]  # of which a full disk may leave some out
+        return replace(mine, layers={name: graphs[name] for name in names if name in graphs})
 
     def _tell(self, taken: Snapshot | None) -> None:
         """Every rank knows what a snapshot says in numbers: checkpoints and early stopping go by it."""

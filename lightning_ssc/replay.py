@@ -279,7 +279,7 @@ def analyze(
             raise CheckpointError(f"{checkpoint.path}: {error}") from error
         runner = Runner(model, forward, device=device, chunk=chunk, memory=memory)
         try:
-            return runner, trace(runner, layers, probe.batches, settings.pooling)
+            return runner, trace(runner, layers, probe.batches, settings.rows)
         except NotRunError as error:
             cause = error.__cause__
             raise CheckpointError(

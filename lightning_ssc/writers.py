@@ -16,11 +16,13 @@ Tags, where ``<root>`` is the monitor's name, ``ssc`` by default:
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +37,6 @@ from lightning_ssc.capture import balanced
 from lightning_ssc.functional import spectral_embedding
 from lightning_ssc.snapshots import ProbeCard, Snapshot
 from lightning_ssc.threads import at_most, worth
-
-if TYPE_CHECKING:
-    pass
 
 Drawn = tuple[str, NDArray[np.uint8]]  # a tag and what stands under it
 
@@ -169,6 +168,19 @@ def takes_images(logger: Any) -> bool:
     return hasattr(experiment, "add_image") or hasattr(logger, "log_image") or hasattr(experiment, "log_image")
 
 
+def drawn_for(loggers: Iterable[Any]) -> list[Any]:
+    """The loggers that take images, where there is something to draw with; a warning, once, where there is not."""
+    takers = [logger for logger in loggers if takes_images(logger)]
+    if takers and find_spec("matplotlib") is None:
+        warnings.warn(
+            "Pictures for loggers are drawn by matplotlib, which is not installed: numbers are logged without them. "
+            "pip install 'lightning-ssc[report]' brings all that draws.",
+            stacklevel=1,  # from one place, so that it is said once
+        )
+        return []
+    return takers
+
+
 def log_image(loggers: Iterable[Any], tag: str, image: NDArray[np.uint8], step: int) -> None:
     """Write ``(H, W, 3)`` pixels to the loggers that take images."""
     for logger in filter(takes_images, loggers):
@@ -210,12 +222,12 @@ def log_snapshot(
     """
     loggers, step = list(loggers), taken.moment.logged
     log_scalars(loggers, scalars, step)
-    if not any(map(takes_images, loggers)):
+    if not (takers := drawn_for(loggers)):
         return None  # nothing is drawn that nobody takes
     if elsewhere is not None:
         return elsewhere(lambda: list(drawn(taken, images, card, root, curves)))
     with closing(drawn(taken, images, card, root, curves)) as pictures:  # nobody draws the rest after an error
-        log_images(loggers, pictures, step)
+        log_images(takers, pictures, step)
     return None
 
 
@@ -292,9 +304,9 @@ def log_history(loggers: Iterable[Any], table: Dynamics, root: str = "ssc") -> N
             if not np.isnan(table.curves[record.name][t, i])  # what was not kept has no value
         }
         log_scalars(loggers, scalars, moment.logged)
-    if any(map(takes_images, loggers)):
+    if takers := drawn_for(loggers):
         pictures = ((f"{root}/curves/{name}", image) for name, image in cards.curves(table))
-        log_images(loggers, pictures, table.moments[-1].logged)
+        log_images(takers, pictures, table.moments[-1].logged)
 
 
 def log_projector(loggers: Iterable[Any], taken: Snapshot, card: ProbeCard | None = None, root: str = "ssc") -> None:

@@ -10,11 +10,20 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from recipes.claims import Claim, claims_table, in_order, rank
+from recipes.claims import RESULTS as TRAINED
+from recipes.claims import in_order, is_strong, rank
 from recipes.readme import README, with_block
 from recipes.tables import Line, markdown, read_table
 
 RESULTS = Path(__file__).parent / "results"
+TRAINED_FIGURES = {
+    "dynamics_resnet20": "Figure 1 on ResNet-20: modularity, SSC-CKA and linear CKA to the final state",
+    "dynamics_densenet": "Figure 1 on a DenseNet of 40 layers: the same",
+    "figure3": "Figure 3: VGG-11, 16 and 24, a quarter as wide",
+    "figure6": "Figure 6: Wide ResNet-28 x 1 after 1, 10, 19 and 30 epochs",
+    "figure7": "Figure 7: ResNet-20 on 5, 50 and 100 % of the images",
+}
+FIGURE_4 = "Figure 4: SSC-CKA between all convolutions of converged ResNets"
 
 
 class Folder:
@@ -66,45 +75,91 @@ def _short(value: str) -> str:
     return f"{float(value):.2f}"
 
 
-def claims(of: Folder) -> list[Claim]:
-    """What the paper says and the converged networks show."""
-    names = ", ".join(of.networks)
+def claims(of: Folder) -> list[Line]:
+    """What the paper says and the converged networks show, in the terms of :func:`recipes.claims.line_of`."""
     found = []
-    lines = [line for line in of.table("table1") if line["layer"] == "last convolution"]
-    each = (", ".join(_percent(line[key]) for key in ("ssc_label", "network_prediction", "alike")) for line in lines)
-    held = all(
-        abs(float(line["ssc_label"]) - float(line["network_prediction"])) < 0.05 and float(line["alike_low"]) > 0.9
-        for line in lines
-    )
-    text = "neighbours label inputs as the network does (table 1; within 5 points, more than 90 % alike)"
-    found.append(Claim(text, names, f"SSC labels, network, alike: {'; '.join(each)}", held))
+    right = {line["network"]: _percent(line["network_prediction"]) for line in of.table("table1")}
 
-    curves = [[float(line["modularity"]) for line in lines] for lines in _by_network(of.table("modularity"))]
-    ranks = [rank(curve) for curve in curves]
-    each = (f"{curve[0]:.2f} to {curve[-1]:.2f}, {text}" for curve, (text, _) in zip(curves, ranks, strict=True))
-    found.append(Claim("modularity rises with depth", names, "; ".join(each), all(held for _, held in ranks)))
+    def say(text: str, names: Sequence[str], measured: str, chance: str, held: bool) -> None:
+        accuracy = ", ".join(right[name] for name in names)
+        line = {"claim": text, "runs": f"public {', '.join(names)}", "seeds": "1", "accuracy": accuracy}
+        found.append(line | {"measured": measured, "chance": chance, "held": "yes" if held else "no"})
 
-    boards = of.statistic("board")
-    held = all(float(line["low"]) > max(0.0, float(line["untrained"])) for line in boards)
-    measured = f"{_each(boards)}; untrained {_each(boards, '{untrained}')}"
-    found.append(
-        Claim("a chess board in ResNets (its interval above 0 and above untrained weights)", names, measured, held)
-    )
+    for lines in _by_network(of.table("modularity")):
+        curve = [float(line["modularity"]) for line in lines]
+        measured = f"{curve[0]:.2f} to {curve[-1]:.2f}, rank correlation with depth {rank(curve):.2f}"
+        chance = f"shuffled classes at most {max(float(line['of_shuffled']) for line in lines):.2f}"
+        say("modularity rises with depth", [lines[0]["network"]], measured, chance, is_strong(rank(curve)))
 
-    for parts in ("two", "three"):
-        cuts, largest = of.statistic(f"cut in {parts}: contrast"), of.statistic(f"cut in {parts}: largest share")
-        held = in_order([float(line["value"]) for line in cuts], upwards=True)
-        measured = f"contrast {_each(cuts)}; largest block's share of the layers {_each(largest, '{value}')}; "
-        measured += f"untrained contrast {_each(cuts, '{untrained}')}"
-        text = f"deeper networks fall into few blocks (contrast of the best cut in {parts} grows with depth)"
-        found.append(Claim(text, names, measured, held))
+    cuts = {parts: of.statistic(f"cut in {parts}: contrast") for parts in ("two", "three")}
+    held = all(in_order([float(line["value"]) for line in lines], upwards=True) for lines in cuts.values())
+    measured = "; ".join(f"cut in {parts} {_each(lines)}" for parts, lines in cuts.items())
+    chance = f"untrained {'; '.join(_each(lines, '{untrained}') for lines in cuts.values())}"
+    text = "deeper networks fall into few blocks (contrast of the best cuts in two and in three grows)"
+    say(text, of.networks, measured, chance, held)
 
-    wrong = [lines[0] for lines in _by_network(of.table("confidently_wrong"))]
-    held = all(float(line["of_them_ssc_label_is_prediction"]) > 0.5 for line in wrong)
-    each = (f"{_percent(line['of_them_ssc_label_is_prediction'])} of {line['wrong_in_all']}" for line in wrong)
-    text = "a wrongly classified input has most affinity to the class that the network gives it (most of them)"
-    found.append(Claim(text, names, ", ".join(each), held))
+    for line in of.statistic("board"):
+        held = float(line["low"]) > max(0.0, float(line["untrained"]))
+        text = "a chess board in ResNets (its interval above 0 and above untrained weights)"
+        say(text, [line["network"]], _each([line]), f"untrained {_short(line['untrained'])}", held)
+
+    for line in of.table("table1"):
+        if line["layer"] == "last convolution":
+            near = abs(float(line["ssc_label"]) - float(line["network_prediction"])) < 0.05
+            names = ("SSC labels right", "ssc_label"), ("network", "network_prediction"), ("alike", "alike")
+            measured = ", ".join(f"{name} {_percent(line[key])}" for name, key in names)
+            text = "neighbours label inputs as the network does (within 5 points, more than 90 % alike)"
+            chance = f"shuffled classes {_percent(line['ssc_label_of_shuffled'])}"
+            say(text, [line["network"]], measured, chance, near and float(line["alike_low"]) > 0.9)
+
+    for line in (lines[0] for lines in _by_network(of.table("confidently_wrong"))):
+        share = line["of_them_ssc_label_is_prediction"]
+        text = "a wrongly classified input has most affinity to the class that the network gives it (most of them)"
+        measured = f"{_percent(share)} of {line['wrong_in_all']}"
+        say(text, [line["network"]], measured, "", float(share) > 0.5)
     return found
+
+
+def claims_section(results: Path = RESULTS) -> str:
+    """The block ``claims`` of the page: what networks trained here show, and what public ones do."""
+    trained = read_table(results / TRAINED.name / "claims.csv")
+    lines = [*trained, *claims(folders(results)[0])]
+    texts = list(dict.fromkeys(line["claim"] for line in lines))
+    lines.sort(key=lambda line: texts.index(line["claim"]))  # one claim after the other
+    decided = [line for line in lines if line["held"] in ("yes", "no")]
+    held = sum(line["held"] == "yes" for line in decided)
+    rows = [
+        [
+            line["claim"],
+            line["runs"] + (f" ({line['seeds']} seeds)" if int(line["seeds"]) > 1 else ""),
+            *(line[key] for key in ("accuracy", "measured", "chance")),
+            {"yes": "yes", "no": "**no**"}.get(line["held"], "not shown"),
+        ]
+        for line in lines
+    ]
+    headings = ["the paper says", "networks", "right", "measured", "by chance or untrained", "held"]
+    parts = [
+        f"**{sentence(folders(results)[0])}**\n",
+        f"![{FIGURE_4}](results/converged/{folders(results)[0].root.name}/heatmaps_ssc.png)\n",
+        f"Decided: {len(decided)} of {len(lines)} lines (yes: {held}, no: {len(decided) - held}).\n",
+        markdown(headings, rows).replace("---:", "---"),
+    ]
+    drawn = {name: text for name, text in TRAINED_FIGURES.items() if (results / TRAINED.name / f"{name}.png").exists()}
+    parts += ["", *(f"![{text}](results/{TRAINED.name}/{name}.png)" for name, text in drawn.items())] if drawn else []
+    return "\n".join(parts)
+
+
+def sentence(of: Folder) -> str:
+    """What the evidence comes to."""
+    alike = [float(line["alike"]) for line in of.table("table1") if line["layer"] == "last block"]
+    boards = [of.statistic("board")[i] for i in (0, -1)]
+    grows, untrained = ([_short(line[key]) for line in boards] for key in ("value", "untrained"))
+    return (
+        f"In converged public ResNets, with nothing trained, the neighbours of a test image in the last block's graph "
+        f"label it as the network does ({min(alike):.0%} to {max(alike):.0%} alike), and a chess board of residual "
+        f"blocks grows with depth (from {grows[0]} in {of.networks[0]} to {grows[1]} in {of.networks[-1]}; untrained "
+        f"{untrained[0]} and {untrained[1]})."
+    ).replace("%", " %")
 
 
 def _by_network(lines: Sequence[Line]) -> list[list[Line]]:
@@ -115,8 +170,7 @@ def converged_section(results: Path = RESULTS) -> str:
     """The block ``converged`` of the page."""
     every = folders(results)
     first = every[0]
-    parts = [f"Claims and statistics at N = {first.inputs}; an interval holds 95 % of draws of the inputs.\n"]
-    parts.append(claims_table(claims(first)))
+    parts = [f"Statistics at N = {first.inputs}; an interval holds 95 % of draws of the inputs."]
     # Of the same inputs a network may stand in two folders.
     lines_of_table1 = {
         (line["network"], line["inputs"], line["layer"]): line for of in every for line in of.table("table1")
@@ -174,11 +228,12 @@ def converged_section(results: Path = RESULTS) -> str:
     parts.append("\nWhat the snapshots took, beside other work on the machine:\n")
     parts.append(
         markdown(
-            ["network", "layers", "inputs", "seconds", "peak memory, GB"],
+            ["network", "layers", "inputs", "seconds", "of processors", "peak memory, GB"],
             [
                 [
                     *(line[key] for key in ("network", "layers", "inputs")),
                     f"{float(line['seconds']):.0f}",
+                    f"{float(line['processor_seconds']):.0f}".replace("nan", "not known"),
                     f"{float(line['peak_gb']):.1f}",
                 ]
                 for of in every
@@ -188,7 +243,6 @@ def converged_section(results: Path = RESULTS) -> str:
     )
     folder = f"results/converged/{first.root.name}"
     pictures = {
-        "heatmaps_ssc": "Figure 4: SSC-CKA between all convolutions",
         "heatmaps_linear": "The same by linear CKA",
         "modularity": "Modularity by depth",
         "embeddings": f"Figure 8: {first.networks[-1]}, correctly classified inputs in six convolutions",
@@ -233,6 +287,7 @@ def _with_spread(line: Line, name: str, digits: int) -> str:
 
 def page(text: str, results: Path = RESULTS) -> str:
     """The page with its blocks filled from the results."""
+    text = with_block(text, "claims", claims_section(results))
     text = with_block(text, "converged", converged_section(results))
     return with_block(text, "sensitivity", sensitivity_section(results))
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_ssc import SnapshotStore
-from lightning_ssc.analysis import Inputs, find_store, inputs, similarity
+from lightning_ssc import Snapshot, SnapshotStore
+from lightning_ssc.analysis import find_store, similarity
 from lightning_ssc.analysis.dynamics import Table
 
 
@@ -39,31 +39,36 @@ class Runs:
             raise FileNotFoundError(
                 f"no run in {self.root / name}: python -m recipes fit --config {self.recipes}/{name}.yaml"
             )
-        planned = yaml.safe_load((found[-1] / "config.yaml").read_text())["trainer"]["max_epochs"]
-        if find_store(found[-1]).epochs[-1] != planned:
+        if not self.is_done(name):
             raise FileNotFoundError(
-                f"the run in {found[-1]} has not come to its end, epoch {planned}: wait for it, or go on with it by "
+                f"the run in {found[-1]} has not come to its end: wait for it, or go on with it by "
                 f"--config {self.recipes}/{name}.yaml --ckpt_path <its last checkpoint>"
             )
         return found[-1]
+
+    def is_done(self, name: str) -> bool:
+        """Whether its latest version has come to the end of its last epoch."""
+        for version in versions(self.root / name)[-1:]:
+            planned = yaml.safe_load((version / "config.yaml").read_text())["trainer"]["max_epochs"]
+            stores = list(version.rglob("step_*.npz"))
+            return bool(stores) and bool(find_store(version).epochs[-1] == planned)
+        return False
 
     def store(self, name: str) -> SnapshotStore:
         """Its snapshots."""
         return find_store(self.folder(name))
 
+    def snapshot(self, name: str, epoch: int | None = None) -> Snapshot:
+        """What there is of an epoch, or of the last one."""
+        store = self.store(name)
+        return store.load(store.epochs[-1] if epoch is None else epoch)
+
     def heatmap(self, name: str, epoch: int | None = None) -> tuple[Table, list[str]]:
         """SSC-CKA between its layers, after an epoch or the last one, and the layers' names."""
-        store = self.store(name)
-        found = similarity(store.load(store.epochs[-1] if epoch is None else epoch), linear=False)
+        found = similarity(self.snapshot(name, epoch), linear=False)
         return found.ssc, found.rows
 
-    def accuracy(self, name: str) -> tuple[float, float]:
-        """Accuracy on all test images after the last epoch, and the seconds from the first event to that one."""
+    def accuracies(self, name: str) -> list[float]:
+        """Accuracy on all test images after the epochs at which it was measured."""
         events = EventAccumulator(str(self.folder(name)), size_guidance={"scalars": 0}).Reload()
-        accuracy = events.Scalars("val/accuracy")
-        return accuracy[-1].value, accuracy[-1].wall_time - events.FirstEventTimestamp()
-
-    def last_convolution(self, name: str) -> Inputs:
-        """The probe as the graph of the last convolution sees it."""
-        taken = self.store(name).load(self.store(name).epochs[-1])
-        return inputs(taken, list(taken.layers)[-1])
+        return [event.value for event in events.Scalars("val/accuracy")]

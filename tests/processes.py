@@ -35,7 +35,7 @@ from lightning_ssc import (
     recorder,
     snapshot,
 )
-from lightning_ssc.capture import Runner, capture, passes, trace
+from lightning_ssc.capture import Returned, Runner, capture, passes, trace
 from lightning_ssc.capture.spread import Post
 from lightning_ssc.metrics import AffinityModularity, LinearCKA
 from lightning_ssc.ranks import Ranks
@@ -276,11 +276,11 @@ def spread(world: int, root: Path) -> None:
     for name, memory, chunk in (("one pass", None, 256), ("several", 2 * 31 * 31 * 8 + 31 * 60 * 8, 4)):
         runner = Runner(net, run, chunk=chunk, memory=memory)
         layers = trace(runner, "**", x)
-        outputs: dict[int, torch.Tensor] = {}
+        outputs: dict[int, Returned] = {}
         sent = ranks.sent
         shared = {layer.label: gram for layer, gram in capture(runner, layers, x, processes=ranks, outputs=outputs)}
         told[f"bytes {name}"] = ranks.sent - sent
-        told[f"rows {name}"] = {start: len(output) for start, output in outputs.items()}
+        told[f"rows {name}"] = {start: len(output.rows) for start, output in outputs.items()}
         alone = {layer.label: gram for layer, gram in capture(Runner(net, run), layers, x)}
         told[f"layers {name}"] = list(shared)
         told[f"apart {name}"] = max(
@@ -314,7 +314,7 @@ def spread(world: int, root: Path) -> None:
         ("solve", bare, pipeline, "solve_layer", solve),
         ("room", bare, Post, "places", short if rank == 1 else Post.places),
         ("buffers", bare, passes, "_buffers", short if rank == 1 else passes._buffers),
-        ("gram", bare, passes, "_gram", short if rank == 1 else passes._gram),
+        ("gram", bare, passes, "_formed", short if rank == 1 else passes._formed),
         ("look", bare, recorder, "fingerprint", short if rank == 1 else recorder.fingerprint),
     ):
         watching._runner = replace(watching._runner, forward=forward)

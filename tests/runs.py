@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from torch import nn
 
+from lightning_ssc import snapshot
 from lightning_ssc.functional.gram_sketch import gram_sketch
 from lightning_ssc.snapshots import LayerGraph, Moment, ProbeCard, Snapshot, SnapshotStore
 
@@ -82,3 +84,18 @@ def made_run(
     pictures = np.random.default_rng(seed).integers(0, 255, (n, 8, 8, 3), dtype=np.uint8) if images else None
     store.save_card(ProbeCard(probe, pictures, tuple(class_names)))
     return store
+
+
+def doubtful_run(root: Path, wrong: Sequence[int], n: int = 90) -> SnapshotStore:
+    """Three classes apart in the last layers and not in the first, at three moments; some labels were changed."""
+    generator, labels = torch.Generator().manual_seed(0), torch.arange(n) % 3
+    x = 3 * torch.eye(8)[labels] + 0.5 * torch.randn(n, 8, generator=generator)
+    given = labels.clone()
+    given[list(wrong)] = (given[list(wrong)] + 1) % 3
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 3))
+    kept = SnapshotStore(root)
+    for step in (0, 10, 20):
+        kept.save(snapshot(net, x, given, layers="Linear", epoch=step))
+    kept.save_card(ProbeCard(kept.header(0).probe, None, ("cat", "dog", "bird")))
+    return kept

@@ -23,14 +23,21 @@ def begun(monkeypatch):
 
 def test_what_is_compiled_ahead_is_all_that_solving_needs():
     ahead._compile(False).join()
+    from lightning_ssc.functional import _passes
     from lightning_ssc.functional._kernel import solve_rows
 
-    ready = set(solve_rows.signatures)
+    compiled = [solve_rows, _passes.both_ways, _passes.products, _passes.pair_products]
+    ready = [set(function.signatures) for function in compiled]
     x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
     for dtype in (torch.float32, torch.float64):
         found = self_expression(gram=(x @ x.T).to(dtype), tol=1)  # a whole number, as YAML may have it
         self_expression(gram=(x @ x.T).to(dtype), init=found.coef, max_iter=5)
-    assert set(solve_rows.signatures) == ready
+    for normalize in (True, False):
+        settings = Settings(normalize=normalize)
+        recorder = Recorder(convnet(), (torch.rand(40, 3, 8, 8), torch.arange(40) % 2), "conv", settings=settings)
+        for epoch in range(2):
+            recorder.record(epoch=epoch)
+    assert [set(function.signatures) for function in compiled] == ready
 
 
 def test_a_recorder_begins_it_with_what_its_settings_need(begun):
@@ -80,5 +87,5 @@ ahead.compile_ahead(Settings(), torch.device("cpu"))
 while not done:
     time.sleep(0.01)
 """
-    found = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
+    found = subprocess.run([sys.executable, "-c", code], check=True, timeout=300, capture_output=True, text=True)
     assert found.stdout.split() == ["1"]

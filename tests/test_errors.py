@@ -171,7 +171,8 @@ MESSAGES: list[tuple[str, Any, str]] = [
         "an output without a row a sample",
         lambda root: returning(lambda x: x.flatten(1)[:2], "m"),
         "Layer 'm' puts out shape (2, 192) for 7 samples; its first dimension must be the sample. Watch a layer "
-        "with batch-first output (an LSTM with batch_first=True, say), or another part of it.",
+        "with batch-first output (an LSTM with batch_first=True, say), or another part of it, or say "
+        "with batch_dim= which dimension is the sample.",
     ),
     (
         "a class token of images",
@@ -228,7 +229,7 @@ MESSAGES: list[tuple[str, Any, str]] = [
     (
         "a pooling that does not exist",
         lambda root: snapshot(convnet(), X, Y, pooling="men"),  # type: ignore[arg-type]
-        "pooling must be one of 'flatten', 'mean', 'cls', 'last', got 'men'.",
+        "pooling must be a function or one of 'flatten', 'mean', 'cls', 'last', got 'men'.",
     ),
     (
         "a negative tau",

@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 from lightning_ssc import Snapshot, SSCMonitor, snapshot
 from lightning_ssc.background import Background
-from lightning_ssc.capture import Runner, WatchedLayer, capture, make_probe, trace
+from lightning_ssc.capture import Returned, Runner, WatchedLayer, capture, make_probe, trace
 from lightning_ssc.functional import affinity, duality_gap, modularity, self_expression
 from lightning_ssc.functional.grams import CentredGram
 from lightning_ssc.measures import MEASURES
@@ -84,14 +84,14 @@ def assert_same(found: Snapshot, expected: Snapshot) -> None:
 def test_grams(gpu: torch.device, probe: tuple[Tensor, Tensor], memory: int | None, layout: Any) -> None:
     net, x = network(), probe[0].contiguous(memory_format=layout)
     expected = grams(net, x)
-    outputs: dict[int, Tensor] = {}
+    outputs: dict[int, Returned] = {}
     found = grams(net.to(gpu), x, memory=memory, outputs=outputs)
     assert list(found) == list(expected)
     for label, gram in found.items():
         assert gram.centred.device == gram.offset.device == gpu
         for made, other in ((gram.centred, expected[label].centred), (gram.raw_(), expected[label].raw_())):
             assert_close(made.cpu(), other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
-    assert {output.device.type for output in outputs.values()} == {"cpu"}
+    assert {output.rows.device.type for output in outputs.values()} == {"cpu"}
     assert {buffer.device for buffer in net.buffers()} == {gpu}
 
 

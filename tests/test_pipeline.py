@@ -35,10 +35,7 @@ def seen_by_the_solver(net: nn.Module, inputs: Tensor, layers: list[str], normal
     runner, grams = Runner(net), {}
     watched = trace(runner, layers, inputs)
     for layer, gram in capture(runner, watched, inputs, precise=not normalize):
-        raw = gram.raw_(precise=not normalize)
-        length = raw.diagonal().double().sqrt()
-        unit = (raw / length / length[:, None]).float().fill_diagonal_(1)
-        grams[layer.label] = unit if normalize else raw
+        grams[layer.label] = gram.unit_() if normalize else gram.raw_(precise=True)
     return grams
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -156,6 +157,21 @@ class FreezeSettled(BaseFinetuning):
         """Leave the network trainable."""
         self._release()
 
+    # -- When
+
+    def is_due(self, recorder: Recorder, layer: str, done: float) -> bool:
+        """Whether a layer may be frozen now, once all below it are; to be overridden by other rules.
+
+        Args:
+            recorder: What takes the snapshots, of which the last has just been taken.
+            layer: Label of a watched layer.
+            done: Share of the run that is done; 1 where its length is not known.
+        """
+        steps, now = recorder.steps, recorder.steps[-1]
+        since = max(self._since, recorder.scalars.get(f"{self.name}/settled/{layer}", now))
+        lasts = (now - since) * done >= self.patience * now
+        return lasts and sum(step >= since for step in steps) >= _SNAPSHOTS
+
     # -- Parts of them
 
     def _found(self, training: Training) -> tuple[SSCMonitor, Recorder]:
@@ -180,13 +196,11 @@ class FreezeSettled(BaseFinetuning):
 
     def _consider(self, training: Training, recorder: Recorder) -> None:
         """Take in what has settled, on all ranks alike: all are told what a snapshot says."""
-        steps, now = recorder.steps, recorder.steps[-1]
-        total = training.run.total if training.run.total < float("inf") else now
+        now = recorder.steps[-1]
+        done = now / training.run.total if training.run.total < math.inf else 1.0
         settled = []
         for watched in recorder.watched[:-1]:
-            since = max(self._since, recorder.scalars.get(f"{self.name}/settled/{watched.label}", now))
-            lasts = now - since >= self.patience * total and sum(step >= since for step in steps) >= _SNAPSHOTS
-            if watched.is_output or not (lasts or watched.label in self._settled):
+            if watched.is_output or not (watched.label in self._settled or self.is_due(recorder, watched.label, done)):
                 break
             settled.append(watched.label)
         if len(settled) > len(self._settled):

@@ -91,7 +91,7 @@ class SSCMonitor(Callback):
         preset: ``"paper"`` for the published setting (raw samples, ADMM, tau = mu = 10, 100 iterations).
         pooling: ``"flatten"`` keeps every activation, ``"mean"`` averages over space or over the real tokens (by the
             mask or the lengths in the batch), ``"cls"`` takes the class token, ``"last"`` the last real one; or a
-            function of the activations ``(N, ...)`` that returns ``(N, d)``.
+            function of the activations ``(N, ...)`` that returns ``(N, d)`` (in YAML its import path).
         linear_cka: Linear CKA beside SSC-CKA.
         heatmap: The images of SSC-CKA and linear CKA between all layers with every snapshot.
         embedding: An image of the spectral embedding with every snapshot, of every layer or, where there are more, of
@@ -135,6 +135,10 @@ class SSCMonitor(Callback):
             leaves behind.
         alpha: ``tau`` in units of each layer's own threshold, at which its last input gets its first neighbour
             (Elhamifar and Vidal's alpha); overrides ``tau``.
+        pad: What sequences of other lengths are filled up with to the longest of the probe, so that every sample has as
+            many features. By default a layer whose number of features changes is refused.
+        batch_dim: Which dimension of what layers put out is the sample, 1 where time comes first. By default it is
+            found by running other numbers of samples.
 
     Raises:
         ValueError: An argument is out of range; at the start of fit, a layer is unknown or never runs.
@@ -181,6 +185,8 @@ class SSCMonitor(Callback):
         weights: Literal["training", "average", "both"] = "training",
         alpha: float | None = None,
         probes: Mapping[str, ProbeSource | None] | None = None,
+        pad: float | None = None,
+        batch_dim: int | None = None,
     ) -> None:
         super().__init__()
         if probe_size < 3:
@@ -196,7 +202,9 @@ class SSCMonitor(Callback):
             _check_names(probes, probe)
         self.layers = layers
         self.name = name
-        self.settings = Settings(tau, normalize, solver, tol, preset, pooling, linear_cka, groups, alpha)
+        self.settings = Settings(
+            tau, normalize, solver, tol, preset, pooling, linear_cka, groups, alpha, pad, batch_dim
+        )
         self.images = Images(heatmap, embedding, neighbours, projector)
         self.schedule = as_triggers(schedule)
         self.background = background

@@ -34,10 +34,12 @@ def fields(batch: Any) -> dict[Any, Any]:
         return dict(batch.items())
     if hasattr(batch, "_fields"):
         return dict(batch._asdict())
-    if is_graphs(batch):
-        return dict(batch.to_dict())
     if isinstance(batch, (tuple, list, Tensor)) or not hasattr(batch, "__dict__"):
         return {}
+    if callable(getattr(batch, "to_dict", None)):  # PyG's, which do not keep them as attributes
+        named: dict[Any, Any] = dict(batch.to_dict())
+        named.update(named.pop("_global_store", {}))  # of graphs with nodes of several kinds, what is of the graph
+        return named
     return dict(vars(batch))
 
 
@@ -131,6 +133,11 @@ def is_graphs(batch: Any) -> bool:
     return hasattr(batch, "num_graphs") and callable(getattr(batch, "to_data_list", None))
 
 
+def _holds_graphs(batch: Any) -> bool:
+    """Whether a batch is a tuple in which graphs joined into one stand, beside their labels, say."""
+    return isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields") and any(map(is_graphs, batch))
+
+
 def listed(batch: Any) -> int | None:
     """The number of samples in a tuple of lists with an entry a sample (``tuple(zip(*items))``), else ``None``."""
     if (
@@ -154,6 +161,9 @@ def count(batch: Any) -> int | None:
     """The number of samples in a batch, or ``None`` where its tensors do not agree on one."""
     if is_graphs(batch):
         return int(batch.num_graphs)
+    if _holds_graphs(batch):
+        counts = {count(entry) for entry in batch}
+        return counts.pop() if len(counts) == 1 else None
     if isinstance(batch, SampleList):
         return len(batch)
     if (n := listed(batch)) is not None:
@@ -202,6 +212,8 @@ def take(inputs: Any, rows: Tensor | slice, samples: int | None = None) -> Any:
         chosen = range(inputs.num_graphs)[rows] if isinstance(rows, slice) else rows.tolist()
         graphs = inputs.to_data_list()
         return type(inputs).from_data_list([graphs[i] for i in chosen])
+    if _holds_graphs(inputs):
+        return type(inputs)(take(entry, rows, samples) for entry in inputs)
     if listed(inputs) is not None:
         return type(inputs)(
             e[rows] if isinstance(e, Tensor) or isinstance(rows, slice) else type(e)(e[i] for i in rows.tolist())
@@ -211,10 +223,17 @@ def take(inputs: Any, rows: Tensor | slice, samples: int | None = None) -> Any:
 
 
 def concatenate(parts: list[Any]) -> Any:
-    """Batches of the same structure, joined along the samples."""
+    """Batches of the same structure, joined along the samples.
+
+    Raises:
+        RuntimeError: They hold tensors of other shapes, as padded batch by batch.
+        TypeError: They hold objects of which it is not known how to join them.
+    """
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.cat(parts)
+    if is_graphs(first):
+        return type(first).from_data_list([graph for part in parts for graph in part.to_data_list()])
     if listed(first) is not None:
         entries = zip(*parts, strict=True)
         return tuple(torch.cat(e) if isinstance(e[0], Tensor) else [*itertools.chain(*e)] for e in entries)
@@ -227,6 +246,8 @@ def concatenate(parts: list[Any]) -> Any:
     if dataclasses.is_dataclass(first) and not isinstance(first, type):
         joined = {f.name: concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(first)}
         return dataclasses.replace(first, **joined)
+    if any(True for _ in tensors(first)):
+        raise TypeError(f"objects of {type(first).__name__} cannot be joined")
     return first
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from lightning_ssc.capture.names import Layer
-from lightning_ssc.settings import Pooling
+from lightning_ssc.settings import FLAT, Rows
 
 CLEAR = ("last_hidden_state", "logits")  # what networks with named outputs mean by their output
 
@@ -41,11 +41,10 @@ def features(
     output: Any,
     layer: Layer,
     view: View | int,
-    pooling: Pooling = "flatten",
+    how: Rows = FLAT,
     channels_last: bool = False,
     axis: int = 0,
     shape: Sequence[int] | None = None,
-    pad: float | None = None,
 ) -> Tensor:
     """What a layer put out, as one row of features a sample.
 
@@ -55,14 +54,14 @@ def features(
             nested, sparse and quantised tensors are made dense.
         layer: The layer, for its part and for messages.
         view: How the samples stand in it, or just their number N.
-        pooling: ``"flatten"`` keeps every number; ``"mean"`` averages over space, ``(N, C, H, W)`` to ``(N, C)``, or
-            over the real tokens, ``(N, T, C)`` to ``(N, C)``; ``"cls"`` takes the first token of ``(N, T, C)`` and
-            ``"last"`` the last real one. Activations of two dimensions are taken as they are. A function gets the
-            activations ``(N, ...)`` and returns ``(N, d)``.
+        how: Of its ``pooling`` ``"flatten"`` keeps every number; ``"mean"`` averages over space, ``(N, C, H, W)`` to
+            ``(N, C)``, or over the real tokens, ``(N, T, C)`` to ``(N, C)``; ``"cls"`` takes the first token of
+            ``(N, T, C)`` and ``"last"`` the last real one. Activations of two dimensions are taken as they are. A
+            function gets the activations ``(N, ...)`` and returns ``(N, d)``. With ``pad`` real tokens come first, and
+            that number behind them.
         channels_last: Order the features of ``(N, C, H, W)`` by place and then by channel, whatever they are in memory.
         axis: Which dimension is the sample.
         shape: What one sample's activations are padded to, with ``pad``.
-        pad: What sequences are padded with.
 
     Returns:
         ``(N, d)`` real tensor.
@@ -70,20 +69,21 @@ def features(
     Raises:
         OutputError: There is no such part, no tensor, or the tensor does not have a row a sample.
     """
-    tensor = activations(output, layer, view, pooling, axis)
-    if pad is not None and shape is not None:
-        tensor = _padded(tensor, shape, pad)
+    tensor = activations(output, layer, view, how, axis)
+    if how.pad is not None and shape is not None:
+        tensor = _padded(tensor, shape, how.pad)
     if channels_last and tensor.dim() > 3:
         tensor = tensor.movedim(1, -1)
     return tensor.reshape(len(tensor), -1)
 
 
-def activations(output: Any, layer: Layer, view: View | int, pooling: Pooling = "flatten", axis: int = 0) -> Tensor:
+def activations(output: Any, layer: Layer, view: View | int, how: Rows = FLAT, axis: int = 0) -> Tensor:
     """What :func:`features` flattens: ``(N, ...)``, after pooling."""
+    pooling = how.pooling
     view = View(view) if isinstance(view, int) else view
     found = part_of(output, layer, view)
-    tensor, real = _dense(found)
-    tokens = view.tokens if real is None else real
+    tensor, tokens = _dense(found)
+    tokens = view.tokens if tokens is None else tokens
     tensor = tensor.detach()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
@@ -96,12 +96,14 @@ def activations(output: Any, layer: Layer, view: View | int, pooling: Pooling = 
     if tensor.dim() == 0 or len(tensor) != view.samples:
         raise OutputError(
             f"Layer {layer.label!r} puts out shape {tuple(tensor.shape)} for {view.samples} samples; its first "
-            f"dimension must be the sample. Watch a layer with batch-first output (an LSTM with "
-            f"batch_first=True, say), or another part of it."
+            f"dimension must be the sample. Watch a layer with batch-first output (an LSTM with batch_first=True, "
+            f"say), or another part of it, or say with batch_dim= which dimension is the sample."
         )
-    function: Any = pooling
-    if callable(function):
-        pooled = function(tensor)
+    real = _tokens_of(tensor, tokens)
+    if how.pad is not None and real is not None and (callable(pooling) or pooling == "flatten"):
+        tensor = _real_first(tensor, real, how.pad)
+    if callable(pooling):
+        pooled = pooling(tensor)
         if not isinstance(pooled, Tensor) or pooled.dim() != 2 or len(pooled) != view.samples:
             told = tuple(pooled.shape) if isinstance(pooled, Tensor) else type(pooled).__name__
             raise OutputError(
@@ -110,7 +112,7 @@ def activations(output: Any, layer: Layer, view: View | int, pooling: Pooling = 
             )
         return pooled.detach()
     if tensor.dim() == 3 and pooling in ("mean", "last", "cls"):
-        tensor = _pooled_tokens(tensor, tokens, pooling)
+        tensor = _pooled_tokens(tensor, real, pooling)
     elif tensor.dim() > 3 and pooling == "mean":
         tensor = tensor.flatten(2).mean(2, dtype=_precise(tensor))
     elif tensor.dim() > 3 and pooling in ("cls", "last"):
@@ -126,15 +128,12 @@ def _precise(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _pooled_tokens(tensor: Tensor, tokens: Tensor | None, pooling: str) -> Tensor:
+def _pooled_tokens(tensor: Tensor, real: Tensor | None, pooling: str) -> Tensor:
     """Of ``(N, T, C)`` one token, or the mean, of those that are real."""
     if pooling == "cls":
         return tensor[:, 0]
-    heeded = tokens is not None and tokens.shape == tensor.shape[:2]
-    if not heeded:
+    if real is None:
         return tensor[:, -1] if pooling == "last" else tensor.mean(1, dtype=_precise(tensor))
-    assert tokens is not None
-    real = tokens.to(tensor.device)
     if pooling == "last":
         places = torch.where(real, torch.arange(real.shape[1], device=real.device), 0).amax(1)
         return tensor[torch.arange(len(tensor), device=tensor.device), places]
@@ -150,8 +149,29 @@ def _by_graph(tensor: Tensor, graph: Tensor, samples: int) -> Tensor:
     return sums / nodes.clamp_min(1)[:, None]
 
 
+def _tokens_of(tensor: Tensor, tokens: Tensor | None) -> Tensor | None:
+    """``(N, T)`` which tokens of an activation are real; of a network that cuts off what none of the chunk has, too."""
+    if tokens is None or tensor.dim() < 3 or len(tokens) != len(tensor):
+        return None
+    if tokens.shape[1] != tensor.shape[1]:
+        used = tokens.any(0).nonzero().squeeze(1).tolist()
+        tokens = tokens[:, used[0] : used[-1] + 1] if used else tokens
+    return tokens.to(tensor.device) if tokens.shape[1] == tensor.shape[1] else None
+
+
+def _real_first(tensor: Tensor, real: Tensor, pad: float) -> Tensor:
+    """``(N, T, ...)`` with the real tokens first, in their order, and padding behind, on whichever side it was."""
+    tensor = tensor if tensor.is_floating_point() else tensor.float()
+    order = real.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+    behind = ~real.gather(1, order)
+    order, behind = (t.reshape(*t.shape, *[1] * (tensor.dim() - 2)) for t in (order, behind))
+    return tensor.gather(1, order.expand_as(tensor)).masked_fill(behind, pad)
+
+
 def _padded(tensor: Tensor, shape: Sequence[int], pad: float) -> Tensor:
-    if len(shape) != tensor.dim() - 1 or tuple(shape) == tuple(tensor.shape[1:]):
+    """``(N, ...)`` filled up to a shape, where that is a larger one of as many dimensions."""
+    sizes = tensor.shape[1:]
+    if len(shape) != len(sizes) or any(size > to for size, to in zip(sizes, shape, strict=True)):
         return tensor
     widths = [w for size, to in reversed(list(zip(tensor.shape[1:], shape, strict=True))) for w in (0, to - size)]
     return torch.nn.functional.pad(tensor, widths, value=pad)
@@ -226,17 +246,18 @@ def candidates(output: Any, view: View, given: Sequence[Tensor] = ()) -> list[tu
     """The parts of an output that a layer may stand for, each with its path, the likeliest first."""
     if isinstance(output, (Tensor, PackedSequence)):
         return [("", output)]
-    addresses = {(t.data_ptr(), t.shape) for t in given if t.layout == torch.strided and not t.is_nested}
+    addresses = {_address(t) for t in given} - {None}
     ranked = ((path, part, _rank(path, part, view)) for path, part in _leaves(output))
     found = [(rank, path, part) for path, part, rank in ranked if rank is not None]
-    own = [entry for entry in found if not _is_among(entry[2], addresses)] or found
+    own = [entry for entry in found if _address(entry[2]) not in addresses] or found
     return [(path, part) for _, path, part in sorted(own, key=lambda entry: entry[0])]
 
 
-def _is_among(part: Any, addresses: set[Any]) -> bool:
+def _address(part: Any) -> tuple[int, int] | None:
+    """Where the numbers of a tensor lie and how many they are, the same of a view of all of them."""
     if not isinstance(part, Tensor) or part.layout != torch.strided or part.is_nested:
-        return False
-    return (part.data_ptr(), part.shape) in addresses
+        return None
+    return part.data_ptr(), part.numel()
 
 
 def _rank(path: str, part: Any, view: View) -> int | None:
@@ -255,15 +276,28 @@ def _rank(path: str, part: Any, view: View) -> int | None:
     return (1 if first else 2) if floating else 3
 
 
-def logits_of(output: Any, view: View) -> Tensor | None:
-    """What a network returned, or the ``logits`` in it, on the CPU, where that is a row of numbers a sample."""
-    if not isinstance(output, (Tensor, PackedSequence)):
+class Returned(NamedTuple):
+    """What a network returned for some samples.
+
+    Attributes:
+        rows: ``(n, width)`` on the CPU.
+        are_logits: Whether it is called so in what was returned.
+    """
+
+    rows: Tensor
+    are_logits: bool
+
+
+def returned(output: Any, view: View) -> Returned | None:
+    """What a network returned, or the ``logits`` in it, where that is a row of numbers a sample."""
+    named = not isinstance(output, (Tensor, PackedSequence))
+    if named:
         output = _entries(output).get("logits")
     if not isinstance(output, Tensor) or output.layout != torch.strided or output.is_nested or output.dim() != 2:
         return None
     if view.nodes is not None and len(output) > int(view.nodes.max()):
         output = output[view.nodes.to(output.device)]
-    return output.detach().cpu() if len(output) == view.samples else None
+    return Returned(output.detach().cpu(), named) if len(output) == view.samples else None
 
 
 def copied(output: Any) -> Any:
@@ -306,13 +340,13 @@ def describe(output: Any) -> str:
     return f"{type(output).__name__} with parts {entries}" if entries else type(output).__name__
 
 
-def sample_axis(shape: Sequence[int], samples: int, other: Sequence[int], fewer: int) -> int | None:
-    """The dimension that follows the number of samples, from outputs for two of them; ``None`` where none does.
+def sample_axes(shape: Sequence[int], samples: int, other: Sequence[int], fewer: int) -> list[int]:
+    """The dimensions that follow the number of samples, from outputs for two of them.
 
     Example:
-        >>> sample_axis((7, 7, 4), 7, (7, 3, 4), 3)  # time first
-        1
+        >>> sample_axes((7, 7, 4), 7, (7, 3, 4), 3)  # time first
+        [1]
     """
     if len(shape) != len(other):
-        return None
-    return next((i for i, sizes in enumerate(zip(shape, other, strict=True)) if sizes == (samples, fewer)), None)
+        return []
+    return [i for i, sizes in enumerate(zip(shape, other, strict=True)) if sizes == (samples, fewer)]

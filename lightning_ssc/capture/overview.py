@@ -14,7 +14,7 @@ from lightning_ssc.capture.names import Layer, named_layers
 from lightning_ssc.capture.presets import Preset, chosen
 from lightning_ssc.capture.runner import Forward, Runner, unwrapped
 from lightning_ssc.capture.trace import LeftOut, try_layers
-from lightning_ssc.settings import Pooling
+from lightning_ssc.settings import FLAT, Pooling, Rows, Settings
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LayerRow:
     why_not: str
 
 
-def overview(runner: Runner, inputs: Any, pooling: Pooling = "flatten") -> list[LayerRow]:
+def overview(runner: Runner, inputs: Any, how: Rows = FLAT) -> list[LayerRow]:
     """Every module of a network in the order of ``named_modules``, from a forward pass over a few samples.
 
     Raises:
@@ -56,7 +56,7 @@ def overview(runner: Runner, inputs: Any, pooling: Pooling = "flatten") -> list[
         raise ValueError(no_layers(runner.model))
     root = observe(runner, inputs)
     meant = {preset: set(chosen(preset, root)) for preset in get_args(Preset)}
-    tried = try_layers(runner, [Layer(name) for name in modules], inputs, pooling)
+    tried = try_layers(runner, [Layer(name) for name in modules], inputs, how)
     rows = []
     for name, module in modules.items():
         calls = [call for call in tried if call.layer.name == name]
@@ -88,14 +88,22 @@ def as_text(rows: Sequence[LayerRow]) -> str:
     return "\n".join(lines)
 
 
-def show_layers(model: nn.Module, inputs: Any, *, pooling: Pooling = "flatten", forward: Forward | None = None) -> None:
+def show_layers(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    pooling: Pooling = "flatten",
+    forward: Forward | None = None,
+    batch_dim: int | None = None,
+) -> None:
     """Print a network's modules with what each preset would watch, their features a sample, and why some are left out.
 
     Args:
         model: The network, left as it was.
         inputs: At least two samples as its forward takes them: a tensor, a tuple of tensors, or a dict of tensors.
-        pooling: How activations become features: ``"flatten"``, ``"mean"`` or ``"cls"``.
+        pooling: How activations become features, see :class:`~lightning_ssc.Settings`.
         forward: ``forward(model, inputs)`` runs the network, where ``model(inputs)`` would not do.
+        batch_dim: Which dimension of what layers put out is the sample, where it is not found, see the same.
 
     Raises:
         ValueError: The network is a single layer.
@@ -109,4 +117,5 @@ def show_layers(model: nn.Module, inputs: Any, *, pooling: Pooling = "flatten", 
         2  Flatten         144
     """
     inner, context = unwrapped(model)
-    print(as_text(overview(Runner(inner, forward, context), inputs, pooling)))
+    how = Settings(pooling=pooling, batch_dim=batch_dim).rows
+    print(as_text(overview(Runner(inner, forward, context), inputs, how)))

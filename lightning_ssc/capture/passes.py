@@ -23,10 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ssc.capture.batches import batch_size, take
+from lightning_ssc.capture.classifier import Head
+from lightning_ssc.capture.disk import NoRoomError, on_disk
 from lightning_ssc.capture.isolation import seed_everything, without_trace
 from lightning_ssc.capture.names import Layer
-from lightning_ssc.capture.outputs import OutputError, View, features, logits_of
-from lightning_ssc.capture.plan import FeatureSlice, plan_shared, room, share_layers
+from lightning_ssc.capture.outputs import OutputError, Returned, View, features, returned
+from lightning_ssc.capture.plan import FeatureSlice, goes_to_disk, plan_shared, room, share_layers
 from lightning_ssc.capture.processes import Alone, Processes
 from lightning_ssc.capture.runner import Runner
 from lightning_ssc.capture.samples import chunks
@@ -34,8 +36,8 @@ from lightning_ssc.capture.sharding import is_sharded, runs_apart
 from lightning_ssc.capture.spread import Post, rows_a_turn, turns
 from lightning_ssc.capture.tokens import masks_mark_tokens, view_of
 from lightning_ssc.capture.trace import WatchedLayer, hooked, in_one_chunk
-from lightning_ssc.functional.grams import CentredGram, centred_gram
-from lightning_ssc.settings import Pooling
+from lightning_ssc.functional.grams import CentredGram, centred_gram, in_memory
+from lightning_ssc.settings import FLAT, Rows
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +58,12 @@ def capture(
     runner: Runner,
     layers: Sequence[WatchedLayer],
     inputs: Any,
-    pooling: Pooling = "flatten",
+    how: Rows = FLAT,
     *,
     processes: Processes | None = None,
     timed: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext(),
-    outputs: dict[int, Tensor] | None = None,
+    outputs: dict[int, Returned] | None = None,
+    head: Head | None = None,
     precise: bool = False,
 ) -> Iterator[tuple[WatchedLayer, CentredGram]]:
     """The Gram matrices of the layers over the probe, one after the other, each when it is whole.
@@ -70,12 +73,13 @@ def capture(
             that its ``forward`` must let through. Grams are formed on its device.
         layers: What :func:`lightning_ssc.capture.trace` returned, or some of it.
         inputs: The probe's inputs, on any device; they are moved to the network's a chunk at a time.
-        pooling: How activations become features, see :func:`lightning_ssc.capture.outputs.features`.
+        how: How activations become features, see :func:`lightning_ssc.capture.outputs.features`.
         processes: Those that do this together, with equal arguments. Each has to take all of its layers, or the others
             wait for it. By default a lone one.
         timed: ``timed("forward")`` and ``timed("gram")`` are opened around the two stages.
         outputs: Gains what the network returned, a chunk at a time, by its first sample and on the CPU, if that is one
             row of numbers a sample, or has such ``logits``. Several processes each gain what they have run.
+        head: Listens to what the classifier is given, once for every sample; of several processes each to what it runs.
         precise: Form Grams in double precision.
 
     Yields:
@@ -91,20 +95,24 @@ def capture(
     processes = Alone() if processes is None else processes
     model, device, rank, ranks = runner.model, runner.device, processes.rank, processes.size
     assert device is not None
-    home = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # others lack float64
+    home = torch.device("cpu") if runner.grams_on_cpu else device
     sharded, spread = is_sharded(model), is_spread(model, layers, ranks)
     memory = min(processes.everyones(processes.together(runner.budget)))
-    passes = plan_shared(layers, n, memory, ranks, staged=spread)
+    disk = goes_to_disk(layers, n, memory, runner.grams_on_cpu)
+    passes = plan_shared(layers, n, memory, ranks, staged=spread, disk=disk)
     marks = masks_mark_tokens(inputs, model)
     owners = [next(r for r in range(ranks) if layer in share_layers(layers, r, ranks)) for layer in layers]
     cut = dict.fromkeys(layers[s.layer].label for group in passes for s in group if s.start > 0)
     log.debug(
         "%d layers of %d samples: %.1f MB of activations in %d passes, because memory=%.1f MB leaves %.1f MB beside "
-        "two Gram matrices; layers too large for one pass: %s",
+        "%s; layers too large for one pass: %s",
         len(layers), n, n * sum(layer.bytes_a_sample for layer in layers) / 1e6, len(passes), memory / 1e6,
-        room(layers, n, memory) / 1e6, ", ".join(map(repr, cut)) or "none",
+        room(layers, n, memory, disk) / 1e6,
+        "Gram matrices on disk" if disk else "two Gram matrices", ", ".join(map(repr, cut)) or "none",
     )  # fmt: skip
     parts: dict[int, CentredGram] = {}
+    form = partial(centred_gram, precise=precise, room=on_disk if disk else in_memory)
+    left_out: dict[int, NoRoomError] = {}
     failed: Exception | None = None
     for number, group in enumerate(passes):
         mine = [s for s in group if owners[s.layer] == rank]
@@ -114,13 +122,16 @@ def capture(
         early = not (last or sharded)  # a sharded network left halfway would keep the weights that it has gathered
         chunk, post = n if in_one_chunk(layers, n, memory) else runner.chunk, None
         if spread:
-            chunk = min(chunk, -(-n // ranks), rows_a_turn(group, layers, owners, ranks, n, room(layers, n, memory)))
+            chunk = min(
+                chunk, -(-n // ranks), rows_a_turn(group, layers, owners, ranks, n, room(layers, n, memory, disk))
+            )
             post = Post(processes, group, layers, owners, buffers, home)
         with timed("forward"), without_trace(model):
             for turn in turns(chunks(inputs, chunk), ranks if spread else 1):
                 rows = turn.of(rank)
                 places = partial(_own, buffers, rows) if post is None else partial(post.places, turn)
-                run = partial(_run, runner, group, layers, places, inputs, rows, pooling, marks, cut=early)
+                whole = head if last else None  # other passes may not reach the classifier
+                run = partial(_run, runner, group, layers, places, inputs, rows, how, marks, whole, cut=early)
                 before, failed = failed, None
                 given, output = processes.together(partial(_unless, before, run))
                 if post is not None:
@@ -133,7 +144,17 @@ def capture(
             layer = layers[s.layer]
             try:
                 with timed("gram"):
-                    gram = _gram(buffers.pop(s.layer), layer, precise, parts.pop(s.layer, None))
+                    if s.layer in left_out:
+                        del buffers[s.layer]
+                        continue
+                    gram = _formed(partial(form, buffers.pop(s.layer), onto=parts.pop(s.layer, None)), layer)
+            except NoRoomError as error:
+                log.warning("Layer %r is left out of this snapshot: %s", layer.label, error)
+                left_out[s.layer] = error
+                if len(left_out) == owners.count(rank):
+                    failed = error
+                    break
+                continue
             except Exception as error:
                 failed = error
                 break  # the others hear of it in the next turn
@@ -180,15 +201,16 @@ def _run(
     places: Callable[[], dict[int, Tensor]],
     inputs: Any,
     rows: slice,
-    pooling: Pooling,
+    how: Rows,
     marks: bool | None,
+    head: Head | None,
     *,
     cut: bool,
-) -> tuple[dict[int, Tensor], Tensor | None]:
+) -> tuple[dict[int, Tensor], Returned | None]:
     """Run the network on some samples, up to the last layer that is wanted where the pass may be cut short.
 
     Returns:
-        Features by layer, where they have been put, and the network's logits, where it has any.
+        Features by layer, where they have been put, and what the network returned, where that may be logits.
     """
     given = places()
     wanted = {
@@ -196,11 +218,12 @@ def _run(
     }
     output, samples = None, take(inputs, rows)
     view = view_of(samples, runner.model, marks)
-    keep = partial(_keep, wanted, set(wanted) if cut else set(), rows, view, pooling)
+    keep = partial(_keep, wanted, set(wanted) if cut else set(), rows, view, how)
     seed_everything(rows.start)  # a network that is random even now is so in the same way every time
     with (
         _cut_short(runner.model) if cut else nullcontext(),
         hooked(runner.model, [layer for layer, _ in wanted], keep) as seen,
+        nullcontext() if head is None else head.listening(rows),
         runner.context(),
     ):
         output = runner(samples)
@@ -209,7 +232,7 @@ def _run(
             f"Layer {missing[0]!r} ran for the first samples of the probe but not for samples {rows.start} to "
             f"{rows.stop - 1}. Watch only layers that run for every input."
         )
-    return given, logits_of(output, view)
+    return given, returned(output, view)
 
 
 @contextmanager
@@ -233,7 +256,7 @@ def _keep(
     missing: set[tuple[Layer, int]],
     rows: slice,
     view: View,
-    pooling: Pooling,
+    how: Rows,
     layer: Layer,
     call: int,
     output: Any,
@@ -243,12 +266,12 @@ def _keep(
     if (layer, call) in wanted:
         part, place, watched = wanted[layer, call]
         if place is not None:
-            found = features(output, watched.source, view, pooling, watched.channels_last, watched.axis)
+            found = features(output, watched.source, view, how, watched.channels_last, watched.axis, watched.shape)
             if found.shape[1] != watched.features:
                 raise OutputError(
                     f"Layer {watched.label!r} puts out {found.shape[1]} features a sample for samples {rows.start} to "
                     f"{rows.stop - 1} and {watched.features} for the first ones, as of sequences of other lengths. Use "
-                    f"pooling='mean' or 'last', pad all of them to one length, or watch a layer behind that."
+                    f"pooling='mean' or 'last', fill them up with pad=0.0, or watch a layer behind that."
                 )
             place[:] = found[:, part.start : part.stop]
     if missing:
@@ -257,9 +280,9 @@ def _keep(
             raise _EnoughError
 
 
-def _gram(x: Tensor, layer: WatchedLayer, precise: bool, onto: CentredGram | None) -> CentredGram:
+def _formed(form: Callable[[], CentredGram], layer: WatchedLayer) -> CentredGram:
     try:
-        return centred_gram(x, precise, onto)
+        return form()
     except ValueError as error:
         raise ValueError(
             f"Layer {layer.label!r} puts out {error}. Its graph is not defined: look at the learning rate, the "

@@ -8,6 +8,8 @@ from itertools import zip_longest
 
 from lightning_ssc.capture.trace import WatchedLayer
 
+_LARGE = 1 << 30  # bytes of a Gram from which on it may go to disk
+_WORK = 1 << 29  # bytes that work on a Gram takes beside it
 _SOLVED = 5000  # features whose Gram takes as long as solving a layer, of a thousand inputs
 
 
@@ -43,7 +45,7 @@ class FeatureSlice:
 
 
 def plan_passes(
-    layers: Sequence[WatchedLayer], samples: int, memory: int, *, staged: bool = False
+    layers: Sequence[WatchedLayer], samples: int, memory: int, *, staged: bool = False, disk: bool = False
 ) -> list[list[FeatureSlice]]:
     """Share layers out over as few passes as fit a memory budget, in their order and each as far as possible whole.
 
@@ -55,6 +57,7 @@ def plan_passes(
         samples: Number of samples.
         memory: Bytes.
         staged: Whether a quarter of what the Grams leave is kept for features on their way between processes.
+        disk: Whether Grams lie on disk, see :func:`goes_to_disk`.
 
     Returns:
         For every pass the slices of layers that it captures; all of a layer's slices come in ascending order.
@@ -69,12 +72,13 @@ def plan_passes(
         [[(0, 0, 50), (1, 0, 30), (2, 0, 20)], [(2, 20, 120)], [(2, 120, 220)], [(2, 220, 250)]]
     """
     widest = max(layer.dtype.itemsize for layer in layers)
-    space = room(layers, samples, memory)
+    space = room(layers, samples, memory, disk)
     least = -(-4 * samples * widest // 3) if staged else samples * widest
     if space < least:
         raise ValueError(
-            f"A memory budget of {memory / 1e6:.1f} MB does not hold the Gram matrices of {samples} samples; it takes "
-            f"at least {(memory + least - space) / 1e6:.1f} MB. Raise memory= or use a smaller probe."
+            f"A memory budget of {memory / 1e6:.1f} MB does not hold {'work on ' if disk else ''}the Gram matrices of "
+            f"{samples} samples{', on disk' if disk else ''}; it takes at least {(memory + least - space) / 1e6:.1f} "
+            f"MB. Raise memory= or use a smaller probe."
         )
     if staged:
         space = space * 3 // 4
@@ -97,7 +101,7 @@ def plan_passes(
 
 
 def plan_shared(
-    layers: Sequence[WatchedLayer], samples: int, memory: int, ranks: int, *, staged: bool
+    layers: Sequence[WatchedLayer], samples: int, memory: int, ranks: int, *, staged: bool, disk: bool = False
 ) -> list[list[FeatureSlice]]:
     """The passes that several processes go through together, each with the slices of all of them.
 
@@ -106,7 +110,8 @@ def plan_shared(
         samples: Number of samples.
         memory: Bytes that each process may take.
         ranks: Number of processes.
-        staged: See :func:`plan_passes`.
+        staged: See :func:`plan_passes`, as for ``disk``.
+        disk: Whether Grams lie on disk.
 
     Raises:
         ValueError: As of :func:`plan_passes`.
@@ -121,7 +126,7 @@ def plan_shared(
     for rank in range(ranks):
         if own := share_layers(layers, rank, ranks):
             numbers = [number for number, layer in enumerate(layers) if layer in own]
-            plan = plan_passes(own, samples, memory, staged=staged)
+            plan = plan_passes(own, samples, memory, staged=staged, disk=disk)
             plans.append([[replace(part, layer=numbers[part.layer]) for part in group] for group in plan])
     return [
         sorted((part for group in groups for part in group), key=lambda part: part.layer)
@@ -129,10 +134,26 @@ def plan_shared(
     ]
 
 
-def room(layers: Sequence[WatchedLayer], samples: int, memory: int) -> int:
-    """Bytes that a budget leaves for activations beside two Grams.
+def room(layers: Sequence[WatchedLayer], samples: int, memory: int, disk: bool = False) -> int:
+    """Bytes that a budget leaves for activations beside work on Grams on disk, or beside two Grams in memory.
 
-    One is formed and, of a layer in slices, one waits for it; or there is a float64 one of a float32 layer, which takes
-    as much and to which slices are added in place.
+    There is one Gram, but it may have to be formed in float64, which takes as much as two in float32.
     """
-    return memory - 2 * samples * samples * max(layer.dtype.itemsize for layer in layers)
+    return memory - (_WORK if disk else 2 * _bytes_of_gram(layers, samples))
+
+
+def goes_to_disk(layers: Sequence[WatchedLayer], samples: int, memory: int, on_cpu: bool) -> bool:
+    """Whether Grams have to lie on disk: large ones of a CPU that the budget does not hold.
+
+    Example:
+        >>> from lightning_ssc.capture import Layer
+        >>> layers = [WatchedLayer(Layer("a"), 0, "a", 500)]
+        >>> [goes_to_disk(layers, 50_000, memory * 10**9, on_cpu=True) for memory in (8, 32)]
+        [True, False]
+    """
+    gram, column = _bytes_of_gram(layers, samples), samples * max(layer.dtype.itemsize for layer in layers)
+    return on_cpu and gram >= _LARGE and memory < 2 * gram + column
+
+
+def _bytes_of_gram(layers: Sequence[WatchedLayer], samples: int) -> int:
+    return samples * samples * max(layer.dtype.itemsize for layer in layers)

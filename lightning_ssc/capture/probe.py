@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -28,6 +28,7 @@ ProbeSource = Dataset[Any] | DataLoader[Any] | tuple[Any, ...] | Tensor
 
 # A data set without readable targets is sampled this many times over before classes are balanced within the sample.
 _CANDIDATES = 4
+_WHOLE = (Tensor, tuple, list, Mapping)  # what is taken as it is, and not drawn from
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,9 @@ def make_probe(source: ProbeSource, size: int = 1000, seed: int = 0) -> Probe:
     """
     with isolated_random_state(source):
         seed_everything(seed)  # items that are random after all come out the same in every run and on every rank
-        if isinstance(source, (Tensor, tuple, list, Mapping)) or is_graphs(source):
+        source = _graphs_in(source)
+        is_data_set = isinstance(source, list) and _is_pyg(source)
+        if is_graphs(source) or nodes_of(source) is not None or (isinstance(source, _WHOLE) and not is_data_set):
             samples, classes = _as_samples([source])
             return _checked(samples, classes, samples.nodes, None)
         dataset = source.dataset if isinstance(source, DataLoader) else source
@@ -121,9 +124,24 @@ def make_probe(source: ProbeSource, size: int = 1000, seed: int = 0) -> Probe:
     return probe
 
 
+def _graphs_in(source: Any) -> Any:
+    """What the only entry of a tuple holds, where that is graphs, which say themselves what their labels are."""
+    if isinstance(source, tuple) and len(source) == 1:
+        inner = source[0]
+        if isinstance(inner, list):
+            return _collate(inner) if _is_pyg(inner) else source
+        if is_graphs(inner) or (not isinstance(inner, tuple) and nodes_of(inner) is not None):
+            return inner
+    return source
+
+
+def _is_pyg(items: Sequence[Any]) -> bool:
+    return bool(items) and type(items[0]).__module__.startswith("torch_geometric.")
+
+
 def _collate(items: list[Any]) -> Any:
     """PyTorch's default, and PyG's for its graphs."""
-    if type(items[0]).__module__.startswith("torch_geometric."):
+    if _is_pyg(items):
         return sys.modules["torch_geometric.data"].Batch.from_data_list(items)
     try:
         return default_collate(items)

@@ -101,6 +101,10 @@ class Runner:
             return f"forward= does not run {name} on the probe, which gives it {shown(given)} ({wrong})."
         names = [f"x{i}" for i in range(1, len(given) + 1)] if isinstance(given, tuple) else []
         unpacked = f"        {', '.join(names)} = inputs\n" if names else ""
+        if not isinstance(given, (Tensor, Mapping, tuple, list)):  # an object with tensors for attributes
+            targets = inputs.path[:1] if isinstance(inputs, Chunk) and inputs.path else ()
+            held = [key for key, value in fields(given).items() if isinstance(value, Tensor) and key not in targets]
+            names = [f"inputs.{key}" for key in held[:3]]
         argument = ", ".join(names) or "inputs"
         first = names[0] if names else "inputs"
         return (
@@ -111,6 +115,11 @@ class Runner:
             f"\n"
             f"    SSCMonitor(forward=run)"
         )
+
+    @property
+    def grams_on_cpu(self) -> bool:
+        """Whether Grams are formed on the CPU: where the network runs there, or on what lacks float64."""
+        return self.device is None or self.device.type != "cuda"
 
     def budget(self) -> int:
         """Bytes that activations and Grams may take."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_ssc.capture.batches import batch_size, take
 from lightning_ssc.capture.calls import observe, tensors_in
-from lightning_ssc.capture.classifier import output_calls
+from lightning_ssc.capture.classifier import Head, output_calls
 from lightning_ssc.capture.dependence import Dependence, rows_are_equal
 from lightning_ssc.capture.isolation import seed_everything, without_trace
 from lightning_ssc.capture.layers import LayerPattern, select_layers
@@ -31,14 +32,14 @@ from lightning_ssc.capture.outputs import (
     features,
     is_channels_last,
     part_of,
-    sample_axis,
+    sample_axes,
 )
 from lightning_ssc.capture.processes import Processes
 from lightning_ssc.capture.runner import NotRunError, Runner
 from lightning_ssc.capture.samples import Chunk, chunks, some
 from lightning_ssc.capture.sharding import holds_parts, reshard, whole
 from lightning_ssc.capture.tokens import masks_mark_tokens, view_of
-from lightning_ssc.settings import Pooling
+from lightning_ssc.settings import FLAT, Rows
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class WatchedLayer:
             that order: a Gram does not depend on it, and a copy that turns it takes longer than the layer.
         part: Which part of what it puts out is watched; the layer's, or the one found where it names none.
         axis: Which dimension of that is the sample.
-        shape: What one sample's activations are padded to, where they are.
+        shape: Of one sample's activations, padded to the longest ones where they are.
         mixes: Whether its features for a sample depend on which others run beside it.
         is_output: Whether it puts out what the network returns, as a classifier does.
     """
@@ -110,7 +111,7 @@ def trace(
     runner: Runner,
     patterns: str | type[nn.Module] | Sequence[LayerPattern],
     inputs: Any,
-    pooling: Pooling = "flatten",
+    how: Rows = FLAT,
 ) -> list[WatchedLayer]:
     """Run a few samples through the network to learn which layers are to be watched, in which order they run, and how.
 
@@ -121,7 +122,8 @@ def trace(
         runner: The network.
         patterns: The layers asked for, see :func:`lightning_ssc.capture.layers.select_layers`.
         inputs: Inputs of the network.
-        pooling: How activations become features, see :func:`lightning_ssc.capture.outputs.features`.
+        how: How activations become features, see :func:`lightning_ssc.capture.outputs.features`. With ``pad`` all
+            samples are run, since the longest one says how many there are.
 
     Returns:
         The calls of the layers in the order in which they finish.
@@ -132,7 +134,7 @@ def trace(
     """
     root = observe(runner, inputs)
     layers = select_layers(runner.model, patterns, root)
-    calls = try_layers(runner, layers, inputs, pooling)
+    calls = try_layers(runner, layers, inputs, how)
     ran = {call.layer for call in calls}
     never = [layer.label for layer in layers if layer not in ran]
     if missing := [layer.label for layer in layers if layer.named and layer not in ran]:
@@ -168,19 +170,42 @@ def trace(
             f"All {n} samples are run in one chunk." if alone else f"One chunk of all {n} samples may not fit into "
             f"memory, so graphs depend on chunk={runner.chunk}; raise chunk= as far as memory allows.",
         )  # fmt: skip
-    return watched
+    return watched if how.pad is None else _at_their_longest(runner, watched, inputs, how)
 
 
-def try_layers(
-    runner: Runner, layers: Sequence[Layer], inputs: Any, pooling: Pooling = "flatten"
-) -> list[WatchedLayer | LeftOut]:
+def _at_their_longest(runner: Runner, watched: Sequence[WatchedLayer], inputs: Any, how: Rows) -> list[WatchedLayer]:
+    """Layers with the largest sizes that they put out for any of the samples."""
+    layers, marks = list({one.layer: None for one in watched}), masks_mark_tokens(inputs, runner.model)
+    called = {(one.layer, one.call): one for one in watched}
+    sizes: dict[tuple[Layer, int], list[tuple[int, ...]]] = {key: [] for key in called}
+    for chunk in chunks(inputs, runner.chunk):
+        samples = take(inputs, chunk)
+        view = view_of(samples, runner.model, marks)
+
+        def record(layer: Layer, call: int, output: Any, given: Sequence[Tensor], view: View = view) -> None:
+            if one := called.get((layer, call)):
+                sizes[layer, call].append(tuple(activations(output, one.source, view, how, one.axis).shape[1:]))
+
+        with without_trace(runner.model), hooked(runner.model, layers, record), runner.context():
+            seed_everything(chunk.start)
+            runner(samples)
+    found = []
+    for key, one in called.items():
+        if len({len(shape) for shape in sizes[key]}) == 1:
+            longest = tuple(map(max, zip(*sizes[key], strict=True)))
+            one = replace(one, shape=longest, features=prod(longest))
+        found.append(one)
+    return found
+
+
+def try_layers(runner: Runner, layers: Sequence[Layer], inputs: Any, how: Rows = FLAT) -> list[WatchedLayer | LeftOut]:
     """Run a few samples through the network and see what layers put out.
 
     Args:
         runner: The network.
         layers: The layers.
         inputs: Inputs of the network.
-        pooling: How activations become features.
+        how: How activations become features.
 
     Returns:
         The calls of the layers in the order in which they finish, each watchable or with the reason why not.
@@ -195,9 +220,9 @@ def try_layers(
     def record(layer: Layer, call: int, output: Any, given: Sequence[Tensor]) -> None:
         try:
             meant, several = _with_part(layer, output, view, given)
-            axis = _axis(meant, call, output, view, fewer)
+            axis = _axis(meant, call, output, view, fewer, how.batch_dim)
             tensor = part_of(output, meant, view)
-            found = activations(output, meant, view, pooling, axis)
+            found = activations(output, meant, view, how, axis)
         except OutputError as error:
             calls.append((layer, call, error, False))
             return
@@ -215,7 +240,7 @@ def try_layers(
     with without_trace(runner.model), hooked(runner.model, layers, record), runner.context(), dependence:
         seed_everything(0)
         runner(samples)
-    mixing = _mixing(runner, layers, samples, view, pooling, calls, rows, fewer)
+    mixing = _mixing(runner, layers, samples, view, how, calls, rows, fewer)
     times = Counter(layer for layer, *_ in calls)
     tried: list[WatchedLayer | LeftOut] = []
     for layer, call, found, same in calls:
@@ -230,6 +255,27 @@ def try_layers(
         else:
             tried.append(replace(found, label=label, mixes=(layer, call) in mixing))
     return tried
+
+
+def linear_head(runner: Runner, layers: Sequence[WatchedLayer], labels: Tensor) -> Head | None:
+    """The watched layer that puts out the network's logits, where it is a linear one whose weights are all here.
+
+    Args:
+        runner: The network.
+        layers: What :func:`trace` returned.
+        labels: ``(N,)`` class of every sample.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3)), torch.rand(9, 2)
+        >>> linear_head(Runner(net), trace(Runner(net), "Linear", x), torch.arange(9) % 3).label
+        '2'
+    """
+    modules = named_layers(runner.model)
+    for watched in layers:
+        module = modules[watched.layer.name]
+        if watched.is_output and type(module) is nn.Linear and not holds_parts(module.weight):
+            return Head(watched.label, module, labels)
+    return None
 
 
 def in_one_chunk(layers: Sequence[WatchedLayer], samples: int, memory: int) -> bool:
@@ -277,14 +323,20 @@ def _with_part(layer: Layer, output: Any, view: View, given: Sequence[Tensor]) -
     return replace(layer, part=found[0][0]), not clear
 
 
-def _axis(layer: Layer, call: int, output: Any, view: View, fewer: _Fewer | None) -> int:
-    """Which dimension follows the number of samples; the first where nothing tells."""
-    if fewer is None or view.graph is not None or (layer.name, call) not in fewer.outputs:
+def _axis(layer: Layer, call: int, output: Any, view: View, fewer: _Fewer | None, asked: int | None) -> int:
+    """Which dimension follows the number of samples, the one asked for before others; the first where nothing tells."""
+    one = part_of(output, layer, view)
+    if view.graph is not None or not isinstance(one, Tensor) or one.is_nested:
         return 0
-    one, other = part_of(output, layer, view), part_of(fewer.outputs[layer.name, call], layer, fewer.view)
-    if not isinstance(one, Tensor) or not isinstance(other, Tensor) or one.is_nested:
+    axes = [axis for axis, size in enumerate(one.shape) if size == view.samples]
+    if fewer is not None and (layer.name, call) in fewer.outputs:
+        other = part_of(fewer.outputs[layer.name, call], layer, fewer.view)
+        if not isinstance(other, Tensor):
+            return 0
+        axes = sample_axes(one.shape, view.samples, other.shape, fewer.view.samples)
+    elif asked is None:
         return 0
-    return sample_axis(one.shape, view.samples, other.shape, fewer.view.samples) or 0
+    return asked if asked in axes else next(iter(axes), 0)
 
 
 def _mixing(
@@ -292,7 +344,7 @@ def _mixing(
     layers: Sequence[Layer],
     samples: Any,
     view: View,
-    pooling: Pooling,
+    how: Rows,
     calls: Sequence[tuple[Layer, int, WatchedLayer | ValueError, bool]],
     rows: Mapping[tuple[Layer, int], Tensor],
     fewer: _Fewer | None,
@@ -305,10 +357,10 @@ def _mixing(
         if isinstance(made, WatchedLayer):
             output = fewer.outputs.get((layer.name, call))
             try:
-                other = activations(output, made.source, fewer.view, pooling, made.axis)
+                other = activations(output, made.source, fewer.view, how, made.axis)
             except OutputError:
                 continue
-            if tuple(other.shape[1:]) == made.shape and _differ(rows[layer, call][: len(other)], other.flatten(1)):
+            if tuple(other.shape[1:]) == made.shape and _differ(rows[layer, call][: len(other)], other):
                 found.add((layer, call))
     if not found:
         return found
@@ -318,7 +370,7 @@ def _mixing(
         for one in [key for key in found if (key[0].name, key[1]) == (layer.name, call)]:
             made = next(m for la, c, m, _ in calls if (la, c) == one)
             assert isinstance(made, WatchedLayer)
-            if _differ(rows[one], activations(output, made.source, view, pooling, made.axis).flatten(1)):
+            if _differ(rows[one], activations(output, made.source, view, how, made.axis)):
                 found.discard(one)  # random even now
 
     with without_trace(runner.model), hooked(runner.model, list(asked.values()), record), runner.context():
@@ -329,7 +381,7 @@ def _mixing(
 
 def _differ(one: Tensor, other: Tensor) -> bool:
     tolerance = _APART_HALF if one.is_floating_point() and one.dtype.itemsize < 4 else _APART
-    one, other = one.double(), other.double()
+    one, other = one.double(), other.double().reshape(len(other), -1)
     return bool((one - other).norm() > tolerance * other.norm())
 
 
@@ -368,7 +420,7 @@ def hooked(
 
 
 def in_parts(
-    runner: Runner, watched: Sequence[WatchedLayer], inputs: Any, processes: Processes, pooling: Pooling = "flatten"
+    runner: Runner, watched: Sequence[WatchedLayer], inputs: Any, processes: Processes, how: Rows = FLAT
 ) -> list[WatchedLayer]:
     """Layers of which every process that runs the network puts out another part, as inside a tensor parallel block.
 
@@ -377,14 +429,14 @@ def in_parts(
         watched: The layers.
         inputs: Inputs of the network.
         processes: Those that run it, on the same samples.
-        pooling: How activations become features.
+        how: How activations become features.
     """
     samples, called = some(inputs), {(one.layer, one.call): one for one in watched}
     view, seen = view_of(samples, runner.model, masks_mark_tokens(inputs, runner.model)), {}
 
     def record(layer: Layer, call: int, output: Any, given: Sequence[Tensor]) -> None:
         if one := called.get((layer, call)):
-            found = features(output, one.source, view, pooling, axis=one.axis)
+            found = features(output, one.source, view, how, axis=one.axis)
             seen[layer, call] = found.double().norm(dim=1).tolist()
 
     with without_trace(runner.model), hooked(runner.model, [one.layer for one in watched], record), runner.context():

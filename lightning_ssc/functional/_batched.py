@@ -9,7 +9,8 @@ A sample that stops improving is returned as it is, for the kernel to finish.
 import torch
 from torch import Tensor
 
-from lightning_ssc.functional.duality import CHUNK, certify, correlations
+from lightning_ssc.functional._checks import CHUNK
+from lightning_ssc.functional.duality import certify, correlations
 
 _STEPS = 100  # Newton steps of a round
 

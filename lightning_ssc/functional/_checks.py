@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+CHUNK = 1 << 24  # float64 entries of any intermediate: 128 MB, so that memory beside the Gram does not grow with N
 _TILE = 512  # entries a side of what is compared at once: a transposed tile still fits the cache
 _SLACK = 1e-4  # relative error granted to a Gram: single precision over many features makes 1e-6
 

@@ -26,6 +26,8 @@ Why there is a kernel for the CPU, strides, and no start from an earlier solutio
 ``tests/benchmarks/README.md``.
 """
 
+import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -33,14 +35,15 @@ import torch
 from torch import Tensor
 
 from lightning_ssc.functional._batched import solve_batch
-from lightning_ssc.functional._checks import blocks
+from lightning_ssc.functional._checks import CHUNK, blocks
 from lightning_ssc.functional._sparse import to_csr
 from lightning_ssc.functional.advice import advise
-from lightning_ssc.functional.duality import CHUNK, row_block
+from lightning_ssc.functional.duality import row_block
 
 _ROWS = 32  # rows a thread takes at a time: enough to forget the call, few enough to end together
 _BATCHED = 60  # rounds after which samples left over in a batch are cheaper to finish one by one
 _PILOT = 8  # rows solved first, to tell whether the graph will be nearly complete
+_SORTED, _LIKE = 10_000, 64  # samples whose Gram no cache holds, and to how many of them the others are likened
 _SMALL = 100  # a complete graph of fewer samples costs nothing worth a warning
 
 
@@ -93,16 +96,26 @@ def active_set(
     return Solution(coef, objective[best], gap[best], int(rounds[best].max()))
 
 
+def certified(gram: Tensor, coef: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """What :func:`~lightning_ssc.functional.duality_gap` says of sound weights, on CPU by the kernel, a row at a time.
+
+    It reads the rows of the Gram that the weights are of, and no others: of large Grams that is a small part.
+    """
+    parts = list(_shared_out(gram.contiguous(), tau, math.inf, 0, to_csr(coef).double(), _in_order(gram)))
+    objective, gap = torch.empty(2, len(gram), dtype=torch.float64)
+    for part in parts:
+        objective[part.samples], gap[part.samples] = part.objective, part.gap
+    return objective, gap
+
+
 def _compiled(gram: Tensor, tau: float, tol: float, max_iter: int, init: Tensor) -> list[_Part]:
     """Solve all samples on CPU, and those twice that rounding of the Gram keeps from their tolerance."""
-    n, gram = len(gram), gram.contiguous()
+    n, gram, order = len(gram), gram.contiguous(), _in_order(gram)
     pilot = torch.zeros(n, dtype=torch.bool)
     pilot[:: -(-n // _PILOT)] = True
-    first = _kernel(gram, tau, tol, max_iter, init, pilot.nonzero()[:, 0])
+    first = _kernel(gram, tau, tol, max_iter, init, order[pilot])
     _warn_if_complete(first, tau, n)
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        rest = (~pilot).nonzero()[:, 0].split(_ROWS)
-        parts = [first, *threads.map(lambda index: _kernel(gram, tau, tol, max_iter, init, index), rest)]
+    parts = [first, *_shared_out(gram, tau, tol, max_iter, init, order[~pilot])]
     if gram.dtype == torch.float32:
         # Single precision leaves a Gram indefinite, on which the exchange can go round in circles; the ridge of the
         # batched path is above that rounding.
@@ -111,6 +124,20 @@ def _compiled(gram: Tensor, tau: float, tol: float, max_iter: int, init: Tensor)
             start = torch.zeros(len(index), n, dtype=torch.float64)
             parts.append(_compress(index, *solve_batch(gram, tau, tol, min(max_iter, _BATCHED), index, start)))
     return parts
+
+
+def _shared_out(gram: Tensor, tau: float, tol: float, max_iter: int, init: Tensor, index: Tensor) -> Iterator[_Part]:
+    """Solve samples with the compiled kernel, some at a time in each thread."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        yield from threads.map(lambda rows: _kernel(gram, tau, tol, max_iter, init, rows), index.split(_ROWS))
+
+
+def _in_order(gram: Tensor) -> Tensor:
+    """The samples, those one after the other that are like one another: they read the same rows of the Gram."""
+    if len(gram) < _SORTED:
+        return torch.arange(len(gram))
+    nearest = gram[:: -(-len(gram) // _LIKE)].argmax(0)
+    return nearest.argsort(stable=True)
 
 
 def compile_kernel(dtype: torch.dtype) -> None:

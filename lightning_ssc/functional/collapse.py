@@ -1,4 +1,4 @@
-"""How far a layer has gone towards neural collapse, from its centred Gram and the labels."""
+"""How far a layer has gone towards neural collapse, from its centred Gram and the labels, or a classifier's weights."""
 
 from __future__ import annotations
 
@@ -79,3 +79,37 @@ def neural_collapse(gram: Tensor, labels: Tensor) -> NeuralCollapse:
     known = (sizes.min() > 1) & (values[-1] > 0)
     variability = along.square().sum(0).mean().where(known, torch.nan)
     return NeuralCollapse(variability, simplex, names[nearest])
+
+
+@torch.no_grad()
+def self_duality(weight: Tensor, means: Tensor) -> Tensor:
+    r"""How far a linear classifier's weights are from the class means of what it is given (NC3).
+
+    :math:`\| W / \|W\|_F - \dot M / \|\dot M\|_F \|_F^2` of the weights :math:`W` and the class means about their own
+    mean :math:`\dot M` (Papyan, Han & Donoho 2020): 0 where every class's weights point to its mean, 2 where they have
+    nothing to do with it, at most 4.
+
+    Args:
+        weight: (K, d) weights, a row a class.
+        means: (K, d) means of the classifier's inputs of each class.
+
+    Returns:
+        Scalar float64 tensor; NaN where weights are all zero or class means do not differ.
+
+    Raises:
+        ValueError: The two differ in shape, or there are no two classes.
+
+    Example:
+        >>> means = torch.eye(3) + 5  # about their mean, a simplex
+        >>> float(self_duality(2 * (means - means.mean(0)), means)) < 1e-6
+        True
+    """
+    if weight.shape != means.shape or weight.dim() != 2 or len(weight) < 2:
+        raise ValueError(
+            f"weight and means must be (K, d) with a row for each of at least 2 classes, got {tuple(weight.shape)} and "
+            f"{tuple(means.shape)}"
+        )
+    w, m = weight.double(), means.double()
+    m = m - m.mean(0)
+    apart: Tensor = w / torch.linalg.vector_norm(w) - m / torch.linalg.vector_norm(m)
+    return apart.square().sum()

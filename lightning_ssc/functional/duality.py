@@ -5,10 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_ssc.functional._checks import blocks
+from lightning_ssc.functional._checks import CHUNK, blocks
 from lightning_ssc.functional._sparse import to_csr
-
-CHUNK = 1 << 24  # float64 entries of any intermediate: 128 MB, so that memory beside the Gram does not grow with N
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from lightning_ssc.functional._checks import CHUNK, blocks
 from lightning_ssc.functional._sparse import check_same_inputs, check_square
 from lightning_ssc.functional.uncertainty import Estimate, jackknife
 
@@ -89,7 +90,8 @@ def gram_sketch(gram: Tensor, pairs: int = 1 << 18) -> GramSketch:
         raise ValueError(f"gram must have at least 2 inputs, got {n}")
     if pairs < 1:
         raise ValueError(f"pairs must be at least 1, got {pairs}")
-    mean = gram.mean(1, dtype=torch.float64)
+    # Some rows at a time: torch makes a copy in float64 of what it takes the mean of.
+    mean = torch.cat([gram[rows].mean(1, dtype=torch.float64) for rows in blocks(n, max(1, CHUNK // n))])
     if not bool(mean.isfinite().all()):
         raise ValueError(f"gram holds NaN or infinity, first in row {int((~mean.isfinite()).nonzero()[0])}")
     shift = mean - mean.mean() / 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_ssc.functional._checks import blocks
 from lightning_ssc.functional.health import Idle, idle_features
 
-_BLOCK = 256  # rows of a Gram that are formed or mirrored at once
-_HALVED = 1536  # samples above which a Gram is split into halves, whose product runs at full speed
+_BLOCK = 256  # rows of a Gram that are formed at once, at least
+_CACHED = 1 << 18  # entries that are written over at once: what becomes of them stays in the cache
 _TINY = 1e-15  # largest feature of a sample below which squares come near to the least that float32 can hold
 _STEEP = 10  # times that the mean's squared length may exceed the spread's before float32 loses of the raw Gram
-_AT_ONCE = 1 << 22  # entries that are turned into float64 at once
+_AT_ONCE = 1 << 24  # entries that are turned into float64 at once
 _NONE_IDLE = Idle(0, 0)
+_STRIPS, _HIGHEST = 16, 1024  # in which a Gram is formed, and their rows at most: half of a strip is formed twice
 _LOST = 64  # epsilons of the mean's squared length below which that of a sample is rounding
+
+
+Room = Callable[[int, torch.dtype, torch.device], Tensor]
+"""Where a Gram is written: of a number of samples, a dtype and a device, ``(N, N)`` of any content."""
+
+
+def in_memory(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room for a Gram in the memory of its device."""
+    return torch.empty(n, n, dtype=dtype, device=device)
 
 
 @dataclass
@@ -33,19 +44,22 @@ class CentredGram:
         offset: ``(N,)`` float64, what row and column i have to gain in the raw Gram.
         gain: What every entry has to gain in the raw Gram.
         idle: How many features do not vary.
+        room: Where the Gram lies, and a wider one of it is written.
     """
 
     centred: Tensor
     offset: Tensor
     gain: float
     idle: Idle = _NONE_IDLE
+    room: Room = in_memory
 
-    def add_(self, other: CentredGram) -> None:
-        """Add the Gram of other features of the same samples."""
-        self.centred += other.centred
-        self.offset += other.offset
-        self.gain += other.gain
-        self.idle = Idle(*(sum(both) for both in zip(self.idle, other.idle, strict=True)))
+    def widen_(self) -> None:
+        """Go on in float64."""
+        given = self.centred
+        if given.dtype != torch.float64:
+            self.centred = self.room(len(given), torch.float64, given.device)
+            for old, new in zip(given.split(_BLOCK), self.centred.split(_BLOCK), strict=True):
+                new.copy_(old)
 
     def raw_(self, precise: bool = False) -> Tensor:
         """The raw Gram X Xᵀ, written over :attr:`centred`; in float64 if asked for.
@@ -53,21 +67,38 @@ class CentredGram:
         A sample so near to zero beside the mean that rounding is all that is left of it (less than 0.3 % of the mean's
         length in float32) is taken for zero.
         """
+        return self._written(precise, unit=False)
+
+    def unit_(self, precise: bool = False) -> Tensor:
+        """As :meth:`raw_`, of the samples scaled to unit length; zero samples stay zero."""
+        gram = self._written(precise, unit=True)
+        gram.diagonal().copy_(gram.diagonal() > 0.5)
+        return gram
+
+    def _written(self, precise: bool, unit: bool) -> Tensor:
+        """The raw Gram, or that of unit length, in one pass: a large one lies on disk."""
         if precise:
-            self.centred = self.centred.double()
-        for rows, offset in zip(self.centred.split(_BLOCK), self.offset.split(_BLOCK), strict=True):
-            rows += (offset[:, None] + self.offset + self.gain).to(rows.dtype)
-        lost = self.centred.diagonal() <= _LOST * torch.finfo(self.centred.dtype).eps * self.gain
-        self.centred[lost] = 0
-        self.centred[:, lost] = 0
+            self.widen_()
+        n, dtype = len(self.centred), self.centred.dtype
+        square = self.centred.diagonal().double() + 2 * self.offset + self.gain
+        lost = square <= _LOST * torch.finfo(dtype).eps * self.gain
+        scale = torch.where(lost | (square <= 0), 0, square.rsqrt() if unit else 1)
+        for some in blocks(n, max(1, _CACHED // n)):
+            rows = self.centred[some]
+            # What is the same for (i, j) and (j, i) is put together first, so that the result is symmetric to the bit.
+            raw = (self.offset[some, None] + self.offset).add_(self.gain).add_(rows)
+            raw.mul_(scale[some, None] * scale)
+            rows.copy_(raw.clamp_(-1, 1) if unit else raw)  # rounding may lead short samples beyond
         return self.centred
 
     def to(self, device: torch.device) -> CentredGram:
         """The same on another device."""
-        return CentredGram(self.centred.to(device), self.offset.to(device), self.gain, self.idle)
+        return CentredGram(self.centred.to(device), self.offset.to(device), self.gain, self.idle, self.room)
 
 
-def centred_gram(x: Tensor, precise: bool = False, onto: CentredGram | None = None) -> CentredGram:
+def centred_gram(
+    x: Tensor, precise: bool = False, *, onto: CentredGram | None = None, room: Room = in_memory
+) -> CentredGram:
     """The Gram of features at the full precision of their dtype; ``x`` (N, d) is overwritten.
 
     It is accumulated in float64 where that is asked for, where squares would be too small for float32, and where the
@@ -77,7 +108,8 @@ def centred_gram(x: Tensor, precise: bool = False, onto: CentredGram | None = No
     Args:
         x: ``(N, d)`` float32 or float64 features.
         precise: Whether to accumulate in float64.
-        onto: The Gram of other features of the same samples, to which this one is added; a float64 one in its place.
+        onto: The Gram of other features of the same samples, which is added to and returned.
+        room: Where to write it.
 
     Raises:
         ValueError: A feature is NaN or infinite; says of how many samples and names the first.
@@ -91,65 +123,47 @@ def centred_gram(x: Tensor, precise: bool = False, onto: CentredGram | None = No
     mean = x.mean(0)  # rounded: what matters is that the same is taken off here and given back by raw_()
     sizes = torch.linalg.vector_norm(x, float("inf"), dim=1)
     tiny = ((sizes > 0) & (sizes < _TINY)).any()
-    gain, whole = mean.double().square().sum(), torch.linalg.vector_norm(x, dim=1).double().square().mean()
-    steep = gain > _STEEP * (whole - gain)
+    square, whole = mean.double().square().sum(), torch.linalg.vector_norm(x, dim=1).double().square().mean()
+    steep = square > _STEEP * (whole - square)
     finite, *needs_more = torch.stack([torch.isfinite(mean).all(), tiny, steep]).tolist()  # a GPU is waited for once
     if not finite:
         if len(bad := (~torch.isfinite(x)).any(1).nonzero().squeeze(1)):
             raise ValueError(f"NaN or infinity for {len(bad)} of {n} samples, first for sample {int(bad[0])}")
         mean = x.mean(0, dtype=torch.float64).to(x.dtype)  # finite values, whose sum was too large
-        gain = mean.double().square().sum()
     idle = idle_features(x)
-    precise = precise or any(needs_more) or (onto is not None and onto.centred.dtype == torch.float64)
-    if precise and x.dtype == torch.float32:
-        return _in_double(x, idle, onto)
-    x -= mean
-    gram = torch.empty(n, n, device=x.device, dtype=x.dtype)
+    dtype = torch.float64 if precise or any(needs_more) else x.dtype
+    begun = int(onto is not None)
+    if onto is None:
+        zeros = torch.zeros(n, device=x.device, dtype=torch.float64)
+        onto = CentredGram(room(n, dtype, x.device), zeros, 0.0, room=room)
+    elif dtype == torch.float64:
+        onto.widen_()
+    if onto.centred.dtype == x.dtype:
+        gain = _add(onto, x.sub_(mean), mean, begun)
+    else:
+        gain = torch.zeros((), device=x.device, dtype=torch.float64)
+        for part in x.split(max(1, _AT_ONCE // n), dim=1):
+            features = part.double()
+            mean = features.mean(0)
+            gain, begun = gain + _add(onto, features.sub_(mean), mean, begun), 1
+    onto.gain += float(gain)
+    onto.idle = Idle(*(sum(both) for both in zip(onto.idle, idle, strict=True)))
+    return onto
+
+
+def _add(gram: CentredGram, x: Tensor, mean: Tensor, begun: int) -> Tensor:
+    """Add the products of features less their mean to a Gram, or begin it with them; returns the mean's square."""
+    n, out = len(x), gram.centred
+    step = min(_HIGHEST, max(_BLOCK, n // _STRIPS))
     with _full_precision(x.device):
-        _upper_product(x, gram)
-        offset = (x @ mean).double()
-    for start in range(0, n, _BLOCK):
-        rows, stop = gram[start : start + _BLOCK], start + _BLOCK
-        own = rows[:, start:stop].triu()
-        rows[:, start:stop] = own + own.triu(1).T
-        gram[stop:, start:stop] = rows[:, stop:].T
-    found = CentredGram(gram, offset, float(gain), idle)
-    if onto is not None:
-        found.add_(onto)
-    return found
-
-
-def _in_double(x: Tensor, idle: Idle, onto: CentredGram | None) -> CentredGram:
-    """The Gram of float32 features accumulated in float64, some features at a time."""
-    n = len(x)
-    made: Any = {"device": x.device, "dtype": torch.float64}
-    found = CentredGram(torch.zeros(n, n, **made), torch.zeros(n, **made), 0.0) if onto is None else onto
-    found.centred = found.centred.double()
-    gain = torch.zeros((), **made)
-    for part in x.split(max(1, _AT_ONCE // n), dim=1):
-        features = part.double()
-        mean = features.mean(0)
-        features -= mean
-        found.centred.addmm_(features, features.T)
-        found.offset += features @ mean
-        gain += mean.square().sum()
-    found.gain += float(gain)
-    found.idle = Idle(*(sum(both) for both in zip(found.idle, idle, strict=True)))
-    return found
-
-
-def _upper_product(x: Tensor, out: Tensor) -> None:
-    """Write X Xᵀ to ``out`` on and above the diagonal; only blocks on the diagonal are formed twice."""
-    n = len(x)
-    if n > _HALVED:
-        half = n // 2
-        torch.mm(x[:half], x[half:].T, out=out[:half, half:])
-        _upper_product(x[:half], out[:half, :half])
-        _upper_product(x[half:], out[half:, half:])
-        return
-    for start in range(0, n, _BLOCK):
-        stop = start + _BLOCK
-        torch.mm(x[start:stop], x[start:].T, out=out[start:stop, start:])
+        for start in range(0, n, step):
+            stop = min(n, start + step)
+            out[start:stop, start:].addmm_(x[start:stop], x[start:].T, beta=begun)
+            own = out[start:stop, start:stop]
+            own.copy_(own.triu() + own.triu(1).T)
+            out[stop:, start:stop] = out[start:stop, stop:].T
+        gram.offset += x @ mean
+    return mean.double().square().sum()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_ssc.functional._checks import CHUNK, blocks
 from lightning_ssc.functional._sparse import check_square
 
 _INPUTS = 256  # inputs that RankMe is of at most: all eigenvalues of more would take as long as the graph
@@ -42,8 +43,9 @@ def participation_ratio(gram: Tensor) -> Tensor:
         >>> round(float(participation_ratio(x @ x.T)), 3)
         1.6
     """
-    trace, norm = gram.diagonal().sum(dtype=torch.float64), torch.linalg.vector_norm(gram, dtype=torch.float64)
-    return torch.square(trace / norm)
+    rows = blocks(len(gram), max(1, CHUNK // len(gram)))  # of which torch makes copies in float64
+    norms = torch.stack([torch.linalg.vector_norm(gram[some], dtype=torch.float64) for some in rows])
+    return torch.square(gram.diagonal().sum(dtype=torch.float64) / torch.linalg.vector_norm(norms))
 
 
 @torch.no_grad()

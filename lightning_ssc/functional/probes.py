@@ -42,7 +42,7 @@ def nearest_neighbour(gram: Tensor) -> Tensor:
         raise ValueError("gram must have at least 2 inputs, got 1")
     length, nearest = gram.diagonal(), []
     for rows in blocks(len(gram), _BLOCK):
-        distances = length - 2 * gram[rows]
+        distances = torch.add(length, gram[rows], alpha=-2)
         distances.diagonal(rows.start).fill_(torch.inf)
         nearest.append(distances.argmin(1))
     return torch.cat(nearest)

@@ -7,12 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_ssc.functional._checks import blocks, check_dense, check_gram, check_samples
+from lightning_ssc.functional._checks import CHUNK, blocks, check_dense, check_gram, check_samples
 from lightning_ssc.functional._sparse import to_coo, to_csr
-from lightning_ssc.functional.active_set import active_set
+from lightning_ssc.functional.active_set import active_set, certified
 from lightning_ssc.functional.admm import admm
 from lightning_ssc.functional.advice import advise
-from lightning_ssc.functional.duality import CHUNK, duality_gap
+from lightning_ssc.functional.duality import duality_gap
 
 _ROUNDING = 8  # inner products within this many epsilons of the samples' lengths are taken for zero
 _ENOUGH = 2  # alpha at which every sample that can have neighbours has some
@@ -126,7 +126,8 @@ def self_expression(
         objective, gap = duality_gap(gram, coef, tau)
     if compact:
         rounded = coef.float()
-        objective_of_rounded, gap_of_rounded = duality_gap(gram, rounded, tau)
+        measure = duality_gap if gram.is_cuda else certified
+        objective_of_rounded, gap_of_rounded = measure(gram, rounded, tau)
         if bool((gap_of_rounded <= (1.1 * gap).clamp_min(tol)).all()):
             coef, objective, gap = rounded, objective_of_rounded, gap_of_rounded
     return SelfExpression(coef, gap, objective, bool((gap <= tol).all()), n_iter, tau)

@@ -16,6 +16,7 @@ from lightning_ssc.analysis import find_store, inputs, summarise
 from lightning_ssc.analysis.inputs import Inputs
 from lightning_ssc.live import pieces
 from lightning_ssc.live.bundle import bundle
+from lightning_ssc.live.doubted import doubted_labels
 from lightning_ssc.live.figures import write_figures
 from lightning_ssc.live.folder import LogFolder
 from lightning_ssc.live.names import run_name
@@ -28,7 +29,7 @@ from lightning_ssc.threads import at_most
 
 log = logging.getLogger(__name__)
 
-_EMBEDDINGS = 200  # at most, over layers and moments: they take the time
+_EMBEDDINGS = 120  # at most, over layers and moments: they take the time
 _MOMENTS = 12  # at most, at which the inputs are there
 
 # The scripts are in the file; nothing is loaded from anywhere.
@@ -47,7 +48,7 @@ def report(
     figures: bool = False,
     progress: Progress = iter,
 ) -> Path:
-    """Write a run's page, ``index.html``, and table 1 of the paper as ``table1.csv``.
+    """Write a run's page, ``index.html``, table 1 of the paper, ``table1.csv``, and labels in doubt, ``labels.csv``.
 
     Snapshots that cannot be read are named on the page; the rest is shown.
 
@@ -76,9 +77,20 @@ def report(
     table = single_inputs(store, layer)
     if table is not None:
         table.table1_to_csv(folder / "table1.csv")
+    if (found := doubted_labels(store)) is not None:
+        found.to_csv(folder / "labels.csv", _class_names(store))
     if figures:
         write_figures(summarise(store, layer=layer, reference=other, progress=progress), folder / "figures", progress)
     return path
+
+
+def _class_names(store: SnapshotStore) -> tuple[str, ...]:
+    """What the classes are called; where that cannot be read, the page has said so."""
+    try:
+        card = store.load_card()
+    except SnapshotError:
+        return ()
+    return () if card is None else card.class_names
 
 
 def read_reference(folder: str | Path | None) -> Snapshot | None:
@@ -163,6 +175,7 @@ def contents(
     packed[_key("computed", name)] = source.completed(key)
     if run["pictures"]:
         put("pictures")
+    put("doubts")
     for step in progress(steps):
         put("heatmap", step)
     count = max(3, min(_MOMENTS, _EMBEDDINGS // max(1, len(layers))))

@@ -36,7 +36,7 @@ MODULES = (
 )
 PIECES = (
     *("runs", "run", "computed", "pictures", "heatmap", "between"),
-    *("samples", "embedding", "neighbours", "input", "history"),
+    *("samples", "embedding", "neighbours", "input", "history", "doubts"),
 )
 
 _JAVASCRIPT, _JSON = "text/javascript; charset=utf-8", "application/json"
@@ -180,4 +180,6 @@ def plotly() -> str:
     try:
         return (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
     except (ImportError, OSError) as error:
-        raise ImportError("The page is drawn by plotly, which is not installed: pip install 'plotly>=6'.") from error
+        raise ImportError(
+            "The page is drawn by plotly, which is not installed: pip install 'lightning-ssc[report]'."
+        ) from error

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_ssc.analysis.inputs import Index, classes_of
 from lightning_ssc.live import pieces
 from lightning_ssc.live.cache import Cache
+from lightning_ssc.live.doubted import doubted
 from lightning_ssc.live.folder import Found, LogFolder
 from lightning_ssc.live.packing import pack_coarsely
 from lightning_ssc.live.pieces import Piece
@@ -171,6 +172,12 @@ class Source:
         chosen = sorted({round(t) for t in np.linspace(0, len(headers) - 1, min(_MOMENTS, len(headers)))})
         steps = [headers[t].step for t in chosen]
         return self._rows([(store, step, layer) for step in steps], index, {"steps": steps})
+
+    def doubts(self, run: str) -> Piece:
+        """The labels that the run doubts."""
+        store = self._store(run)
+        key = "doubts", str(store.root), self._folder.runs()[run].signature
+        return self._cache.get(key, lambda: doubted(store))
 
     def pictures(self, run: str) -> Piece:
         """The pictures of the probe on one sheet; empty where there are none."""

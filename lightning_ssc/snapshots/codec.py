@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from dataclasses import asdict
 from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,19 +80,31 @@ def write(path: Path, arrays: Arrays) -> None:
 class _Archive(Mapping[str, NDArray[Any]]):
     """The arrays of an ``.npz`` file, each read, and its checksum compared, when it is asked for.
 
-    As ``numpy.load``, which takes 1.6 to 1.7 times as long for the arrays of 40 layers of 1000 inputs: it reads in
-    pieces and parses the same few descriptions again and again.
+    As ``numpy.load``, which takes twice as long for the arrays of 40 layers of 1000 inputs: it reads in pieces, copies
+    them and parses the same few descriptions again and again.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._zip = zipfile.ZipFile(file)
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file, self._zip = file, zipfile.ZipFile(file)
         self._names = dict.fromkeys(name.removesuffix(".npy") for name in self._zip.namelist())
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        content = bytearray(self._zip.read(f"{name}.npy"))
+        content = self._read(self._zip.getinfo(f"{name}.npy"))
         start = 10 + int.from_bytes(content[8:10], "little")
         shape, dtype = _description(bytes(content[:start]))
         return np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape)
+
+    def _read(self, member: zipfile.ZipInfo) -> bytearray:
+        """What a member holds; before it stand 30 bytes, the last four of which say how long name and extras are."""
+        self._file.seek(member.header_offset + 26)
+        lengths = self._file.read(4)
+        self._file.seek(sum(struct.unpack("<2H", lengths)), os.SEEK_CUR)
+        content = bytearray(member.compress_size)
+        _check(self._file.readinto(content) == len(content), f"{member.filename} is cut off")
+        if member.compress_type == zipfile.ZIP_DEFLATED:
+            content = bytearray(zlib.decompress(content, -zlib.MAX_WBITS, member.file_size))
+        _check(zlib.crc32(content) == member.CRC, f"{member.filename} does not match its checksum")
+        return content
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -14,7 +14,8 @@ from torch import nn
 from lightning_ssc import SnapshotStore, snapshot
 from lightning_ssc.analysis import Dynamics, doubts, parting
 from lightning_ssc.cli import main
-from lightning_ssc.snapshots import Moment, ProbeCard, SnapshotError
+from lightning_ssc.snapshots import Moment, SnapshotError
+from tests.runs import doubtful_run
 
 N, CLASSES = 90, 3
 NAMES = ("cat", "dog", "bird")
@@ -28,17 +29,7 @@ def wrong() -> list[int]:
 @pytest.fixture(scope="module")
 def store(wrong: list[int], tmp_path_factory: pytest.TempPathFactory) -> SnapshotStore:
     """Classes apart in the last layers and not in the first, at three moments; some labels were changed."""
-    generator, labels = torch.Generator().manual_seed(0), torch.arange(N) % CLASSES
-    x = 3 * torch.eye(8)[labels] + 0.5 * torch.randn(N, 8, generator=generator)
-    given = labels.clone()
-    given[wrong] = (given[wrong] + 1) % CLASSES
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, CLASSES))
-    kept = SnapshotStore(tmp_path_factory.mktemp("run") / "ssc")
-    for step in (0, 10, 20):
-        kept.save(snapshot(net, x, given, layers="Linear", epoch=step))
-    kept.save_card(ProbeCard(kept.header(0).probe, None, NAMES))
-    return kept
+    return doubtful_run(tmp_path_factory.mktemp("run") / "ssc", wrong)
 
 
 def test_changed_labels_are_in_doubt(store: SnapshotStore, wrong: list[int]) -> None:

@@ -27,6 +27,8 @@ def test_ranks_share_the_layers_and_agree_with_one_process(tmp_path: Path, world
     for name, layer in alone.layers.items():
         one, other = stored.layers[name].coef.to_dense(), layer.coef.to_dense()
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+        assert ("nc3" in layer.values) == (name == "model.9")
+    assert stored.layers["model.9"].values["nc3"] == pytest.approx(alone.layers["model.9"].values["nc3"], rel=1e-4)
     metrics = [torch.load(tmp_path / f"metrics-{rank}.pt", weights_only=True) for rank in range(world)]
     assert len(metrics[0]) == len(stored.layers)
     assert all(m == metrics[0] for m in metrics)

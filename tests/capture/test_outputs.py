@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ssc import Snapshot, snapshot
-from lightning_ssc.capture import Runner, capture, trace
+from lightning_ssc.capture import Rows, Runner, capture, make_probe, trace
 from lightning_ssc.functional import duality_gap
 
 N = 20
@@ -24,8 +28,8 @@ REAL = torch.arange(6) < LENGTHS[:, None]
 def gram(net: nn.Module, inputs: Any, layer: str, chunk: int = 8, **how: Any) -> Tensor:
     """What is captured of a layer, as a Gram."""
     runner = Runner(net, chunk=chunk, forward=how.pop("forward", None))
-    watched = trace(runner, [layer], inputs, **how)
-    ((_, found),) = capture(runner, watched, inputs, **how)
+    watched = trace(runner, [layer], inputs, Rows(**how))
+    ((_, found),) = capture(runner, watched, inputs, Rows(**how))
     return found.raw_().double()
 
 
@@ -63,6 +67,8 @@ class ModelOutput:
     ("make", "expected"),
     [
         (lambda x: (x, 2 * x), 2 * X),  # not the input
+        (lambda x: (x.transpose(1, 2), 2 * x), 2 * X),  # not a view of the input
+        (lambda x: x.sum((1, 2)), X.sum((1, 2))),
         (lambda x: (x.argmax(1), 3 * x), 3 * X),  # not the indices
         (lambda x: Output(2 * x, x.argmax(1)), 2 * X),
         (lambda x: {"hidden": 2 * x, "last_hidden_state": 3 * x}, 3 * X),
@@ -79,7 +85,8 @@ class ModelOutput:
         (lambda x: torch.nested.as_nested_tensor(list(2 * x)), 2 * X),
     ],
     ids=[
-        "handed through", "indices first", "named tuple", "last hidden state", "logits", "nested", "batch second",
+        "handed through", "a view handed through", "one number a sample",
+        "indices first", "named tuple", "last hidden state", "logits", "nested", "batch second",
         "sparse", "csr", "quantised", "bfloat16", "half", "truth values", "complex", "nested tensor",
     ],
 )  # fmt: skip
@@ -211,6 +218,76 @@ def test_a_width_that_changes_is_refused_by_name() -> None:
     assert snapshot(net, (X, lengths), layers=["fc"], chunk=8, pooling="mean").layers["fc"].features == 3
 
 
+class Ragged(nn.Module):
+    """Cuts sequences to the longest of the chunk, with padding behind the tokens or in front of them."""
+
+    def __init__(self, left: bool) -> None:
+        super().__init__()
+        self.fc, self.left = nn.Linear(4, 3), left
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        longest = int(attention_mask.sum(1).max())
+        return self.fc(x[:, -longest:] if self.left else x[:, :longest]).sum(1)
+
+
+@pytest.mark.parametrize("chunk", [3, 8, 20])
+@pytest.mark.parametrize("left", [False, True])
+def test_sequences_are_filled_up_to_the_longest_of_the_probe(left: bool, chunk: int) -> None:
+    """Whatever runs beside them, and on whichever side the padding is, of which nothing matters."""
+    net, mask = Ragged(left), (REAL.flip(1) if left else REAL).long()
+    x = X.where(mask[..., None] > 0, 7.0)
+    alone = [net.fc(one[real]) for one, real in zip(x, mask.bool(), strict=True)]
+    expected = torch.stack([nn.functional.pad(rows, (0, 0, 0, 6 - len(rows)), value=-2.0) for rows in alone])
+    batch = {"x": x, "attention_mask": mask}
+    assert_rows(gram(net, batch, "fc", chunk, pad=-2.0), expected)
+    real = mask[..., None] > 0
+    assert_rows(gram(net, batch, "fc", chunk, pooling="mean"), (net.fc(x) * real).sum(1) / real.sum(1))
+    assert_rows(gram(net, batch, "fc", chunk, pooling=lambda x: x.flatten(1), pad=-2.0), expected)
+
+
+@pytest.mark.parametrize("memory", [None, 2 * 4 * N * N + 4 * N * 40])  # the latter takes features in slices
+def test_images_of_other_sizes_are_filled_up(memory: int | None) -> None:
+    """Of a loader whose batches cannot be joined; what a row is does not depend on its batch."""
+    images = [torch.rand(3, 4 + i % 3, 5, generator=torch.Generator().manual_seed(i)) for i in range(N)]
+    batches = [(image[None].repeat(2, 1, 1, 1) * torch.tensor([1.0, 2.0]).view(2, 1, 1, 1), [i % 2] * 2)
+               for i, image in enumerate(images[:10])]  # fmt: skip
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    probe = make_probe(DataLoader(batches, batch_size=None), 20)  # type: ignore[arg-type]
+    runner, how = Runner(net, memory=memory), Rows(pad=0.0)
+    watched = trace(runner, ["0"], probe.batches, how)
+    ((layer, found),) = capture(runner, watched, probe.batches, how)
+    rows = [net[0](batch[0]) for batch in batches]
+    expected = torch.cat([nn.functional.pad(row, (0, 0, 0, 6 - row.shape[2])) for row in rows])
+    assert layer.shape == (4, 6, 5)
+    assert_rows(found.raw_().double(), expected)
+    with pytest.raises(ValueError, match=r"Layer '0' puts out 100 features a sample .* fill them up with pad=0\.0"):
+        list(capture(runner, trace(runner, ["0"], probe.batches), probe.batches))
+
+
+class FixedToSeven(nn.Module):
+    """Time first, and written for as many samples as a trial run has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.fc = nn.GRU(4, 3), nn.Linear(3, 2)
+        self.h = nn.Parameter(torch.randn(1, 7, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.rnn(x.transpose(0, 1), self.h)[0][-1])
+
+
+def test_the_dimension_of_the_samples_may_be_told() -> None:
+    """Where the network runs on one number of samples alone, and there are as many tokens as samples."""
+    net, x = FixedToSeven(), torch.randn(7, 7, 4)
+    assert_rows(gram(net, x, "rnn", 7, batch_dim=1), net.rnn(x.transpose(0, 1), net.h)[0].transpose(0, 1))
+    assert_rows(gram(net, x, "fc", 7, batch_dim=1), net(x))  # has its samples first all the same
+    taken = snapshot(net, x, layers=["rnn"], batch_dim=1, pad=0.5)
+    assert (taken.settings["batch_dim"], taken.settings["pad"]) == (1, 0.5)
+    attention = torch.stack([x[:, :, 0] @ x[:, :, 0].T] * 7)  # (N, N, N): each dimension follows the samples
+    net = Returns(lambda x: 2 * attention[: len(x), : len(x), : len(x)])
+    assert_rows(gram(net, x, "m", 7, batch_dim=2), 2 * attention.movedim(2, 0))
+
+
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d(4, track_running_stats=False), nn.BatchNorm1d(4)])
 def test_layers_that_mix_samples(norm: nn.BatchNorm1d, caplog: pytest.LogCaptureFixture) -> None:
     """Their graphs must not depend on chunk=; those that do not mix are not suspected."""
@@ -243,6 +320,10 @@ def test_noise_is_not_taken_for_mixing(caplog: pytest.LogCaptureFixture) -> None
         (3, lambda x: x, False),  # an embedding of 24 numbers
         (3, lambda x: x[:, :2], False),  # too few
         (8, lambda x: x[:, :10], True),  # two classes are not in the probe
+        (2, lambda x: x[:, :20], False),
+        (2, lambda x: {"logits": x[:, :20]}, True),  # of many classes
+        (2, lambda x: x[:, :20] + 9 * (torch.arange(20) == torch.arange(len(x))[:, None] % 2), True),  # are right
+        (2, lambda x: x[:, :20] + 9 * (torch.arange(20) == 0), False),  # are right by half, whatever the input
     ],
 )
 def test_predictions_come_of_logits_alone(labels: int, make: Callable[..., Any], predicts: bool) -> None:
@@ -250,6 +331,31 @@ def test_predictions_come_of_logits_alone(labels: int, make: Callable[..., Any],
     run = lambda m, x: make(m(x))  # noqa: E731
     taken = snapshot(net, X, torch.arange(N) % labels, layers=["1"], forward=run)
     assert (taken.predictions is not None) == predicts
+
+
+@pytest.mark.parametrize("holder", ["itself", "config", "hparams", "metric"])
+def test_how_many_classes_there_are_may_be_told_by_the_network(holder: str) -> None:
+    class Wide(pl.LightningModule):
+        def __init__(self, classes: int = 24) -> None:
+            super().__init__()
+            self.fc = nn.Linear(24, 24)
+            if holder == "hparams":
+                self.save_hyperparameters({"num_classes": classes})
+            elif holder == "metric":
+                self.accuracy = MulticlassAccuracy(classes)
+            elif holder == "config":
+                self.config = SimpleNamespace(num_labels=classes)
+            else:
+                self.num_classes = classes
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x)
+
+    x, net = X.flatten(1), Wide()
+    taken = snapshot(net, x, torch.arange(N) % 3, layers=["fc"])
+    assert taken.predictions is not None
+    assert torch.equal(taken.predictions, net.eval()(x).argmax(1))
+    assert snapshot(Wide(10), x, torch.arange(N) % 3, layers=["fc"]).predictions is None  # another number of them
 
 
 def test_features_near_the_least_of_single_precision() -> None:

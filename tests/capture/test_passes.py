@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ssc import snapshot
-from lightning_ssc.capture import Layer, Pooling, Runner, WatchedLayer, capture, plan_passes, trace
+from lightning_ssc.capture import Layer, Pooling, Returned, Rows, Runner, WatchedLayer, capture, plan_passes, trace
 from lightning_ssc.capture.plan import FeatureSlice
 from lightning_ssc.functional import duality_gap
 from lightning_ssc.functional.grams import centred_gram
@@ -18,8 +18,9 @@ from tests.nets import convnet
 
 def grams(model: nn.Module, layers: Any, x: Any, pooling: Pooling = "flatten", **kwargs: Any) -> dict[str, Tensor]:
     runner = Runner(model, **kwargs)
-    watched = trace(runner, layers, x, pooling)
-    return {layer.label: gram.raw_() for layer, gram in capture(runner, watched, x, pooling)}
+    how = Rows(pooling)
+    watched = trace(runner, layers, x, how)
+    return {layer.label: gram.raw_() for layer, gram in capture(runner, watched, x, how)}
 
 
 def reference(features: Tensor) -> Tensor:
@@ -65,6 +66,32 @@ def test_grams_of_any_number_of_samples_are_whole_and_symmetric(samples: int) ->
     centred = x.double() - x.double().mean(0)
     torch.testing.assert_close(found.double(), centred @ centred.T, rtol=1e-5, atol=1e-5)
     assert torch.equal(found, found.T)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3], ids=["no mean", "a long mean"])
+def test_grams_of_unit_length(offset: float) -> None:
+    x = torch.randn(60, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + offset
+    x[7] = 0
+    x[8:12] = x[12]  # alike, where rounding may lead beyond 1
+    x = x.float()
+    unit = torch.nn.functional.normalize(x.double())
+    found = centred_gram(x.clone()).unit_()
+    torch.testing.assert_close(found.double(), unit @ unit.T, rtol=0, atol=1e-6)
+    assert found.abs().max() == 1
+    assert torch.equal(found.diagonal(), (torch.arange(60) != 7).to(found.dtype))
+
+
+def test_grams_of_slices_add_up() -> None:
+    x = 3 + torch.randn(40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).float()
+    tiny = 1e-20 * x[:, 20:]  # takes the whole to double precision
+    for parts in (x.split(11, dim=1), (x[:, :20], tiny), (tiny, x[:, :20])):
+        gram = None
+        for part in parts:
+            gram = centred_gram(part.clone(), onto=gram)
+        assert gram is not None
+        whole = torch.cat(parts, 1)
+        torch.testing.assert_close(gram.raw_().double(), reference(whole), rtol=1e-5, atol=0)
+        assert gram.idle == centred_gram(whole.clone()).idle
 
 
 def test_layers_come_in_order_of_execution() -> None:
@@ -220,13 +247,15 @@ def test_outputs_and_buffers_are_as_from_one_pass(x: Tensor) -> None:
     """A pass that ends early leaves no trace either, and what the network returns comes from one that does not."""
     net = convnet().train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    outputs: dict[int, Tensor] = {}
+    outputs: dict[int, Returned] = {}
     watched = trace(Runner(net), "**", x)
     runner = Runner(net, memory=2 * 300 * 300 * 4 + 300 * 4 * 100)
     tight = [gram for _, gram in capture(runner, watched, x, outputs=outputs)]
     assert len(tight) == len(watched)
     with torch.no_grad():
-        torch.testing.assert_close(torch.cat(list(outputs.values())), copy.deepcopy(net).eval()(x))
+        torch.testing.assert_close(
+            torch.cat([output.rows for output in outputs.values()]), copy.deepcopy(net).eval()(x)
+        )
     assert net.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert not any(module._forward_hooks for module in net.modules())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_ssc.functional.collapse import neural_collapse
+from lightning_ssc.functional.collapse import neural_collapse, self_duality
 from lightning_ssc.functional.health import idle_features, participation_ratio, rankme, sample
 from lightning_ssc.functional.probes import margin, nearest_neighbour, ridge_probe
 
@@ -92,6 +92,17 @@ class TestNeuralCollapse:
         assert float(found.variability) == pytest.approx(float(nc1), rel=1e-9)
         assert float(found.simplex) == pytest.approx(float(nc2), abs=1e-12)
         assert torch.equal(found.nearest_mean, names[torch.cdist(x, means).argmin(1)])
+
+    def test_self_duality_is_the_definition(self, layer: tuple[Tensor, Tensor]) -> None:
+        x, labels = layer
+        means = torch.stack([x[labels == name].mean(0) for name in labels.unique()])
+        weight = torch.randn(means.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+        apart = means - means.mean(0)
+        cosine = (weight * apart).sum() / (weight.norm() * apart.norm())
+        assert float(self_duality(weight, means)) == pytest.approx(float(2 - 2 * cosine), abs=1e-12)
+        assert math.isnan(self_duality(weight, torch.ones_like(means)))
+        with pytest.raises(ValueError, match="weight and means must be"):
+            self_duality(weight, means[:, 1:])
 
     def test_rounding_is_no_direction(self) -> None:
         """Three class means span two directions, in which alone variability is told."""

@@ -299,4 +299,4 @@ def test_a_page_without_plotly_says_what_to_install(site: Client, monkeypatch: p
     answer = site.get("/plotly.js")
     server.plotly.cache_clear()
     assert answer.status_code == 500
-    assert "pip install 'plotly>=6'" in answer.text
+    assert "pip install 'lightning-ssc[report]'" in answer.text

@@ -1,5 +1,7 @@
 """The statistics behind the claims table, on runs whose answer is known."""
 
+from __future__ import annotations
+
 import dataclasses
 from itertools import pairwise
 from pathlib import Path
@@ -10,9 +12,12 @@ import pytest
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
+from lightning_ssc import SnapshotStore
 from lightning_ssc.analysis import Dynamics
 from lightning_ssc.snapshots import Moment
 from recipes import claims
+from recipes.runs import Runs
+from recipes.tables import read_table
 from tests.runs import made_run
 
 
@@ -27,22 +32,25 @@ def table(cka, rate, modularity=None):
 
 
 def test_rank_correlation():
-    assert claims.rank([0.1, 0.2, 0.3, 0.4, 0.5]) == ("rank correlation with depth 1.00", True)
-    assert not claims.rank([0.5, 0.4, 0.3, 0.2, 0.1])[1]
-    assert not claims.rank([0.1, 0.9, 0.2, 0.8, 0.3])[1]
-    assert claims.rank([3.0, 3.0, 3.0]) == ("the same in all layers", False)
+    assert claims.rank([0.1, 0.2, 0.3, 0.4, 0.5]) == pytest.approx(1)
+    assert claims.rank([0.5, 0.4, 0.3, 0.2, 0.1]) == pytest.approx(-1)
+    assert not claims.is_strong(claims.rank([0.1, 0.9, 0.2, 0.8, 0.3]))
+    assert claims.rank([3.0, 3.0, 3.0]) == 0
+    assert 0.3 < claims.rank_by_chance(20) < 0.45  # the table of Spearman's test has 0.38
 
 
 RATES = [0.1, 0.1, 0.1, 0.02, 0.02, 0.02]  # the drop shows in epoch 3
 
 
 def test_a_drop_is_a_jump_only_if_the_epochs_around_it_gain_less():
-    [(text, held)] = claims.jumps_at_drops(table([[0.1], [0.2], [0.25], [0.6], [0.65], [1.0]], RATES))
-    assert (text, held) == ("epoch 3: 1 of 1 layers, mean gain before, of and after 0.050, 0.350, 0.050", True)
-    [(_, held)] = claims.jumps_at_drops(table([[0.1], [0.2], [0.3], [0.4], [0.6], [1.0]], RATES))
-    assert not held
+    found = claims.jumps(table([[0.1], [0.2], [0.25], [0.6], [0.65], [1.0]], RATES))
+    expected = {"epoch 3: share of layers": 1, "gain at 3": 0.35, "beside 3": 0.05}
+    assert found.measured == pytest.approx(expected)
+    assert found.held
+    assert not claims.jumps(table([[0.1], [0.2], [0.3], [0.4], [0.6], [1.0]], RATES)).held
     late = table([[0.1], [0.2], [0.25], [0.6], [1.0]], RATES[:5])  # the epoch after is the last: 1 whatever happens
-    assert claims.jumps_at_drops(late) == []
+    assert claims.gains_at_drops(late) == []
+    assert not claims.jumps(late).held
 
 
 SHALLOW_FIRST = np.array(
@@ -55,10 +63,11 @@ SHALLOW_FIRST = np.array(
         [1.00, 1.00, 1.00, 1.00],
     ]
 )
+LOOKS = (claims.rises, claims.saturates, claims.settles, claims.grows_with_depth, claims.linear_is_earlier)
 
 
-def verdicts(reverse):
-    """Verdicts on a run that is as the paper says, or on one with its layers in reverse."""
+@pytest.mark.parametrize("reverse", [False, True])
+def test_verdicts_on_dynamics(reverse):
     order = slice(None, None, -1) if reverse else slice(None)
     saturated = np.arange(6)[:, None] > np.arange(4)  # one layer after the other
     rising = np.where(saturated, 1.0, 0.5) * [0.1, 0.3, 0.5, 0.7]
@@ -66,23 +75,20 @@ def verdicts(reverse):
     linear = np.minimum(1, SHALLOW_FIRST + 0.4)[:, order] if not reverse else 0.9 * SHALLOW_FIRST[:, order]
     linear[-1] = 1
     made = dataclasses.replace(made, curves={**made.curves, "linear_cka_to_final": linear})
-    return {claim.text: claim.held for claim in claims.claims_of_dynamics("made", made)}
+    assert [look(made).held for look in LOOKS] == [not reverse] * len(LOOKS)
+    assert claims.jumps(made).held, "layers in another order jump as they did"
+    assert claims.rises(made).measured["last layer"] == pytest.approx(rising[-1, 0 if reverse else -1])
 
 
-def test_verdicts_on_dynamics():
-    assert all(verdicts(reverse=False).values()), verdicts(reverse=False)
-    found = verdicts(reverse=True)
-    assert found.pop("a jump at each learning-rate drop")  # layers in another order jump as they did
-    assert not any(found.values()), found
-
-
-def test_without_a_drop_no_jump_holds():
-    flat = table(SHALLOW_FIRST, [0.1] * 6, SHALLOW_FIRST)
-    flat = dataclasses.replace(flat, curves={**flat.curves, "linear_cka_to_final": SHALLOW_FIRST})
-    found = {claim.text: claim.held for claim in claims.claims_of_dynamics("flat", flat)}
-    assert not found["a jump at each learning-rate drop"]
-    assert "the jump is smaller in shallow layers" not in found
-    assert not found["linear CKA settles earlier"]  # at the same epochs
+def test_curves_are_of_blocks_at_the_ends_of_epochs():
+    made = table(SHALLOW_FIRST, RATES, SHALLOW_FIRST)
+    layers = ["net.stem.0", "net.layer1.0.conv1", "net.layer1.0.downsample.0", "net.layer1.0"]
+    moments = [Moment(step, step / 2) for step in range(6)]
+    found = claims.of_epochs(dataclasses.replace(made, layers=layers, moments=moments))
+    assert found.layers == ["net.stem.0", "net.layer1.0"]
+    assert found.epochs.tolist() == [0, 1, 2]
+    assert found.cka_to_final.tolist() == SHALLOW_FIRST[::2, [0, 3]].tolist()
+    assert found.learning_rate.tolist() == RATES[::2]
 
 
 def test_order_of_runs():
@@ -100,12 +106,7 @@ def blocks(*sizes, within=0.9, between=0.1):
     return matrix
 
 
-def test_statistics_of_heatmaps():
-    matrix = blocks(3, 3)
-    assert claims.neighbours_alike(matrix) == pytest.approx((4 * 0.9 + 0.1) / 5)
-    assert claims.others_alike(matrix) == pytest.approx((12 * 0.9 + 18 * 0.1) / 30)
-    assert claims.two_blocks(matrix) == pytest.approx(0.8)
-    assert claims.two_blocks(blocks(6)) == pytest.approx(0)
+def test_what_stands_out():
     assert claims.stands_out(blocks(4, 2)) == pytest.approx(0.8)
     assert claims.stands_out(blocks(1, 1, 1, 1, 1, 1)) == pytest.approx(0)
 
@@ -116,80 +117,115 @@ class Made:
     def __init__(self, heatmaps):
         self.heatmaps = heatmaps
 
-    def heatmap(self, name, epoch=None):
-        found = self.heatmaps[name] if epoch is None else self.heatmaps[name, epoch]
-        return found, [f"conv{i}" for i in range(len(found))]
-
-    def accuracy(self, name):
-        return 0.9, 1.0
+    def snapshot(self, name, epoch=None):
+        return self.heatmaps.get((name, epoch), blocks(8))
 
     def store(self, name):
-        return SimpleNamespace(epochs=[1, 4])
-
-
-def architecture(reverse):
-    order = slice(None, None, -1) if reverse else slice(None)
-    layer = np.arange(8)
-    board = np.where((layer[:, None] + layer) % 2 == 0, 1.0, 0.2)
-    heatmaps = {}
-    for family in (claims.VGGS, claims.RESNETS):
-        heatmaps |= {name: blocks(4, 4, within=w) for name, w in zip(family[order], (0.5, 0.7, 0.9), strict=True)}
-    two = (blocks(3, 3, 6, within=w) for w in (0.9, 0.7, 0.5))
-    heatmaps |= dict(zip(claims.DATA[order], two, strict=True)) if claims.DATA[2] not in claims.RESNETS else {}
-    early, late = blocks(6, 3), blocks(3, 3, 3)
-    heatmaps |= {(claims.EPOCHS, 1): late if reverse else early, (claims.EPOCHS, 4): early if reverse else late}
-    heatmaps[claims.EPOCHS] = late if reverse else board
-    heatmaps |= {name: blocks(3, 3, 6, within=w) for name, w in zip(claims.DATA[:2][order], (0.9, 0.8), strict=True)}
-    return {(c.text, c.run): c.held for c in claims.claims_of_architecture(Made(heatmaps))}
+        return SimpleNamespace(epochs=[0, 1, 4])
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_verdicts_on_architecture(reverse):
-    found = architecture(reverse)
-    assert found["blocks show in deeper networks", ", ".join(claims.VGGS)] != reverse
-    assert found["blocks show in deeper networks", ", ".join(claims.RESNETS)] != reverse
-    assert found["one large block early, small ones later", claims.EPOCHS] != reverse
-    assert found["a chess-board in ResNets", claims.EPOCHS] != reverse
+def test_verdicts_on_architecture(reverse, monkeypatch):
+    monkeypatch.setattr(claims, "heatmap", lambda taken: taken)
+    order = slice(None, None, -1) if reverse else slice(None)
+    deeper = zip(claims.VGGS[order], (0.5, 0.7, 0.9), strict=True)
+    more = zip(claims.DATA[order], (0.9, 0.7, 0.5), strict=True)
+    heatmaps = {(name, None): blocks(4, 4, within=w) for name, w in deeper}
+    heatmaps |= {(name, None): blocks(3, 3, 6, within=w) for name, w in more}
+    early, late = blocks(6, 3), blocks(3, 3, 3)
+    heatmaps |= {(claims.EPOCHS, 1): late if reverse else early, (claims.EPOCHS, 4): early if reverse else late}
+    found = [look(Made(heatmaps)) for look in (claims.blocks, claims.starved, claims.early_block)]
+    assert [of.held for of in found] == [not reverse] * 3
+    assert found[0].measured["vgg24, cut in 2"] == pytest.approx(0.4 if reverse else 0.8)
+    assert found[1].chance == pytest.approx({"5 %": 0, "50 %": 0, "100 %": 0})
 
 
-def finished(folder, epochs, accuracy, planned=4):
-    """A made run of eight layers, as the recipes' trainer leaves it."""
-    made_run(folder / "ssc", n=12, epochs=epochs, layers=[f"net.conv{i}" for i in range(8)], images=False)
+def test_numbers_of_one_seed_have_no_spread():
+    assert claims.over_seeds([{"a": 0.12345}]) == "a 0.123"
+
+
+def finished(folder, epochs, accuracies, planned=4):
+    """A made run of nine convolutions and a block, as the recipes' trainer leaves it."""
+    layers = ["network.stem", *(f"network.layer1.{b}.conv{c}" for b in (0, 1, 2, 3) for c in (1, 2))]
+    layers += ["network.layer1.2"]
+    made_run(folder / "ssc", n=12, epochs=epochs, layers=layers, images=False)
     (folder / "config.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": planned}}))
     with SummaryWriter(str(folder)) as writer:
-        writer.add_scalar("val/accuracy", accuracy, 0)
+        for step, accuracy in enumerate(accuracies):
+            writer.add_scalar("val/accuracy", accuracy, step)
 
 
-def test_the_tables_and_figures_come_from_the_latest_runs(tmp_path, capsys, monkeypatch):
-    runs = tmp_path
-    for name in {*claims.DYNAMICS, claims.EPOCHS, *claims.DATA, *claims.VGGS, *claims.RESNETS}:
-        (runs / name / "version_2").mkdir(parents=True)  # an older one, that nobody reads
-        finished(runs / name / "version_10", range(5) if name in claims.DYNAMICS else (1, 4), accuracy=0.1)
-    monkeypatch.setattr("sys.argv", ["claims", "--runs", str(runs), "--figures", str(runs / "figures")])
-    claims.main()
-    printed = capsys.readouterr().out
-    assert "| `small/vgg11.yaml` | 10.0% |" in printed
-    assert printed.count("| modularity rises with depth |") == len(claims.DYNAMICS)
-    drawn = {path.name for path in (runs / "figures").iterdir()}
-    assert drawn == {
-        *(f"small_dynamics_{name}.png" for name in claims.DYNAMICS),
-        *(f"small_{name}.png" for name in ("epochs", "data", "depth_vgg", "depth_resnet")),
-    }
+def test_lines_come_from_the_latest_runs_of_every_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "_DRAWS", 5)
+    of_claims = {name for claim in claims.CLAIMS for name in claim.runs}
+    for seed, names in {"a": of_claims - {"vgg16"}, "b": {"vgg11", "resnet20"}}.items():
+        for name in names:
+            run = tmp_path / seed / claims.FOLDER / name
+            (run / "version_2").mkdir(parents=True)  # an older one, that nobody reads
+            accuracies = (0.2, 0.7) if name == "vgg24" else (0.2, 0.91)
+            epochs = range(5) if name in claims.DYNAMICS else (0, 1, 4)
+            finished(run / "version_10", epochs, accuracies)
+    monkeypatch.setattr(claims, "draw", lambda *args: None)
+    claims.claims([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    lines = {(line["claim"], line["runs"]): line for line in read_table(tmp_path / "out" / "claims.csv")}
+    assert len(lines) == len(claims.CLAIMS)
+    of = {runs: line for (_, runs), line in lines.items() if "neighbours label" in line["claim"]}
+    assert [of[f"narrow/{name}"]["seeds"] for name in claims.VGGS] == ["2", "0", "1"]
+    assert of["narrow/vgg16"]["measured"] == "not run yet"
+    assert of["narrow/vgg24"]["held"] == "not shown", "70 % right, and not standing still"
+    assert of["narrow/vgg11"]["held"] in ("yes", "no")
+    assert of["narrow/vgg11"]["accuracy"] == "vgg11 0.91 ± 0"
+    assert "±" in lines["modularity rises with depth", "narrow/resnet20"]["measured"]
+
+
+def test_the_figures_of_complete_runs_are_drawn(tmp_path):
+    finished(tmp_path / "resnet20" / "version_0", range(5), (0.9,))
+    for epoch, name in enumerate(claims.VGGS):
+        finished(tmp_path / name / "version_0", (0, 4 if epoch else 3), (0.9,))  # the first has not come to its end
+    claims.draw(Runs(tmp_path, "recipes/narrow"), tmp_path)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"dynamics_resnet20.png"}
+
+
+@pytest.mark.parametrize(
+    ("name", "accuracies", "expected"),
+    [
+        ("resnet20", [0.5, 0.91], True),
+        ("resnet20", [0.80, 0.801], False),
+        ("resnet20_data5", [0.60, 0.601], True),
+        ("resnet20_data5", [0.55, 0.60], False),
+    ],
+)
+def test_when_a_network_has_converged(name, accuracies, expected):
+    assert claims.is_converged(name, SimpleNamespace(accuracies=lambda of: accuracies)) == expected
+
+
+def test_what_was_watched_beside_convolutions_is_left_out(tmp_path):
+    layers = [
+        "network.stem.0",
+        "network.layer1.0.conv1",
+        "network.layer1.0",
+        "network.stage1.0.0",
+        "network.classifier",
+    ]
+    made_run(tmp_path, n=12, epochs=(1,), layers=layers, images=False)
+    taken = claims.of_convolutions(SnapshotStore(tmp_path).load(1))
+    assert list(taken.layers) == ["stem.0", "layer1.0.conv1", "stage1.0.0"]
+    assert claims.heatmap(taken).shape == (3, 3)
 
 
 def test_a_missing_run_is_named_with_its_command(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"no run in .*vgg99: python -m recipes fit --config recipes/small/vgg99"
+        FileNotFoundError, match=r"no run in .*vgg99: python -m recipes fit --config recipes/narrow/vgg99"
     ):
-        claims.Runs(tmp_path, "recipes/small").store("vgg99")
+        Runs(tmp_path, "recipes/narrow").store("vgg99")
 
 
 def test_an_unfinished_run_is_named(tmp_path):
-    finished(tmp_path / "vgg11" / "version_10", epochs=(1, 4), accuracy=0.1, planned=9)
-    with pytest.raises(FileNotFoundError, match=r"version_10 has not come to its end, epoch 9: wait for it, or go on"):
-        claims.Runs(tmp_path, "recipes/small").store("vgg11")
+    finished(tmp_path / "vgg11" / "version_10", (1, 4), (0.1,), planned=9)
+    with pytest.raises(FileNotFoundError, match=r"version_10 has not come to its end: wait for it, or go on"):
+        Runs(tmp_path, "recipes/narrow").store("vgg11")
 
 
 def test_every_run_of_the_claims_is_a_recipe():
-    recipes = {path.stem for path in (Path(claims.__file__).parent / "small").glob("*.yaml")}
-    assert recipes == {*claims.DYNAMICS, claims.EPOCHS, *claims.DATA, *claims.VGGS, *claims.RESNETS}
+    recipes = {path.stem for path in (Path(claims.__file__).parent / claims.FOLDER).glob("*.yaml")}
+    assert recipes >= {name for claim in claims.CLAIMS for name in claim.runs}

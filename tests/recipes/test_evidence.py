@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from recipes.evidence import RESULTS, claims, folders, page
+from recipes.evidence import RESULTS, claims, claims_section, folders, page
 from recipes.readme import README, with_block, with_row
 from recipes.tables import read_table, write_table
 
@@ -27,7 +27,7 @@ def test_pictures_are_small_and_there():
         ("modularity", "modularity", 0.3, "modularity rises with depth"),
         ("statistics", "low", 0.0, "a chess board"),
         ("statistics", "untrained", 0.9, "a chess board"),
-        ("statistics", "value", 0.1, "deeper networks fall into few blocks (contrast of the best cut in two"),
+        ("statistics", "value", 0.1, "deeper networks fall into few blocks"),
         ("confidently_wrong", "of_them_ssc_label_is_prediction", 0.4, "a wrongly classified input"),
     ],
 )
@@ -36,8 +36,29 @@ def test_a_verdict_turns_with_its_number(table, column, value, claim, tmp_path):
     first = folders(tmp_path)[0]
     lines = [line | {column: value} for line in read_table(first.root / f"{table}.csv")]
     write_table(first.root / f"{table}.csv", lines)
-    [held] = [found.held for found in claims(folders(tmp_path)[0]) if found.text.startswith(claim)]
-    assert not held
+    held = [line["held"] for line in claims(folders(tmp_path)[0]) if line["claim"].startswith(claim)]
+    assert held
+    assert set(held) == {"no"}
+
+
+def test_a_line_that_was_trained_here_stands_beside_those_of_public_networks(tmp_path):
+    shutil.copytree(RESULTS, tmp_path / "results")
+    path = tmp_path / "results" / "narrow" / "claims.csv"
+    lines = [line | {"held": "not shown", "seeds": "0"} for line in read_table(path)]
+    lines[0] |= {"held": "no", "seeds": "2", "measured": "0.1 ± 0.01"}
+    write_table(path, lines)
+    text = claims_section(tmp_path / "results")
+    public = claims(folders(tmp_path / "results")[0])
+    yes = sum(line["held"] == "yes" for line in public)
+    assert (
+        f"Decided: {len(public) + 1} of {len(public) + len(lines)} lines (yes: {yes}, no: {len(public) + 1 - yes})"
+        in text
+    )
+    [first, second, *_] = [line for line in text.splitlines() if line.startswith("| modularity rises with depth |")]
+    assert f"| {lines[0]['runs']} (2 seeds) |" in first
+    assert "| 0.1 ± 0.01 |" in first
+    assert first.endswith("| **no** |")
+    assert second.endswith("| not shown |")
 
 
 def test_blocks_and_rows_that_are_not_there_are_named():

@@ -74,9 +74,10 @@ def test_a_monitor_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.Mon
         (Settings(preset="paper"), LAYERS, "preset was None and is 'paper'"),
         (Settings(solver="admm", normalize=False), LAYERS, "normalize was True and is False; solver was 'active_set'"),
         (Settings(pooling="mean"), LAYERS, "pooling was 'flatten' and is 'mean'"),
+        (Settings(pad=0.0), LAYERS, "pad was None and is 0.0"),
         (Settings(), ["0", "9"], "layers that are not watched any more: 4; layers that were not watched: 0."),
     ],
-    ids=["tau", "preset", "solver and normalize", "pooling", "layers"],
+    ids=["tau", "preset", "solver and normalize", "pooling", "pad", "layers"],
 )
 def test_one_history_is_of_one_kind(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: Settings, layers: list[str], said: str

@@ -37,7 +37,7 @@ function loaded(tag, attributes) {
   return new Promise((done, failed) => {
     const node = Object.assign(document.createElement(tag), attributes);
     node.onload = done;
-    node.onerror = () => failed(new Error(`${attributes.href ?? attributes.src} cannot be loaded. Is plotly installed? pip install "plotly>=6"`));
+    node.onerror = () => failed(new Error(`${attributes.href ?? attributes.src} cannot be loaded. Is plotly installed? pip install "lightning-ssc[report]"`));
     document.head.append(node);
   });
 }

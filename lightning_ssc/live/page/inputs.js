@@ -26,9 +26,10 @@ export class Inputs {
     this.time = new Path(this, "history", "Over time", "moment");
     this.moved = new List(this, "moved", "Moved most");
     this.wrong = new List(this, "wrong", "Confidently wrong");
+    this.doubted = new List(this, "doubted", "Labels in doubt");
     this.classes = new ClassMatrix();
     this.node = element("div", {}, this.controls, this.slider.node, this.trouble,
-      element("div", { class: "grid wide" }, this.places.node, this.card, this.layers.node, this.time.node, this.moved.node, this.wrong.node, this.classes.node));
+      element("div", { class: "grid wide" }, this.places.node, this.card, this.layers.node, this.time.node, this.moved.node, this.wrong.node, this.doubted.node, this.classes.node));
     const failed = (error) => this.trouble.replaceChildren(...(error ? [notice("error", "This cannot be shown.", error.message)] : []));
     this.latest = new Latest(failed);
     this.latestInput = new Latest((error) => { if (error) this.card.replaceChildren(notice("error", "This input cannot be shown.", error.message)); });
@@ -64,8 +65,9 @@ export class Inputs {
     this.loadInput();
     return this.latest.do(
       () => Promise.all([at("embedding", moment, { layer, normalized: kind }), at("samples", moment), optional(at("neighbours", moment, { layer })),
-        before ? optional(at("neighbours", before, { layer })) : null, run.pictures ? model.piece("pictures", { run: run.name }, moment) : null]),
-      ([embedding, samples, now, earlier, pictures]) => {
+        before ? optional(at("neighbours", before, { layer })) : null, run.pictures ? model.piece("pictures", { run: run.name }, moment) : null,
+        run.labels ? optional(model.piece("doubts", { run: run.name }, run.moments.at(-1))) : null]),
+      ([embedding, samples, now, earlier, pictures, doubts]) => {
         this.pictures = pictures?.uri ? pictures : null;
         this.samples = Object.fromEntries(Object.entries(samples).map(([key, packed]) => [key, unpack(packed)?.values ?? null]));
         const around = (piece) => piece && { nearest: unpack(piece.nearest), shares: unpack(piece.shares) };
@@ -73,6 +75,7 @@ export class Inputs {
         this.places.show(unpack(embedding.points));
         this.moved.show(here && there ? movers(here, there) : null, here && there ? `since ${before.text}, in ${this.short(layer)}: by how much of an input's affinity went to ${here.shares ? "other classes" : "other neighbours"}` : "");
         this.wrong.show(this.confidentlyWrong(), `at ${moment.text}: inputs that the network gives a wrong class with the highest score`);
+        this.doubted.show(doubts?.inputs ? doubts.inputs.map((i, k) => [i, `${this.labelOf(i)}, rather ${this.className(doubts.rather[k])}`]) : null, doubts?.inputs ? inDoubt(doubts, run) : "");
         this.classes.show(here?.shares && this.samples.labels ? { shares: here.shares, labels: this.samples.labels, classes: run.classes, where: `${this.short(layer)}, ${moment.text}` } : null);
         this.drawCard();
       },
@@ -105,6 +108,8 @@ export class Inputs {
 
   short(layer) { const { run } = this.model; return run.short[run.layers.indexOf(layer)] ?? layer; }
   className(c) { return this.model.run.classes[c] ?? (c < 0 ? "none" : `class ${c}`); }
+
+  labelOf(i) { return this.samples.labels ? this.className(this.samples.labels[i]) : "none"; }
 
   confidentlyWrong() {
     const { labels, predictions, confidence } = this.samples;
@@ -167,6 +172,13 @@ export class Inputs {
       element("span", { class: "bar" }, element("i", { style: { width: `${100 * shares[c]}%`, background: classColour(c) } })),
       element("span", { class: "number" }, percent(shares[c]))]));
   }
+}
+
+// Who votes against which labels, and how many these are.
+function inDoubt({ count, inputs, layers, moments }, run) {
+  const asked = layers.map((name) => run.short[run.layers.indexOf(name)] ?? name).join(", ");
+  const most = count > inputs.length ? `, of which the ${inputs.length} most in doubt are shown` : "";
+  return `${count} of ${run.size} labels are outvoted by neighbours and by a linear probe of the other inputs, in ${asked} at ${moments === 1 ? "one moment" : `${moments} moments`} of the later half${most}. lightning-ssc labels writes all as CSV.`;
 }
 
 const share = (value) => `${(100 * value).toFixed(0)} %`;
