@@ -374,7 +374,7 @@ class Recorder:
         moment = Moment(step, math.nan if epoch is None else epoch, trigger, step if logged is None else logged)
         self.prepare()
         self.collect()
-        weights = fingerprint(self._runner.model)
+        weights = self._ranks.together(lambda: fingerprint(self._runner.model))
         is_there = bool(self._steps) and moment.step == self._steps[-1] and self._weights is not None
         if is_there and not self._ranks.all_true(weights == self._weights):
             self.withdraw_last()

@@ -33,7 +33,7 @@ from lightning_ssc.capture import (
 )
 from lightning_ssc.pipeline import Past, begin_snapshot, compared, probe_card
 from lightning_ssc.progress import Progress
-from lightning_ssc.snapshots import Moment, Settings, SnapshotStore, differences
+from lightning_ssc.snapshots import Moment, Settings, SnapshotStore, differences, own_folder
 from lightning_ssc.weights import CheckpointError, load_weights, network_of, read_checkpoint
 
 _SUFFIXES = (".ckpt", ".pt", ".pth")
@@ -264,6 +264,7 @@ def analyze(
     Raises:
         CheckpointError: A checkpoint does not fit the network, the network does not run on the probe, or the store is
             of another probe, other settings or other layers.
+        MismatchError: A run writes into the store's folder.
         ValueError: A layer is unknown or never runs, or the probe cannot be made.
     """
     settings, device = settings or Settings(), device or torch.device("cpu")
@@ -289,22 +290,26 @@ def analyze(
     _check_alike(store, probe, settings)
     if len(store) and checkpoints:  # also where nothing is left to do
         _check_layers(store, [layer.label for layer in watch(checkpoints[0])[1]])
-    store.save_card(probe_card(probe, class_names(*owners), rows(probe.inputs, *owners)))
-    past: Past | None = None
-    for checkpoint in progress(checkpoints):
-        if checkpoint.moment.step in store.steps:
-            past = None
-            continue
-        runner, watched = watch(checkpoint)
-        if past is None:
-            earlier = [step for step in store.steps if step < checkpoint.moment.step]
-            past = Past.recalled(store, earlier[-1]) if earlier else Past()
-        begun = begin_snapshot(
-            runner, probe, watched, settings, checkpoint.moment, learning_rate=checkpoint.learning_rate
-        )
-        taken = compared(begun.result(), past)
-        past = past.followed_by(taken)
-        store.save(taken)
+    claim = own_folder(store.root)
+    try:
+        store.save_card(probe_card(probe, class_names(*owners), rows(probe.inputs, *owners)))
+        past: Past | None = None
+        for checkpoint in progress(checkpoints):
+            if checkpoint.moment.step in store.steps:
+                past = None
+                continue
+            runner, watched = watch(checkpoint)
+            if past is None:
+                earlier = [step for step in store.steps if step < checkpoint.moment.step]
+                past = Past.recalled(store, earlier[-1]) if earlier else Past()
+            begun = begin_snapshot(
+                runner, probe, watched, settings, checkpoint.moment, learning_rate=checkpoint.learning_rate
+            )
+            taken = compared(begun.result(), past)
+            past = past.followed_by(taken)
+            store.save(taken)
+    finally:
+        claim.release()
 
 
 def _check_alike(store: SnapshotStore, probe: Probe, settings: Settings) -> None:

@@ -85,9 +85,9 @@ def fast_in_bfloat16() -> bool:
 
 def summary(table: Dynamics) -> Table:
     """One line a layer: its modularity before and after, and when it had settled."""
-    first, last = table.epochs[0], table.epochs[-1]
+    first, last = table.moments[0], table.moments[-1]
     lines = Table("layer", title="How the layers' affinity graphs formed")
-    for heading in (f"modularity, epoch {first}", f"epoch {last}", "SSC-CKA to final above 0.9 from epoch"):
+    for heading in (f"modularity, {first}", str(last), f"SSC-CKA to final above 0.9 from {table.unit}"):
         lines.add_column(heading, justify="right")
     for i, (name, settled) in enumerate(zip(short_names(table.layers), table.settled(0.9), strict=True)):
         when = "never" if math.isnan(settled) else f"{settled:.0f}"

@@ -5,7 +5,7 @@ where it is for training, and normalised by each channel's mean and deviation ov
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby, zip_longest
 from operator import itemgetter
@@ -20,7 +20,7 @@ from pytorch_lightning import LightningDataModule
 from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 Sample = tuple[Tensor, Tensor]
 
@@ -69,6 +69,26 @@ class Images(Dataset[Sample]):
         return list(zip(normalised, self.split.labels[chosen], strict=True))
 
 
+class Stream(IterableDataset[Sample]):
+    """Batches of a split as large data sets come: one after another, nobody knows how many.
+
+    Args:
+        images: The split.
+        passes: How often each image is in the stream.
+        batch_size: Images in a batch.
+    """
+
+    def __init__(self, images: Images, passes: int, batch_size: int) -> None:
+        self.images, self.passes, self.batch_size = images, passes, batch_size
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Every pass in an order of its own, the images that are left over at its end excepted."""
+        whole = len(self.images) // self.batch_size * self.batch_size or len(self.images)
+        for _ in range(self.passes):
+            for part in torch.randperm(len(self.images))[:whole].split(self.batch_size):
+                yield default_collate(self.images.__getitems__(part.tolist()))
+
+
 class ImageData(LightningDataModule):
     """What every source shares; a source knows how to ``load`` its images and how many classes they have.
 
@@ -81,6 +101,8 @@ class ImageData(LightningDataModule):
         fraction: Share of the training images to train on, drawn class by class.
         seed: Seed of that draw; the training's own seed is ``seed_everything``.
         num_workers: Worker processes that load. Batches are cut from memory: zero is fastest on a few CPU cores.
+        stream: Passes over the training images that come as one stream of unknown length, so that a run has one epoch;
+            0 for an epoch a pass.
     """
 
     flip: ClassVar[bool] = True
@@ -89,11 +111,14 @@ class ImageData(LightningDataModule):
     train: Images
     test: Images
 
-    def __init__(self, batch_size: int = 128, fraction: float = 1.0, seed: int = 0, num_workers: int = 0) -> None:
+    def __init__(
+        self, batch_size: int = 128, fraction: float = 1.0, seed: int = 0, num_workers: int = 0, stream: int = 0
+    ) -> None:
         super().__init__()
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be above 0 and at most 1, not {fraction}")
         self.batch_size, self.fraction, self.seed, self.num_workers = batch_size, fraction, seed, num_workers
+        self.stream = stream
 
     def load(self) -> tuple[Split, Split, list[str]]:
         """Return the training images, the test images and the names of the classes."""
@@ -125,6 +150,8 @@ class ImageData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Augmented training images in random order."""
+        if self.stream:
+            return DataLoader(Stream(self.train, self.stream, self.batch_size), batch_size=None)
         whole_batches = len(self.train) >= self.batch_size  # a last batch of one image has no batch statistics
         return self._loader(self.train, shuffle=True, drop_last=whole_batches)
 
@@ -150,7 +177,7 @@ class Digits(ImageData):
 
     Args:
         copies: Compositions of each training digit.
-        **kwargs: What every source takes: batch_size, fraction, seed (of the compositions, too), num_workers.
+        **kwargs: What every source takes: batch_size, fraction, seed (of the compositions, too), num_workers, stream.
     """
 
     flip = False
@@ -179,7 +206,7 @@ class CIFAR10(ImageData):
 
     Args:
         root: Folder that holds torchvision's copy, or receives it.
-        **kwargs: What every source takes: batch_size, fraction, seed, num_workers.
+        **kwargs: What every source takes: batch_size, fraction, seed, num_workers, stream.
 
     Raises:
         FileNotFoundError: The images are neither in ``root`` nor to be downloaded.
@@ -223,7 +250,7 @@ class ImageFolder(ImageData):
     Args:
         root: Folder that holds ``train`` and ``test``.
         image_size: Height and width in pixels to which every image is resized.
-        **kwargs: What every source takes: batch_size, fraction, seed, num_workers.
+        **kwargs: What every source takes: batch_size, fraction, seed, num_workers, stream.
 
     Raises:
         FileNotFoundError: A folder is missing.

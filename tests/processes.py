@@ -8,14 +8,14 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -23,8 +23,20 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_ssc import FreezeSettled, Images, Recorder, SnapshotStore, SSCMonitor, auto, every, pipeline, snapshot
-from lightning_ssc.capture import Returned, Runner, capture, trace
+from lightning_ssc import (
+    FreezeSettled,
+    Images,
+    Recorder,
+    SnapshotStore,
+    SSCMonitor,
+    auto,
+    every,
+    pipeline,
+    recorder,
+    snapshot,
+)
+from lightning_ssc.capture import Returned, Runner, capture, passes, trace
+from lightning_ssc.capture.spread import Post
 from lightning_ssc.metrics import AffinityModularity, LinearCKA
 from lightning_ssc.ranks import Ranks
 from tests.nets import Classifier, Logs, convnet, data, optimizer, train, trainer
@@ -47,22 +59,7 @@ def _quiet(target: Callable[..., None], args: tuple[Any, ...], env: dict[str, st
     target(*args)
 
 
-def train_with_checkpoints(root: Path, epochs: int, background: bool = False, by_steps: bool = False) -> None:
-    """Train under a monitor, from the last checkpoint if there is one."""
-    pl.seed_everything(0, verbose=False)
-    kept = ModelCheckpoint(root / "kept", save_last=True, every_n_train_steps=1 if by_steps else None)
-    last = root / "kept" / "last.ckpt"
-    earlier = len(list(root.glob("ssc*")))
-    store = root / f"ssc-{earlier - 1 if last.exists() else earlier}"
-    schedule = every(steps=1) if by_steps else every(epochs=1)
-    options = {"probe_size": 30, "heatmap": False, "embedding": False, "store": store, "background": background}
-    monitor = SSCMonitor(schedule=schedule, **options)
-    run = trainer(root, monitor, kept, max_epochs=epochs, enable_checkpointing=True)
-    run.fit(Classifier(), ckpt_path=last if last.exists() else None, weights_only=True)
-    (root / "done").touch()
-
-
-def distributed(target: Callable[..., None], world: int, *args: Any) -> list[int | None]:
+def distributed(target: Callable[..., None], world: int, *args: Any, patience: float = 120) -> list[int | None]:
     """Run a function on every rank of a gloo group; returns the exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -70,7 +67,7 @@ def distributed(target: Callable[..., None], world: int, *args: Any) -> list[int
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "NODE_RANK": "0"}
     processes = [start(target, world, *args, **shared, LOCAL_RANK=str(rank)) for rank in range(world)]
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=patience)
     return [process.exitcode for process in processes]
 
 
@@ -199,6 +196,14 @@ def resume_damaged(world: int, root: Path) -> None:
         run.strategy.barrier()
 
 
+def resume_over_more(world: int, root: Path) -> None:
+    """Go on over several processes with a run that one has begun."""
+    monitor = SSCMonitor("**", schedule=1, probe_size=30, heatmap=False, store=root / "ssc")
+    run = trainer(root, monitor, max_epochs=2, strategy="ddp", devices=world)
+    run.fit(Classifier(), ckpt_path=root / "one.ckpt", weights_only=True)
+    run.save_checkpoint(root / "two.ckpt")
+
+
 def join(world: int) -> int:
     """Join the gloo group; returns the rank."""
     rank = int(os.environ["LOCAL_RANK"])
@@ -299,15 +304,27 @@ def spread(world: int, root: Path) -> None:
         return original(layer, *args)
 
     original = pipeline.solve_layer
+
+    def short(*args: Any, **options: Any) -> Any:
+        raise MemoryError("no room")
+
     watching = Recorder(Runner(net, run, memory=2 * 31 * 31 * 8 + 31 * 60 * 8), (x,), ["0.0", "0.4", "2", "4"])
-    for name, forward, solver in (("forward", breaks, original), ("solve", bare, solve)):
+    for name, forward, owner, what, instead in (
+        ("forward", breaks, pipeline, "solve_layer", pipeline.solve_layer),
+        ("solve", bare, pipeline, "solve_layer", solve),
+        ("room", bare, Post, "places", short if rank == 1 else Post.places),
+        ("buffers", bare, passes, "_buffers", short if rank == 1 else passes._buffers),
+        ("gram", bare, passes, "_formed", short if rank == 1 else passes._formed),
+        ("look", bare, recorder, "fingerprint", short if rank == 1 else recorder.fingerprint),
+    ):
         watching._runner = replace(watching._runner, forward=forward)
-        pipeline.solve_layer = solver
-        try:
-            watching.record(0)
-        except RuntimeError as error:
-            told[f"failed {name}"] = str(error)
-    pipeline.solve_layer, watching._runner = original, replace(watching._runner, forward=run)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, what, instead)
+            try:
+                watching.record(0)
+            except RuntimeError as error:
+                told[f"failed {name}"] = str(error)
+    watching._runner = replace(watching._runner, forward=run)
     watching.record(0)
     told["steps"] = watching.store.steps
     (root / f"told-{rank}.json").write_text(json.dumps(told))
@@ -375,125 +392,6 @@ def measure_metrics(world: int, root: Path) -> None:
         refused = str(error)
     torch.save((*values, refused), root / f"{rank}.pt")
     torch.distributed.destroy_process_group()
-
-
-class Blocks(nn.Module):
-    """Linear layers with something between them, as tensor parallelism wants it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.act, self.b, self.head = nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.Linear(8, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.b(self.act(self.a(x))))
-
-
-@contextmanager
-def gathered(net: nn.Module) -> Iterator[list[tuple[nn.Module, torch.Tensor, int]]]:
-    """Layers that are about to run, on what, and how many weights this process holds whole by then."""
-    from torch.distributed.tensor import DTensor
-
-    looks: list[tuple[nn.Module, torch.Tensor, int]] = []
-
-    def look(layer: nn.Module, given: tuple[torch.Tensor]) -> None:
-        held = sum(p.numel() for p in net.parameters() if not isinstance(p, DTensor))
-        looks.append((layer, given[0], held))
-
-    with ExitStack() as stack:
-        for layer in net.modules():
-            stack.enter_context(layer.register_forward_pre_hook(look))
-        yield looks
-
-
-def share_weights(world: int, root: Path) -> None:
-    """Networks whose weights two processes share, by FSDP2 and by tensor parallelism, against the same one unshared."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-
-    rank, told = join(world), {}
-    mesh = init_device_mesh("cpu", (world,))
-    x, y = torch.randn(31, 6, generator=torch.Generator().manual_seed(1)), torch.arange(31) % 3
-    for kind in ("fsdp", "tensor parallel"):
-        torch.manual_seed(0)
-        net = Blocks()
-        alone = snapshot(net, x, y, "**") if rank == 0 else None
-        if kind == "fsdp":
-            for module in (net.a, net.b, net):
-                fully_shard(module, mesh=mesh)
-        else:
-            parallelize_module(net, mesh, {"a": ColwiseParallel(), "b": RowwiseParallel()})
-        held = {name: type(parameter).__name__ for name, parameter in net.named_parameters()}
-        watching = Recorder(net, (x, y), "**")
-        with gathered(net) as looks:
-            watching.record(0)
-        told[f"{kind} ran"] = sum(len(given) for layer, given, _ in looks if layer is net.a)
-        told[f"{kind} gathered"] = max(count for *_, count in looks)
-        told[kind] = [layer.label for layer in watching.watched]
-        told[f"{kind} as before"] = held == {name: type(p).__name__ for name, p in net.named_parameters()}
-        if alone is not None:
-            taken = watching.store.load(0)
-            told[f"{kind} apart"] = max(
-                float((layer.coef.to_dense() - alone.layers[name].coef.to_dense()).abs().max())
-                for name, layer in taken.layers.items()
-            )
-            told[f"{kind} predictions"] = bool(torch.equal(taken.predictions, alone.predictions))
-    refusals = {"named": ({"layers": ["act"]}, ValueError), "reference": ({"reference": root / "w.pt"}, RuntimeError)}
-    if rank == 0:
-        torch.save(Blocks().state_dict(), root / "w.pt")
-    torch.distributed.barrier()
-    for name, (options, kind_of_error) in refusals.items():
-        try:
-            Recorder(net, (x, y), **{"layers": "**", **options}).record(0)
-        except (kind_of_error, RuntimeError) as error:
-            told[name] = str(error)
-    (root / f"told-{rank}.json").write_text(json.dumps(told))
-    torch.distributed.destroy_process_group()
-
-
-class Sharded(pl.LightningModule):
-    """A module that shards its weights where Lightning lets it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = Blocks()
-
-    def configure_model(self) -> None:
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = self.device_mesh["data_parallel"]
-        for module in (self.net.a, self.net.b, self.net):
-            fully_shard(module, mesh=mesh)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net(x)
-
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        return nn.functional.cross_entropy(self(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
-
-    def train_dataloader(self) -> Any:
-        x, y = torch.randn(40, 6, generator=torch.Generator().manual_seed(2)), torch.arange(40) % 3
-        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=10)
-
-
-def train_sharded(world: int, root: Path) -> None:
-    """Train under FSDP2 with a monitor and without, and leave the final weights behind."""
-    from pytorch_lightning.strategies import ModelParallelStrategy
-
-    x, y = torch.randn(30, 6, generator=torch.Generator().manual_seed(1)), torch.arange(30) % 3
-    for name in ("without", "with"):
-        pl.seed_everything(0, verbose=False)
-        monitor = SSCMonitor("**", probe=(x, y), heatmap=False, embedding=False, store=root / "ssc", schedule=1)
-        strategy = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
-        model = Sharded()
-        run = trainer(root, *([monitor] if name == "with" else []), max_epochs=2, strategy=strategy, devices=world)
-        run.fit(model)
-        weights = {key: value.full_tensor() for key, value in model.net.state_dict().items()}
-        if run.is_global_zero:
-            torch.save(weights, root / f"{name}.pt")
 
 
 def freeze_over_ranks(world: int, root: Path, static: bool) -> None:

@@ -31,6 +31,7 @@ from lightning_ssc.replay import (
     load_weights,
     progress_of,
 )
+from lightning_ssc.snapshots import Claim
 from lightning_ssc.snapshots.codec import FORMAT
 from lightning_ssc.weights import read_checkpoint
 from recipes.models import cifar_resnet, vgg11
@@ -209,6 +210,16 @@ def test_an_interrupted_analysis_goes_on(live: Path, tmp_path: Path, capsys: Any
     assert "other settings" in capsys.readouterr().err
     assert analyze(root, tmp_path, "--data-arg", "size=33") == 1
     assert "another probe" in capsys.readouterr().err
+
+
+def test_analyze_keeps_out_of_a_folder_that_a_run_writes_into(live: Path, tmp_path: Path, capsys: Any) -> None:
+    claim = Claim(tmp_path / "ssc")
+    assert analyze(live, tmp_path / "ssc") == 1
+    assert f"is in use by process {os.getpid()} on " in capsys.readouterr().err
+    assert SnapshotStore(tmp_path / "ssc").steps == []
+    claim.release()
+    assert analyze(live, tmp_path / "ssc") == 0
+    assert not (tmp_path / "ssc" / "run.lock").exists()
 
 
 def test_analyze_refuses_a_folder_of_other_layers(live: Path, tmp_path: Path, capsys: Any) -> None:

@@ -14,7 +14,7 @@ on the same samples by all of them, from which each keeps its own layers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -97,7 +97,7 @@ def capture(
     assert device is not None
     home = torch.device("cpu") if runner.grams_on_cpu else device
     sharded, spread = is_sharded(model), is_spread(model, layers, ranks)
-    memory = min(processes.everyones(runner.budget()))
+    memory = min(processes.everyones(processes.together(runner.budget)))
     disk = goes_to_disk(layers, n, memory, runner.grams_on_cpu)
     passes = plan_shared(layers, n, memory, ranks, staged=spread, disk=disk)
     marks = masks_mark_tokens(inputs, model)
@@ -116,8 +116,10 @@ def capture(
     failed: Exception | None = None
     for number, group in enumerate(passes):
         mine = [s for s in group if owners[s.layer] == rank]
-        buffers = {s.layer: torch.empty(n, s.stop - s.start, device=home, dtype=layers[s.layer].dtype) for s in mine}
+        # Memory may be short on one process alone: none gets to a turn that another does not take.
+        buffers = processes.together(partial(_buffers, mine, layers, n, home))
         last = number == len(passes) - 1
+        early = not (last or sharded)  # a sharded network left halfway would keep the weights that it has gathered
         chunk, post = n if in_one_chunk(layers, n, memory) else runner.chunk, None
         if spread:
             chunk = min(
@@ -127,21 +129,16 @@ def capture(
         with timed("forward"), without_trace(model):
             for turn in turns(chunks(inputs, chunk), ranks if spread else 1):
                 rows = turn.of(rank)
-                places = {k: b[rows] for k, b in buffers.items()} if post is None else post.places(turn)
-                wanted = {
-                    (layers[s.layer].layer, layers[s.layer].call): _Wanted(s, places.get(s.layer), layers[s.layer])
-                    for s in group
-                }
-                # A sharded network that is left halfway would keep the weights that it has gathered.
+                places = partial(_own, buffers, rows) if post is None else partial(post.places, turn)
                 whole = head if last else None  # other passes may not reach the classifier
-                run = partial(_run, runner, wanted, inputs, rows, how, marks, whole, cut=not (last or sharded))
+                run = partial(_run, runner, group, layers, places, inputs, rows, how, marks, whole, cut=early)
                 before, failed = failed, None
-                output = processes.together(partial(_unless, before, run))
+                given, output = processes.together(partial(_unless, before, run))
                 if post is not None:
-                    post.deliver(turn, places)
+                    post.deliver(turn, given)
                 if outputs is not None and last and output is not None:
                     outputs[rows.start] = output
-                del output, wanted, places, run  # or they would be held while Grams are formed
+                del output, given, places, run  # or they would be held while Grams are formed
         post = None
         for s in mine:
             layer = layers[s.layer]
@@ -158,7 +155,7 @@ def capture(
                     failed = error
                     break
                 continue
-            except ValueError as error:
+            except Exception as error:
                 failed = error
                 break  # the others hear of it in the next turn
             if s.stop == layer.features:
@@ -185,9 +182,23 @@ def _unless(failed: Exception | None, action: Callable[[], Any]) -> Any:
     return action()
 
 
+def _buffers(
+    parts: Sequence[FeatureSlice], layers: Sequence[WatchedLayer], n: int, home: torch.device
+) -> dict[int, Tensor]:
+    """Room for the features ``(N, d)`` of some slices, by layer."""
+    return {p.layer: torch.empty(n, p.stop - p.start, device=home, dtype=layers[p.layer].dtype) for p in parts}
+
+
+def _own(buffers: Mapping[int, Tensor], rows: slice) -> dict[int, Tensor]:
+    """Where features of some samples go in a lone process."""
+    return {layer: buffer[rows] for layer, buffer in buffers.items()}
+
+
 def _run(
     runner: Runner,
-    wanted: dict[tuple[Layer, int], _Wanted],
+    group: Sequence[FeatureSlice],
+    layers: Sequence[WatchedLayer],
+    places: Callable[[], dict[int, Tensor]],
     inputs: Any,
     rows: slice,
     how: Rows,
@@ -195,12 +206,16 @@ def _run(
     head: Head | None,
     *,
     cut: bool,
-) -> Returned | None:
+) -> tuple[dict[int, Tensor], Returned | None]:
     """Run the network on some samples, up to the last layer that is wanted where the pass may be cut short.
 
     Returns:
-        What it returned, where that may be logits.
+        Features by layer, where they have been put, and what the network returned, where that may be logits.
     """
+    given = places()
+    wanted = {
+        (layers[s.layer].layer, layers[s.layer].call): _Wanted(s, given.get(s.layer), layers[s.layer]) for s in group
+    }
     output, samples = None, take(inputs, rows)
     view = view_of(samples, runner.model, marks)
     keep = partial(_keep, wanted, set(wanted) if cut else set(), rows, view, how)
@@ -217,7 +232,7 @@ def _run(
             f"Layer {missing[0]!r} ran for the first samples of the probe but not for samples {rows.start} to "
             f"{rows.stop - 1}. Watch only layers that run for every input."
         )
-    return returned(output, view)
+    return given, returned(output, view)
 
 
 @contextmanager

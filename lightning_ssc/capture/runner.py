@@ -18,6 +18,7 @@ from lightning_ssc.capture.samples import Chunk
 
 Forward = Callable[[nn.Module, Any], Any]
 
+_FLAT = ("FullyShardedDataParallel", "DeepSpeedEngine")  # FSDP1, and what Fabric gets of DeepSpeed
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -206,11 +207,21 @@ def check_sizes(chunk: int, memory: int | None) -> None:
 def unwrapped(model: nn.Module) -> tuple[nn.Module, Callable[[], AbstractContextManager[Any]]]:
     """A network without what DataParallel, DDP, Fabric and ``torch.compile`` wrap around it, and Fabric's autocast.
 
+    Raises:
+        ValueError: Its weights are shared out in a way that leaves no process whole layers.
+
     Example:
         >>> net = nn.Linear(2, 2)
         >>> unwrapped(nn.DataParallel(net))[0] is net
         True
     """
+    for module in model.modules():
+        if found := [kind.__name__ for kind in type(module).__mro__ if kind.__name__ in _FLAT]:
+            raise ValueError(
+                f"{found[0]} shares out weights so that no process holds whole layers, which then cannot be watched. "
+                f"Use DDP, or FSDP2 (torch.distributed.fsdp.fully_shard; in Fabric and Trainer ModelParallelStrategy), "
+                f"or take snapshots of checkpoints with lightning_ssc.snapshot()."
+            )
     inner: Any = model
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
     while True:

@@ -2,7 +2,14 @@
 
 from lightning_ssc.settings import Settings
 from lightning_ssc.snapshots.claim import Claim
-from lightning_ssc.snapshots.resume import MismatchError, OnMismatch, continued_folder, differences, free_folder
+from lightning_ssc.snapshots.resume import (
+    MismatchError,
+    OnMismatch,
+    continued_folder,
+    differences,
+    free_folder,
+    own_folder,
+)
 from lightning_ssc.snapshots.snapshot import (
     LayerGraph,
     Moment,
@@ -33,4 +40,5 @@ __all__ = [
     "differences",
     "epochs_as_steps",
     "free_folder",
+    "own_folder",
 ]

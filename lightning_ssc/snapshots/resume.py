@@ -44,6 +44,7 @@ def free_folder(root: Path, *, named: bool) -> Claim:
 
     Raises:
         MismatchError: It was asked for by name and is another run's.
+        OSError: It cannot be made or written.
     """
     said: _Occupied | None = None
     for number in count():
@@ -58,6 +59,19 @@ def free_folder(root: Path, *, named: bool) -> Claim:
             raise claim.refusal()
         said = said or claim
     raise AssertionError("numbers do not end")
+
+
+def own_folder(root: Path) -> Claim:
+    """Claim a folder, whatever snapshots it holds.
+
+    Raises:
+        MismatchError: A run writes into it.
+        OSError: It cannot be made or written.
+    """
+    claim = _claim(root)
+    if isinstance(claim, _Occupied):
+        raise claim.refusal()
+    return claim
 
 
 def _claim_without_snapshots(folder: Path) -> Claim | _Occupied:
@@ -76,6 +90,9 @@ def _claim(folder: Path, *, from_elsewhere: bool = False) -> Claim | _Occupied:
     except TakenError as error:
         remedy = f"Name a new folder, or end that run (a Recorder: close() it); if it has ended, delete {error.path}"
         return _Occupied(folder, str(error), remedy)
+    except OSError as error:
+        why = f"store={folder} cannot be written ({error.strerror or error}). Name another folder with store=."
+        raise OSError(error.errno, why) from error
 
 
 def _beside(root: Path, number: int) -> Path:

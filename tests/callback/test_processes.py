@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
-from lightning_ssc import SnapshotStore, snapshot
+from lightning_ssc import SnapshotStore, SSCMonitor, snapshot
 from tests import processes
-from tests.nets import Classifier, data
+from tests.nets import Classifier, data, trainer
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -90,3 +91,20 @@ def test_ranks_with_different_probes_are_told(tmp_path: Path) -> None:
 def test_a_damaged_last_snapshot_does_not_hang_a_resumed_run(tmp_path: Path) -> None:
     assert processes.distributed(processes.resume_damaged, 2, tmp_path) == [0, 0]
     assert SnapshotStore(tmp_path / "ssc").steps == [0, 2, 4]
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
+def test_a_run_goes_on_over_more_and_over_fewer_processes(tmp_path: Path) -> None:
+    def alone(epochs: int, checkpoint: Path | None) -> pl.Trainer:
+        monitor = SSCMonitor("**", schedule=1, probe_size=30, heatmap=False, store=tmp_path / "ssc")
+        run = trainer(tmp_path, monitor, max_epochs=epochs)
+        run.fit(Classifier(), ckpt_path=checkpoint, weights_only=True)
+        return run
+
+    alone(1, None).save_checkpoint(tmp_path / "one.ckpt")
+    assert processes.distributed(processes.resume_over_more, 2, tmp_path) == [0, 0]
+    alone(3, tmp_path / "two.ckpt")
+    store = SnapshotStore(tmp_path / "ssc")
+    assert store.steps == [0, 3, 5, 8]  # an epoch has three steps, over two processes two
+    assert store.epochs == [0, 1, 2, 3]
+    assert len({header.run for header in store.headers()}) == 1

@@ -40,6 +40,8 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
         assert told[rank]["failed forward"].startswith("SSC failed on rank 1: NotRunError: ")
         assert "(OSError: [Errno 5] Input/output error)" in told[rank]["failed forward"]
         assert told[rank]["failed solve"] == "SSC failed on rank 1: ValueError: no solution"
+        for where in ("room", "buffers", "gram", "look"):
+            assert told[rank][f"failed {where}"] == "SSC failed on rank 1: MemoryError: no room"
         assert told[rank]["steps"] == ([0] if rank == 0 else [])  # a failure leaves all of them able to go on
 
 

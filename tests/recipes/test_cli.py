@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import recipes
 from lightning_ssc import SSCMonitor
@@ -50,7 +51,7 @@ def test_recipe_builds_and_is_in_the_table(path):
     assert cli.model.num_classes == cli.datamodule.num_classes
     layers, modules = monitor_of(cli).layers, dict(cli.model.named_modules())
     assert layers in get_args(Preset) or all(filter_names(modules, layer) for layer in layers)
-    assert cli.model.hparams["milestones"][-1] < cli.trainer.max_epochs
+    assert max(cli.model.hparams["milestones"], default=0) < cli.trainer.max_epochs
     convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in cli.model.modules())
     parameters = sum(p.numel() for p in cli.model.parameters())
     [row] = [line for line in README.splitlines() if line.startswith(f"| `{name(path)}` |")]
@@ -109,6 +110,22 @@ def test_recipe_takes_a_step_at_the_scale_of_a_cpu(path, cifar_root):
     small = ["--data.batch_size", "8", "--data.root", str(cifar_root), "--ssc.probe_size", "20"]
     cli = main(["fit", *configs(FOLDER / path, FOLDER / "overlays/cpu.yaml"), *small, "--trainer.fast_dev_run", "1"])
     assert cli.trainer.global_step == 1
+
+
+def test_a_stream_of_one_epoch_has_ten_moments_in_tensorboard():
+    small = [
+        *("--model.network_args.depth", "8", "--data.fraction", "0.05", "--data.copies", "1", "--data.batch_size", "8"),
+        *("--ssc.probe_size", "30", "--ssc.heatmap", "false", "--ssc.layers", "stages"),
+        *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
+    ]
+    cli = main(["fit", *configs(FOLDER / "stream.yaml"), *small])
+    store = monitor_of(cli).store
+    assert len(store) >= 11
+    assert store.steps[0] == 0
+    assert store.steps[-1] == cli.trainer.global_step
+    events = EventAccumulator(cli.trainer.log_dir).Reload()
+    [tag] = [t for t in events.Tags()["scalars"] if t.startswith("ssc/modularity/") and t.endswith("classifier")]
+    assert len(events.Scalars(tag)) == len(store)
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a resumed run has a folder of its own

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from lightning_ssc import Images, Recorder, Settings, SnapshotStore, SSCMonitor
-from lightning_ssc.snapshots import MismatchError
+from lightning_ssc.snapshots import MismatchError, free_folder
 from tests.nets import Classifier, convnet, data, trainer
 
 PROBE = data(20).tensors
@@ -45,6 +45,13 @@ def test_two_at_once_get_two_folders(tmp_path: Path, caplog: pytest.LogCaptureFi
         recorder(tmp_path / "ssc")
     first.close()
     assert recorder(tmp_path / "ssc").store.root == tmp_path / "ssc"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, named: bool) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"store=.*file/ssc cannot be written \(Not a directory\)\. Name another folder"):
+        free_folder(tmp_path / "file" / "ssc", named=named)
 
 
 @pytest.mark.parametrize("spelling", [".", "./", "..", "here/"])
