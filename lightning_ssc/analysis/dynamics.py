@@ -81,6 +81,24 @@ class Dynamics:
         stays = np.logical_and.accumulate((self.cka_to_final >= threshold)[::-1], axis=0)[::-1]
         return np.where(stays.any(0), self.times[stays.argmax(0)], np.nan)
 
+    def taken_back(self, snapshots: int = 3) -> Table:
+        """``(L,)`` how often a layer that counted as settled, live, moved after all; NaN where that was not measured.
+
+        Args:
+            snapshots: At how many snapshots it must have been what it was to count as settled.
+
+        Example:
+            >>> since = np.array([[0.0], [0.0], [0.0], [30.0], [30.0], [50.0]])  # settled, but moved at step 30
+            >>> moments = [Moment(step, step) for step in range(0, 60, 10)]
+            >>> table = Dynamics(["fc"], moments, np.full(6, np.nan), {"settled": since})
+            >>> table.taken_back().tolist(), table.taken_back(snapshots=2).tolist()
+            ([1.0], [2.0])
+        """
+        since = self.curves["settled"]
+        lasted = np.array([[(self.steps[: t + 1] >= start).sum() for start in row] for t, row in enumerate(since)])
+        moved = (since[1:] > since[:-1]) & (lasted[:-1] >= snapshots)
+        return np.where(np.isnan(since).all(0), np.nan, moved.sum(0))
+
     def depth_correlation(self, threshold: float = 0.9) -> float:
         """Spearman's rank correlation of the epoch at which layers settle with their depth.
 

@@ -33,6 +33,7 @@ class LayerTable:
         modularity_last: ``(L,)`` modularity at the last.
         settled: ``(L,)`` epoch (or step, see :attr:`Dynamics.times`) from which SSC-CKA to the final state stays above
             0.9.
+        taken_back: ``(L,)`` how often it counted as settled, live, and moved after all (:meth:`Dynamics.taken_back`).
         ssc_accuracy: ``(L,)`` share of inputs whose SSC label is their class; NaN without labels.
         agreement: ``(L,)`` share of inputs whose SSC label is the network's prediction; NaN without predictions.
         neighbours: ``(L,)`` mean number of inputs that rebuild an input.
@@ -46,6 +47,7 @@ class LayerTable:
     modularity_first: Table
     modularity_last: Table
     settled: Table
+    taken_back: Table
     ssc_accuracy: Table
     agreement: Table
     neighbours: Table
@@ -238,6 +240,7 @@ def _layer_table(last: Snapshot, curves: Dynamics) -> LayerTable:
         modularity_first=curves.modularity[0],
         modularity_last=curves.modularity[-1],
         settled=curves.settled(),
+        taken_back=curves.taken_back(),
         ssc_accuracy=np.array([table.ssc_accuracy for table in of_layers]) if of_layers else nan,
         agreement=np.array([table.agreement for table in of_layers]) if of_layers else nan,
         neighbours=np.array([graph.neighbours for graph in graphs]),
