@@ -116,8 +116,8 @@ def snapshot_of(folder: Path, network: nn.Module, layers: Sequence[str], probe: 
         taken = snapshot(network, probe.inputs, probe.labels, layers, memory=memory)
         store.save(taken)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        cost = {"seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - worked}
-        cost |= {"peak_bytes": peak, "stages": taken.seconds}
+        seconds = {"seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - worked}
+        cost = {**seconds, "peak_bytes": peak, "stages": taken.seconds}
         (store.root / COST).write_text(json.dumps(cost))
     taken = store.load(step=store.steps[-1])
     if taken.probe != probe.fingerprint:

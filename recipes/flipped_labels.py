@@ -17,7 +17,7 @@ from jsonargparse import auto_cli
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from lightning_ssc.capture import Runner, capture, make_probe, trace
+from lightning_ssc.capture import Returned, Runner, capture, make_probe, trace
 from lightning_ssc.functional import affinity, class_affinity, self_expression
 from lightning_ssc.functional.probes import margin, ridge_probe
 from recipes.converged import Images, last_block
@@ -93,7 +93,7 @@ def flipped_labels(
     watched = trace(runner, [*layers, "classifier"], probe.inputs)
     changes = {(share, draw): flipped(probe.labels, share, draw) for share in shares for draw in range(draws)}
     doubts: dict[tuple[float, int], dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-    outputs: dict[int, Tensor] = {}
+    outputs: dict[int, Returned] = {}
     for layer, gram in capture(runner, watched, probe.inputs, outputs=outputs):
         print(layer.label, flush=True)
         for key, (labels, _) in changes.items():
@@ -101,7 +101,7 @@ def flipped_labels(
         graph = affinity(self_expression(gram=gram.raw_()).coef)
         for key, (labels, _) in changes.items():
             doubts[key]["neighbours"].append(-margin(class_affinity(graph, labels), labels))
-    softmax = torch.cat([outputs[start] for start in sorted(outputs)]).softmax(1)
+    softmax = torch.cat([outputs[start].rows for start in sorted(outputs)]).softmax(1)
     check_accuracy(depth, softmax.argmax(1), probe.labels)
     lines = []
     for share in shares:

@@ -142,7 +142,7 @@ def train(
     accuracy = trainer.validate(model, data, verbose=False)[0]["val/accuracy"]
     line = {"network": network, "method": method, "seed": seed, "epochs": epochs, "accuracy": accuracy, **account.kept}
     folder.mkdir(parents=True, exist_ok=True)
-    done.write_text(json.dumps(line | {"images": len(data.train_dataloader().dataset)}))
+    done.write_text(json.dumps(line | {"images": len(data.train)}))
     return train(network, method, seed, data, epochs, size, folder)
 
 
