@@ -7,6 +7,7 @@ import time
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from lightning_ssc.threads import at_most
 
 _CACHE = 128 << 20  # bytes
 _SLICE = 0.5  # seconds that one request may compute for, of work that takes long
+_SIDE_BY_SIDE = 2  # threads that compare for who waits; more of them wait for Python's lock
 _MOMENTS = 24  # at most, of an input's history
 
 
@@ -57,7 +59,8 @@ class Source:
         self._stores: dict[str, SnapshotStore] = {}  # they keep the headers that they have read
         self._cache = Cache(_CACHE)
         self._comparisons: dict[str, _Comparison] = {}
-        self._comparing = ThreadPoolExecutor(1)  # one thread, whose memory is used again and again
+        self._comparing = ThreadPoolExecutor(_SIDE_BY_SIDE)  # kept, for the memory of threads is used again and again
+        self._turn = Lock()  # of who has something computed
         self._at_hand: tuple[Hashable, LayerGraph] | None = None
 
     def runs(self) -> Piece:
@@ -104,20 +107,23 @@ class Source:
 
         They come as far as they are computed, with whether that is all.
         """
-        return self._computed(run, _SLICE)
+        return self._computed(run, _SLICE, threads=1)
 
     def completed(self, run: str) -> Piece:
         """The same curves when all is computed, for who can wait."""
-        return self._computed(run, math.inf)
+        return self._computed(run, math.inf, threads=_SIDE_BY_SIDE)
 
-    def _computed(self, run: str, seconds: float) -> Piece:
+    def _computed(self, run: str, seconds: float, threads: int) -> Piece:
         store = self._store(run)
         headers, _ = pieces.readable(store)
         if not headers:
             raise NotFoundError(f"Run {run!r} has no snapshot that can be read.")
-        return self._comparing.submit(self._go_on, run, store, headers, seconds).result()
+        with self._turn:
+            return self._go_on(run, store, headers, seconds, threads)
 
-    def _go_on(self, run: str, store: SnapshotStore, headers: Sequence[SnapshotHeader], seconds: float) -> Piece:
+    def _go_on(
+        self, run: str, store: SnapshotStore, headers: Sequence[SnapshotHeader], seconds: float, threads: int
+    ) -> Piece:
         """So many seconds more of what :meth:`computed` answers; of one run at a time the graphs are held."""
         identities = [self._identity(store, header.step) for header in headers]
         known = self._comparisons.get(run)
@@ -126,16 +132,23 @@ class Source:
         for other in self._comparisons.values():
             if other is not known:
                 other.rest()
-        left = [t for t in _coarse_to_fine(len(headers)) if identities[t] not in known.values]
+        left = iter([t for t in _coarse_to_fine(len(headers)) if identities[t] not in known.values])
         ends = time.monotonic() + seconds
-        with at_most(1):
-            while left and time.monotonic() < ends:
-                t = left.pop(0)
-                known.add(headers[t], identities[t])
-        if not left:
+
+        def compare() -> None:
+            with at_most(1):
+                for t in left:  # that all threads take from
+                    known.add(headers[t], identities[t])
+                    if time.monotonic() >= ends:
+                        return
+
+        for thread in [self._comparing.submit(compare) for _ in range(threads)]:
+            thread.result()
+        done = all(identity in known.values for identity in identities)
+        if done:
             known.rest()
         curves = pieces.computed_curves(headers, [known.values.get(identity, {}) for identity in identities])
-        return {"done": not left, "latest": headers[-1].step, "measures": curves, "troubles": known.troubles}
+        return {"done": done, "latest": headers[-1].step, "measures": curves, "troubles": known.troubles}
 
     def heatmap(self, run: str, step: int) -> Piece:
         """Tables between the layers at one moment."""
@@ -291,6 +304,7 @@ class _Comparison:
         self.troubles: list[str] = []
         self._store, self._step = store, step
         self._graphs: dict[str, LayerGraph] = {}
+        self._loading = Lock()
 
     def rest(self) -> None:
         """Let the graphs go."""
@@ -300,8 +314,9 @@ class _Comparison:
         """Compare a snapshot."""
         found = self.values[identity] = dict[str, dict[str, float]]()
         try:
-            if not self._graphs:
-                self._graphs, self._labels = dict(self._store.layers(self._step)), self._store.labels(self._step)
+            with self._loading:
+                if not self._graphs:
+                    self._graphs, self._labels = dict(self._store.layers(self._step)), self._store.labels(self._step)
             for name, layer in self._store.layers(header.step, self._graphs):
                 found[name] = pieces.computed(layer, header.values[name], self._graphs[name], self._labels)
         except SnapshotError as error:
