@@ -19,6 +19,7 @@ from lightning_ssc.functional.collapse import self_duality
 from lightning_ssc.functional.gram_sketch import debiased_sketch_cka, pairwise_sketch_cka, sketch_cka_estimate
 from lightning_ssc.functional.graph_cka import graph_cka_estimate
 from lightning_ssc.functional.health import participation_ratio, rankme, sample
+from lightning_ssc.functional.partition import modularity_error
 from lightning_ssc.functional.probes import margin, nearest_neighbour, ridge_probe
 from lightning_ssc.functional.settling import settled_since
 from lightning_ssc.functional.uncertainty import Estimate, share
@@ -192,8 +193,8 @@ MEASURES = (
         "modularity",
         "ssc/modularity",
         "layer",
-        ("parted",),
-        lambda parted: parted.estimate(),
+        ("parted", "coef", "groups"),
+        lambda parted, coef, groups: Estimate(parted.modularity, modularity_error(coef, groups)),
         pictured=True,
         title="Modularity of the affinity graphs",
         axis="modularity",
