@@ -108,7 +108,7 @@ def export(run: str, *, csv: Path, layer: str | None = None, reference: str | No
     """Write every table of a run as a CSV file.
 
     The tables are dynamics, layers, heatmaps, similarity, blocks, embeddings, neighbours, jumps, run and, where the
-    probe has labels, inputs and table1 (of the paper).
+    probe has labels, classes, inputs and table1 (of the paper).
 
       lightning-ssc export runs/version_0 --csv tables
 

@@ -19,11 +19,12 @@ from lightning_ssc.functional.collapse import self_duality
 from lightning_ssc.functional.gram_sketch import debiased_sketch_cka, pairwise_sketch_cka, sketch_cka_estimate
 from lightning_ssc.functional.graph_cka import graph_cka_estimate
 from lightning_ssc.functional.health import participation_ratio, rankme, sample
+from lightning_ssc.functional.partition import modularity_error
 from lightning_ssc.functional.probes import margin, nearest_neighbour, ridge_probe
 from lightning_ssc.functional.settling import settled_since
 from lightning_ssc.functional.uncertainty import Estimate, share
 
-Over = Literal["layer", "input", "start", "previous", "reference", "final", "history", "pair"]
+Over = Literal["layer", "class", "input", "start", "previous", "reference", "final", "history", "pair"]
 Group = Literal["classes", "settling", "collapse", "health"]
 
 _SIMILARITY = (0.0, 1.0)
@@ -37,14 +38,15 @@ class Measure:
     Attributes:
         name: Its name in headers of snapshots, tables and CSV files.
         tag: Its tag in loggers, before the layer's name, of a monitor called ``ssc``; see :func:`tag`.
-        over: What it is of: a ``"layer"``; every ``"input"`` in a layer; a layer and itself at the ``"start"``, at the
-            ``"previous"``, a ``"reference"`` or the ``"final"`` snapshot; a layer and its ``"history"``; or every
-            ``"pair"`` of layers.
+        over: What it is of: a ``"layer"``; every ``"class"`` or every ``"input"`` in a layer; a layer and itself at the
+            ``"start"``, at the ``"previous"``, a ``"reference"`` or the ``"final"`` snapshot; a layer and its
+            ``"history"``; or every ``"pair"`` of layers.
         needs: What the function takes of a layer: ``groups``, the classes or communities ``(N,)`` that modularity is
             over; ``coef`` and ``affinity``, sparse CSR ``(N, N)``; ``parted``, the
-            :class:`~lightning_ssc.functional.partition.Partition` of the affinity by the groups, or ``classed``, that
-            by the labels; ``gap``, ``(N,)``; ``graph``, a :class:`~lightning_ssc.functional.graph_cka.CentredGraph`;
-            ``linear``, a :class:`~lightning_ssc.functional.gram_sketch.GramSketch`; ``labels``, the classes ``(N,)``;
+            :class:`~lightning_ssc.functional.partition.Partition` of the affinity by the groups, ``classed``, that by
+            the labels where every input has one, or ``labelled``, that of the inputs that have one; ``gap``, ``(N,)``;
+            ``graph``, a :class:`~lightning_ssc.functional.graph_cka.CentredGraph`; ``linear``, a
+            :class:`~lightning_ssc.functional.gram_sketch.GramSketch`; ``labels``, the classes ``(N,)``;
             ``predictions``, the classes that the network gave, ``(N,)``; ``features``, their number; or the name of a
             quantity of every input. There only before a layer is solved, and then with ``features`` and ``labels``
             alone: ``gram``, the centred Gram, ``(N, N)``; ``idle``, how many features do not vary; ``collapse``, the
@@ -52,9 +54,9 @@ class Measure:
             ``head``, a linear classifier's weights and the class means of what it was given. Where one is missing there
             is no value. Of two layers and of pairs one part of a layer, but no labels.
         value: Of a layer ``f(**needs)``; of two ``f(one, other)``; both give a number, or where ``spread`` says so an
-            :class:`~lightning_ssc.functional.uncertainty.Estimate`. Of inputs ``f(**needs)``, a tensor ``(N,)``. Of a
-            history ``f(part, step, earlier)``, with steps and parts of some earlier moments. Of pairs
-            ``f(of_all_layers)``, a table ``(L, L)``.
+            :class:`~lightning_ssc.functional.uncertainty.Estimate`. Of inputs ``f(**needs)``, a tensor ``(N,)``, and
+            of classes ``(K,)``, by ascending label. Of a history ``f(part, step, earlier)``, with steps and parts of
+            some earlier moments. Of pairs ``f(of_all_layers)``, a table ``(L, L)``.
         title: Heading of its chart.
         axis: Label of its axis, with unit or estimator.
         meaning: What it tells, in a sentence or two.
@@ -192,8 +194,8 @@ MEASURES = (
         "modularity",
         "ssc/modularity",
         "layer",
-        ("parted",),
-        lambda parted: parted.estimate(),
+        ("parted", "coef", "groups"),
+        lambda parted, coef, groups: Estimate(parted.modularity, modularity_error(coef, groups)),
         pictured=True,
         title="Modularity of the affinity graphs",
         axis="modularity",
@@ -465,6 +467,17 @@ MEASURES = (
         "stored graph: the certificate of the solution.",
     ),
     Measure(
+        "class_modularity",
+        "ssc/class_modularity",
+        "class",
+        ("labelled",),
+        lambda labelled: labelled.by_class,
+        title="Modularity by class",
+        axis="what the class adds to modularity",
+        meaning="What each class adds to a layer's modularity: the share of all affinity that runs inside it, less "
+        "what chance would give. A class that lags behind the others is one that the layer does not tell apart.",
+    ),
+    Measure(
         "ssc_label",
         "ssc/ssc_label",
         "input",
@@ -529,8 +542,11 @@ GROUPS: Mapping[Group, str] = {
 }
 """Headings of the groups, in the order in which pages show them."""
 
-CURVES = tuple(record for record in MEASURES if record.over not in ("pair", "input"))
+CURVES = tuple(record for record in MEASURES if record.over not in ("pair", "input", "class"))
 """Those that are a number a layer and snapshot."""
+
+CLASSES = tuple(record for record in MEASURES if record.over == "class")
+"""Those that are a number for every class in a layer."""
 
 INPUTS = tuple(record for record in MEASURES if record.over == "input")
 """Those that are a number for every input of a layer."""
@@ -620,7 +636,16 @@ def of_layer(known: Mapping[str, Any], done: Mapping[str, float] | None = None) 
 
 def of_inputs(known: Mapping[str, Any]) -> dict[str, Tensor]:
     """What can be computed of every input of a layer, tensors ``(N,)`` by name; see :func:`of_layer`."""
-    return {record.name: record.value(**given) for record in INPUTS if (given := _given(record, known)) is not None}
+    return _tensors(INPUTS, known)
+
+
+def of_classes(known: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What can be computed of every class in a layer, tensors ``(K,)`` by name; see :func:`of_layer`."""
+    return _tensors(CLASSES, known)
+
+
+def _tensors(records: Iterable[Measure], known: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {record.name: record.value(**given) for record in records if (given := _given(record, known)) is not None}
 
 
 def _given(record: Measure, known: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -691,7 +716,7 @@ def markdown() -> str:
         >>> markdown().splitlines()[0]
         '| tag | what it is |'
     """
-    logged = [record for record in MEASURES if record.over != "input"]
+    logged = [record for record in MEASURES if record.over not in ("input", "class")]
     tags = {record.tag + ("" if record.over == "pair" else "/<layer>"): record.meaning for record in logged}
     lines = ["| tag | what it is |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in tags.items())]
     return "\n".join(lines)

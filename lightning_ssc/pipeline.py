@@ -119,7 +119,8 @@ def solve_layer(layer: WatchedLayer, gram: CentredGram, settings: Settings, labe
             graph = replace(graph, communities=communities(graph.affinity))
         of_inputs = {name: column.cpu() for name, column in of_inputs.items()}
         graph = replace(graph, of_inputs=of_inputs | measures.of_inputs(graph.measurable(labels)))
-        return graph.with_values(measures.of_layer(graph.measurable(labels), values))
+        parts = graph.measurable(labels)
+        return replace(graph.with_values(measures.of_layer(parts, values)), of_classes=measures.of_classes(parts))
 
 
 def _of_gram(layer: WatchedLayer, gram: CentredGram, labels: Tensor | None) -> Mapping[str, Any]:

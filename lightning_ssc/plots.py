@@ -187,6 +187,12 @@ def dynamics_curves(table: Dynamics, name: str, *, ax: Axes | None = None) -> Fi
     )
     for before, after in table.drops():
         axes.axvspan(before, after, color="0.92", lw=0, zorder=0)
+    if name == "modularity" and table.ceiling <= 1:
+        axes.axhline(table.ceiling, color="0.6", lw=0.8, ls="--", zorder=0)
+        text = f"most that these classes allow: {table.ceiling:.2f}"
+        axes.annotate(
+            text, (0, table.ceiling), (2, 2), ("axes fraction", "data"), "offset points", color="0.45", size=7
+        )
     return figure
 
 

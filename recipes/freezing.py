@@ -22,6 +22,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_ssc import FreezeSettled, Recorder, SSCMonitor
+from recipes.__main__ import precision_on
 from recipes.converged import Images
 from recipes.data import CIFAR10, ImageData
 from recipes.module import Classifier
@@ -121,6 +122,7 @@ def train(
         return found
     pl.seed_everything(seed, verbose=False)
     milestones = (round(0.6 * epochs), round(0.9 * epochs))
+    precision: Any = precision_on("cpu")
     model = Classifier(**NETWORKS[network], lr=0.05, milestones=milestones, channels_last=True)
     freezing = {"FreezeSettled": FreezeSettled("freeze"), "fixed times": FixedTimes()}.get(method)
     account = Account(freezing)
@@ -132,6 +134,7 @@ def train(
         check_val_every_n_epoch=epochs + 1,
         num_sanity_val_steps=0,
         accelerator="cpu",
+        precision=precision,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -140,7 +143,8 @@ def train(
     last = folder / "last.ckpt"
     trainer.fit(model, data, ckpt_path=last if last.exists() else None, weights_only=last.exists() or None)
     accuracy = trainer.validate(model, data, verbose=False)[0]["val/accuracy"]
-    line = {"network": network, "method": method, "seed": seed, "epochs": epochs, "accuracy": accuracy, **account.kept}
+    line = {"network": network, "method": method, "seed": seed, "epochs": epochs, "precision": precision}
+    line |= {"accuracy": accuracy, **account.kept}
     folder.mkdir(parents=True, exist_ok=True)
     done.write_text(json.dumps(line | {"images": len(data.train)}))
     return train(network, method, seed, data, epochs, size, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from lightning_ssc import snapshot
 from lightning_ssc.functional.gram_sketch import gram_sketch
+from lightning_ssc.measures import of_classes
 from lightning_ssc.snapshots import LayerGraph, Moment, ProbeCard, Snapshot, SnapshotStore
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;</b>$\\frac{%{x}{{data}}"
@@ -32,11 +34,13 @@ def taken(
     confidence: Sequence[float] | None = None,
     **more: Any,
 ) -> Snapshot:
-    """A snapshot of layers with these coefficients."""
+    """A snapshot of layers with these coefficients, and what is measured of classes in them."""
+    classes = None if labels is None else torch.tensor(labels)
+    graphs = {name: layer_graph(coef, linear=more.get("linear", False)) for name, coef in layers.items()}
     return Snapshot(
         moment=Moment(more.get("step", int(more.get("epoch", 0))), more.get("epoch", 0)),
-        layers={name: layer_graph(coef, linear=more.get("linear", False)) for name, coef in layers.items()},
-        labels=None if labels is None else torch.tensor(labels),
+        layers={name: replace(g, of_classes=of_classes(g.measurable(classes))) for name, g in graphs.items()},
+        labels=classes,
         predictions=None if predictions is None else torch.tensor(predictions),
         confidence=None if confidence is None else torch.tensor(confidence),
         settings={"tau": 10.0, "solver": "active_set"},

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1] / "lightning_ssc"
 FILES = sorted(ROOT.rglob("*.py"))
 # --help is answered at once; importing numba takes a second; TensorBoard starts without waiting for PyTorch
 LATE = {
-    "cli.py", "functional/active_set.py", "functional/gram_sketch.py", "functional/graph_cka.py", "live/server.py",
+    "cli.py", "functional/active_set.py", "functional/gram_sketch.py", "functional/graph_cka.py",
+    "functional/partition.py", "live/server.py",
 }  # fmt: skip
 
 

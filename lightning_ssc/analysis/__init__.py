@@ -1,6 +1,7 @@
 """Tables from stored snapshots; nothing here needs the training run."""
 
 from lightning_ssc.analysis.architecture import Blocks, Similarity, chessboard, find_blocks, similarity
+from lightning_ssc.analysis.classes import ByClass, by_class
 from lightning_ssc.analysis.comparison import Comparison, Parting, compare, parting
 from lightning_ssc.analysis.dynamics import Dynamics, dynamics, stored
 from lightning_ssc.analysis.inputs import Inputs, embeddings, inputs, last_hidden_layer, neighbours
@@ -10,6 +11,7 @@ from lightning_ssc.analysis.summary import LayerTable, Summary, summarise
 
 __all__ = [
     "Blocks",
+    "ByClass",
     "Comparison",
     "Doubts",
     "Dynamics",
@@ -18,6 +20,7 @@ __all__ = [
     "Parting",
     "Similarity",
     "Summary",
+    "by_class",
     "chessboard",
     "compare",
     "doubts",

@@ -70,6 +70,22 @@ class Dynamics:
         """``(T,)`` finished epochs or, where they are not known of all moments, steps."""
         return self.epochs if self.unit == "epoch" else self.steps
 
+    @property
+    def ceiling(self) -> float:
+        """The most that modularity can be in any layer, given the classes: 1 - 1/K for K even ones; NaN if not known.
+
+        Example:
+            >>> curves = {"modularity": np.array([[0.45, 0.3]]), "assortativity": np.array([[0.5, 0.4]])}
+            >>> Dynamics(["a", "b"], [Moment(0, 0)], np.full(1, np.nan), curves).ceiling
+            0.9
+        """
+        known = [self.curves[name] for name in ("modularity", "assortativity") if name in self.curves]
+        if len(known) < 2:
+            return math.nan
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = known[0] / known[1]
+        return float(found[np.isfinite(found)].max()) if np.isfinite(found).any() else math.nan
+
     def settled(self, threshold: float = 0.9) -> Table:
         """``(L,)`` first of the :attr:`times` from which SSC-CKA to final stays at a threshold or above; NaN if never.
 

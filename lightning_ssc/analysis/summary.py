@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lightning_ssc.analysis._csv import write_csv
 from lightning_ssc.analysis.architecture import Blocks, Similarity, find_blocks, similarity
+from lightning_ssc.analysis.classes import ByClass, by_class
 from lightning_ssc.analysis.dynamics import Dynamics, Table, dynamics
 from lightning_ssc.analysis.inputs import Index, Inputs, embeddings, inputs, last_hidden_layer, neighbours
 from lightning_ssc.functional import pairwise_cka
@@ -70,6 +71,7 @@ class Summary:
         size: Number of inputs in the probe, N.
         dynamics: Curves by epoch and layer.
         layers: One line a layer.
+        classes: What was measured of every class in every layer, or ``None``.
         heatmaps: ``(T, L, L)`` SSC-CKA between the layers at every snapshot.
         blocks: Blocks of every heatmap.
         similarity: SSC-CKA and linear CKA between the layers at the last snapshot.
@@ -87,6 +89,7 @@ class Summary:
     size: int
     dynamics: Dynamics
     layers: LayerTable
+    classes: ByClass | None
     heatmaps: Table
     blocks: list[Blocks]
     similarity: Similarity
@@ -151,6 +154,9 @@ class Summary:
         written = ["dynamics", "layers", "similarity", "blocks", "heatmaps", "embeddings", "jumps", "run", "neighbours"]
         nearest = {f"neighbour_{k + 1}": self.nearest[:, k] for k in range(NEIGHBOURS)}
         write_csv(folder / "neighbours.csv", {"input": np.arange(self.size), **nearest})
+        if self.classes is not None:
+            self.classes.to_csv(folder / "classes.csv", self.class_names)
+            written.append("classes")
         if self.inputs is not None:
             self.inputs.to_csv(folder / "inputs.csv", self.class_names)
             self.inputs.table1_to_csv(folder / "table1.csv")
@@ -203,6 +209,7 @@ def summarise(
         size=len(graph.gap),
         dynamics=curves,
         layers=_layer_table(last, curves),
+        classes=by_class(store),
         heatmaps=heatmaps,
         blocks=[find_blocks(heatmap) for heatmap in heatmaps],
         similarity=similarity(last),

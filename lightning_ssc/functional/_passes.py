@@ -73,6 +73,78 @@ def products(
 
 
 @compiled
+def without_roles(ptr: Ints, col: Ints, val: Floats, group: Ints, count: int) -> tuple[Floats, Floats]:
+    """Modularity of |C| + |C|ᵀ without what rebuilds each input, and without each input to rebuild others.
+
+    These take |C_i| times their weight on it for it, but for themselves: sums by group tell what that changes.
+
+    Args:
+        ptr: ``(N + 1,)`` where rows of C begin.
+        col: ``(nnz,)`` columns of its entries.
+        val: ``(nnz,)`` its entries.
+        group: ``(N,)`` the group of each input, below `count`; negative for those that are none of the graph.
+        count: How many groups there are.
+
+    Returns:
+        ``(N,)`` and ``(N,)``; NaN for inputs that are none of the graph, and where no edges are left.
+    """
+    n = len(ptr) - 1
+    start = np.zeros(n + 1, np.int64)  # of the columns of C
+    for p in range(len(col)):
+        start[col[p] + 1] += 1
+    for j in range(n):
+        start[j + 1] += start[j]
+    fill, row, weight = start[:-1].copy(), np.empty(len(col), np.int64), np.empty(len(col))
+    degrees, within = np.zeros(count), 0.0
+    for i in range(n):
+        for p in range(ptr[i], ptr[i + 1]):
+            at = fill[col[p]]
+            row[at], weight[at] = i, abs(val[p])
+            fill[col[p]] += 1
+            if group[i] >= 0 and group[col[p]] >= 0:
+                degrees[group[i]] += weight[at]
+                degrees[group[col[p]]] += weight[at]
+                within += 2 * weight[at] if group[i] == group[col[p]] else 0.0
+    as_query, as_neighbour, own, left = np.full(n, np.nan), np.full(n, np.nan), np.zeros(n), np.empty(count)
+    for i in range(n):
+        if group[i] < 0:
+            continue
+        given, taken, both = np.zeros(count), np.zeros(count), np.zeros(count)  # of row i, of column i, of products
+        for p in range(ptr[i], ptr[i + 1]):
+            if group[col[p]] >= 0:
+                own[col[p]] = abs(val[p])
+                given[group[col[p]]] += own[col[p]]
+        for p in range(start[i], start[i + 1]):
+            if group[row[p]] >= 0:
+                taken[group[row[p]]] += weight[p]
+                both[group[row[p]]] += weight[p] * own[row[p]]
+        for p in range(ptr[i], ptr[i + 1]):
+            own[col[p]] = 0.0
+        rebuilt, rebuilds, instead = 0.0, 0.0, 0.0
+        for c in range(count):
+            rebuilt += given[c]
+            rebuilds += taken[c]
+            instead += taken[c] * given[c] - both[c]
+        for c in range(count):
+            left[c] = degrees[c] - given[c] - (rebuilt if c == group[i] else 0.0)
+        as_query[i] = _modularity(left, within - 2 * given[group[i]])
+        for c in range(count):
+            moved = rebuilt * taken[c] + rebuilds * given[c] - 2 * both[c]
+            left[c] = degrees[c] - taken[c] + moved - (rebuilds if c == group[i] else 0.0)
+        as_neighbour[i] = _modularity(left, within - 2 * taken[group[i]] + 2 * instead)
+    return as_query, as_neighbour
+
+
+@compiled
+def _modularity(degrees: Floats, within: float) -> float:
+    total, squares = 0.0, 0.0
+    for degree in degrees:
+        total += degree
+        squares += degree * degree
+    return (within - squares / total) / total if total > 0 else np.nan
+
+
+@compiled
 def pair_products(n: int, i: Ints, j: Ints, one: NDArray[Any], other: NDArray[Any]) -> Floats:
     """``(n,)`` sums by input of the products of two values a pair; i and j are the inputs of each."""
     at = np.zeros(n)

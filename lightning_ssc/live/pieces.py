@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_ssc import measures, plots
 from lightning_ssc.analysis import Blocks, find_blocks, similarity, stored
+from lightning_ssc.analysis.classes import class_table
 from lightning_ssc.analysis.dynamics import Dynamics, Table
 from lightning_ssc.analysis.inputs import (
     Index,
@@ -96,6 +97,7 @@ def run(store: SnapshotStore) -> Piece:
         "unit": table.unit,
         "measures": [
             curve(record, table.curves[record.name], table.spreads.get(record.name))
+            | ({"ceiling": table.ceiling} if record.name == "modularity" and table.ceiling <= 1 else {})
             for record in plots.present(table)
             if record.over != "final"  # which is not known yet
         ],
@@ -202,6 +204,17 @@ def pair_tables(store: SnapshotStore, step: int, layers: Sequence[str]) -> dict[
             found[record.name] = np.full((len(layers), len(layers)), np.nan)
             found[record.name][np.ix_(here, here)] = np.asarray(kept[record.name])[np.ix_(there, there)]
     return found
+
+
+def classes(store: SnapshotStore, step: int, layers: Sequence[str]) -> Piece:
+    """Tables ``(L, K)`` of what was measured of classes at one moment, by measure; empty where nothing was."""
+    found, of_samples = store.of_classes(step), store.of_samples(step)
+    names = classes_of(of_samples.get("labels"), of_samples.get("predictions"))
+    return {
+        record.name: {"title": record.title, "meaning": record.meaning, "values": pack_coarsely(table)}
+        for record in measures.CLASSES
+        if not np.isnan(table := class_table(found, record.name, of_samples.get("labels"), layers, names)).all()
+    }
 
 
 def _blocks(blocks: Blocks) -> Piece:

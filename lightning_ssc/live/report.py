@@ -182,6 +182,7 @@ def contents(
     chosen = [steps[t] for t in plots.evenly(len(steps), count)]
     for at in progress(chosen):
         put("samples", at)
+        put("classes", at)
         for of in source.walk(key, at):
             put("embedding", at, of, 0)
             if at == steps[-1] or of == run["hidden"]:

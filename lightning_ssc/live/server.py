@@ -36,7 +36,7 @@ MODULES = (
     "run.js",
 )
 PIECES = (
-    *("runs", "run", "computed", "pictures", "heatmap", "between"),
+    *("runs", "run", "computed", "pictures", "heatmap", "classes", "between"),
     *("samples", "embedding", "neighbours", "input", "history", "doubts"),
 )
 

@@ -157,6 +157,12 @@ class Source:
             ("heatmap", self._identity(store, step), tuple(layers)), lambda: pieces.heatmap(store, step, layers)
         )
 
+    def classes(self, run: str, step: int) -> Piece:
+        """What was measured of every class in every layer at one moment."""
+        store, run_of = self._store(run), self.run(run)
+        key = "classes", self._identity(store, step), tuple(run_of["layers"])
+        return self._cache.get(key, lambda: pieces.classes(store, step, run_of["layers"]))
+
     def between(self, run: str, step: int, other_run: str, other_step: int) -> Piece:
         """All layers at one moment against all at another moment, of this run or another."""
         one, other = self._store(run), self._store(other_run)

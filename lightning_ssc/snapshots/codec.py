@@ -169,6 +169,8 @@ def encode(snapshot: Snapshot) -> Arrays:
             arrays[f"{i}/communities"] = layer.communities.numpy()
         for key, of_inputs in layer.of_inputs.items():
             arrays[f"{i}/inputs/{key}"] = of_inputs.numpy()
+        for key, of_classes in layer.of_classes.items():
+            arrays[f"{i}/classes/{key}"] = of_classes.numpy().astype(np.float32)
         if layer.linear is not None:
             arrays[f"{i}/linear/diagonal"] = layer.linear.diagonal.numpy()
             arrays[f"{i}/linear/pairs"] = layer.linear.pairs.numpy()
@@ -318,12 +320,32 @@ def decode_layers(arrays: Arrays, path: Path, names: Iterable[str] | None = None
         ValueError: One is damaged.
     """
     wanted = None if names is None else set(names)
-    columns: dict[str, list[str]] = {}
-    for place, _, column in (key.partition("/inputs/") for key in arrays):
-        columns.setdefault(place, []).append(column)
+    inputs, classes = _columns(arrays, "inputs"), _columns(arrays, "classes")
     for i, entry in enumerate(_header(arrays, path)["layers"]):
         if wanted is None or entry["name"] in wanted:
-            yield entry["name"], _layer(arrays, i, entry, columns.get(str(i), ()))
+            yield entry["name"], _layer(arrays, i, entry, inputs.get(str(i), ()), classes.get(str(i), ()))
+
+
+def decode_of_classes(arrays: Arrays, path: Path) -> dict[str, dict[str, Tensor]]:
+    """What was measured of classes, by the names of layers and measures; errors as of :func:`decode_header`."""
+    names, columns = _names(_header(arrays, path)), _columns(arrays, "classes")
+    return {name: _of_classes(arrays, i, name, columns.get(str(i), ())) for i, name in enumerate(names)}
+
+
+def _columns(arrays: Arrays, kind: str) -> dict[str, list[str]]:
+    """Names of the columns of a kind, by the place of their layer."""
+    found: dict[str, list[str]] = {}
+    for place, separator, column in (key.partition(f"/{kind}/") for key in arrays):
+        if separator:
+            found.setdefault(place, []).append(column)
+    return found
+
+
+def _of_classes(arrays: Arrays, i: int, name: str, columns: Iterable[str]) -> dict[str, Tensor]:
+    found = {key: arrays[f"{i}/classes/{key}"] for key in columns}
+    for key, column in found.items():
+        _check(column.ndim == 1 and column.dtype.kind == "f", f"layer {name!r} has a damaged column {key!r}")
+    return {key: torch.from_numpy(column) for key, column in found.items()}
 
 
 def decode_of_samples(arrays: Arrays, size: int | None) -> dict[str, Tensor]:
@@ -361,7 +383,13 @@ def decode_card(arrays: Arrays, path: Path) -> ProbeCard:
     return ProbeCard(header["fingerprint"], images, tuple(header["class_names"]), tuple(texts))
 
 
-def _layer(arrays: Arrays, i: int, entry: Mapping[str, Any], columns_of_inputs: Iterable[str]) -> LayerGraph:
+def _layer(
+    arrays: Arrays,
+    i: int,
+    entry: Mapping[str, Any],
+    columns_of_inputs: Iterable[str],
+    columns_of_classes: Iterable[str],
+) -> LayerGraph:
     name = entry["name"]
     crow, col, value = (arrays[f"{i}/{part}"] for part in ("crow", "col", "value"))
     gap, found = torch.from_numpy(arrays[f"{i}/gap"]), arrays.get(f"{i}/communities")
@@ -400,6 +428,7 @@ def _layer(arrays: Arrays, i: int, entry: Mapping[str, Any], columns_of_inputs: 
         _known(entry, "norm"),
         entry.get("is_output"),
         _known(entry, "seconds"),
+        _of_classes(arrays, i, name, columns_of_classes),
     )
 
 

@@ -133,6 +133,8 @@ class LayerGraph:
         is_output: Whether the layer puts out what the network returns, as a classifier does; ``None`` where it is not
             known.
         seconds: What it took to solve and measure it, or ``None`` where it is not known.
+        of_classes: What was measured of every class in it, ``(K,)`` by the names of
+            :data:`lightning_ssc.measures.CLASSES`, classes by ascending label.
     """
 
     coef: Tensor
@@ -146,6 +148,7 @@ class LayerGraph:
     norm: float | None = None
     is_output: bool | None = None
     seconds: float | None = None
+    of_classes: Mapping[str, Tensor] = field(default_factory=dict)
 
     def with_values(self, values: Mapping[str, float]) -> LayerGraph:
         """The same layer with other values; what was derived of its graph is not derived again."""
@@ -183,6 +186,13 @@ class LayerGraph:
             "predictions": lambda: predictions,
             "groups": lambda: groups,
             "parted": lambda: None if groups is None else partition(*labelled(self.affinity, groups)),
+            "labelled": lambda: (
+                parts["parted"]
+                if groups is labels
+                else None
+                if labels is None
+                else partition(*labelled(self.affinity, labels))
+            ),
             "classed": lambda: (
                 parts["parted"] if groups is classes else None if classes is None else partition(self.affinity, classes)
             ),

@@ -54,6 +54,10 @@ class Store(ABC):
         """Tables ``(L, L)`` between the layers of one snapshot, by the names of the measures; may be empty."""
 
     @abstractmethod
+    def of_classes(self, step: int) -> Mapping[str, Mapping[str, Tensor]]:
+        """What was measured of classes at one snapshot, ``(K,)`` by the names of layers and measures."""
+
+    @abstractmethod
     def header(self, epoch: int | None = None, *, step: int | None = None) -> SnapshotHeader:
         """What a snapshot says of itself."""
 
@@ -252,6 +256,16 @@ class SnapshotStore(Store):
         with codec.reading(path, step) as arrays:
             return codec.decode_pairs(arrays, path)
 
+    def of_classes(self, step: int) -> Mapping[str, Mapping[str, Tensor]]:
+        """Read what was measured of classes at one snapshot, and no graph.
+
+        Raises:
+            SnapshotError: The snapshot cannot be read.
+        """
+        path = self.path(self._step_of(None, step))
+        with codec.reading(path, step) as arrays:
+            return codec.decode_of_classes(arrays, path)
+
     def header(self, epoch: int | None = None, *, step: int | None = None) -> SnapshotHeader:
         """Read what a snapshot says of itself.
 
@@ -354,6 +368,10 @@ class MemoryStore(Store):
     def pairs(self, step: int) -> Mapping[str, Tensor]:
         """Tables between the layers of a kept snapshot."""
         return self.load(step=step).pairs
+
+    def of_classes(self, step: int) -> Mapping[str, Mapping[str, Tensor]]:
+        """What was measured of classes at a kept snapshot."""
+        return {name: layer.of_classes for name, layer in self.load(step=step).layers.items()}
 
     def header(self, epoch: int | None = None, *, step: int | None = None) -> SnapshotHeader:
         """What a kept snapshot says of itself."""

@@ -135,7 +135,7 @@ def test_a_summary_agrees_with_the_tables_it_is_made_of(tmp_path: Path) -> None:
     assert [len(summary.blocks), summary.heatmaps.shape] == [3, (3, 3, 3)]
     written = summary.to_csv(tmp_path / "tables")
     assert {path.name for path in written} == {path.name for path in (tmp_path / "tables").iterdir()}
-    assert len(written) == 11
+    assert len(written) == 12
     lines = {path.stem: list(csv.DictReader(path.read_text().splitlines())) for path in written}
     assert [float(line["gain"]) for line in lines["jumps"]] == summary.dynamics.jumps().ravel().tolist()
     assert [(line["before"], line["after"]) for line in lines["jumps"]] == [("1", "2")] * 3

@@ -1,4 +1,4 @@
-"""Sums by class against the definition, its moments against permutations, its error against new draws of the inputs."""
+"""Sums by class against the definition, its moments against permutations, its error against leaving out inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_ssc.functional import affinity, class_affinity, modularity
-from lightning_ssc.functional.partition import Partition, partition
+from lightning_ssc.functional.partition import Partition, modularity_error, partition
+from lightning_ssc.functional.uncertainty import jackknife
 
 
 def graph(n: int, seed: int, density: float = 0.4, loops: bool = False) -> Tensor:
@@ -41,13 +42,6 @@ def test_modularity_is_the_sum_of_what_classes_add(parted: tuple[Tensor, Tensor,
     b = (weights - torch.outer(degrees, degrees) / degrees.sum()) / degrees.sum()
     expected = [float(b[labels == name][:, labels == name].sum()) for name in found.names]
     assert found.by_class.tolist() == pytest.approx(expected, abs=1e-12)
-
-
-def test_without_an_input_is_the_modularity_of_the_rest(parted: tuple[Tensor, Tensor, Partition]) -> None:
-    weights, labels, found = parted
-    keep = ~torch.eye(len(labels), dtype=torch.bool)
-    expected = [modularity(weights[rest][:, rest], labels[rest]) for rest in keep]
-    assert found.without_each().tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_null_is_that_of_ten_thousand_permutations() -> None:
@@ -91,11 +85,10 @@ def test_the_ceiling_is_reached_by_classes_apart() -> None:
 
 def test_where_nothing_can_be_said_it_is_nan() -> None:
     empty = partition(torch.zeros(5, 5), [0, 0, 1, 1, 1])
-    assert all(map(math.isnan, (empty.modularity, empty.ceiling, empty.z(), *empty.null(), *empty.estimate())))
+    assert all(map(math.isnan, (empty.modularity, empty.ceiling, empty.z(), *empty.null())))
     one_class, all_alone = (partition(graph(8, 0), labels) for labels in ([0] * 8, range(8)))
     assert math.isnan(one_class.z())
     assert math.isnan(all_alone.z())
-    assert math.isnan(all_alone.estimate().spread)
     assert math.isnan(partition(graph(3, 0, 1.0), [0, 0, 1]).z())  # moments of four inputs are not defined
     assert one_class.modularity == pytest.approx(0, abs=1e-12)
 
@@ -104,3 +97,31 @@ def test_of_a_self_expression() -> None:
     coef = graph(30, 9, 0.2).to_sparse_csr()
     labels = torch.arange(30) % 3
     assert partition(affinity(coef), labels).modularity == pytest.approx(modularity(affinity(coef), labels))
+
+
+class TestError:
+    @pytest.mark.parametrize("density", [0.2, 1.0])
+    def test_is_that_of_leaving_inputs_out_as_what_is_rebuilt_and_as_what_rebuilds(self, density: float) -> None:
+        signs = torch.where(graph(24, 1) > 0.7, 1.0, -1.0)
+        coef, labels = signs * graph(24, 2, density).triu() + graph(24, 3, density).tril(), torch.arange(24) % 4 - 1
+        known, size = labels >= 0, coef.abs()
+        sizes, names = size[known][:, known], labels[known]
+        variance = 0.0
+        for is_rebuilt in (True, False):
+            without = []
+            for i in range(len(names)):
+                rest = sizes.clone()
+                if is_rebuilt:
+                    rest[i] = 0
+                else:
+                    rest = (rest + torch.outer(sizes[:, i], sizes[i])).fill_diagonal_(0)
+                    rest[:, i], rest[i] = 0, sizes[i]
+                without.append(modularity(rest + rest.T, names))
+            variance += jackknife(torch.tensor(without, dtype=torch.float64), names) ** 2
+        assert modularity_error(coef.to_sparse_csr(), labels) == pytest.approx(math.sqrt(variance), rel=1e-9)
+
+    def test_is_not_known_of_classes_of_one_and_of_no_edges(self) -> None:
+        coef = graph(8, 0).to_sparse_csr()
+        assert math.isnan(modularity_error(coef, torch.arange(8)))
+        assert math.isnan(modularity_error(coef, torch.full((8,), -1)))
+        assert math.isnan(modularity_error(torch.zeros(5, 5).to_sparse_csr(), torch.tensor([0, 0, 1, 1, 1])))

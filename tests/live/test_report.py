@@ -69,6 +69,7 @@ def test_a_report_carries_what_the_routes_would_answer(tmp_path: Path) -> None:
         shares = unpack(pieces["neighbours", name, step, "net.fc"]["shares"])
         assert shares == pytest.approx(inputs(snapshot, "net.fc").shares, abs=1e-4)
     assert ("neighbours", name, 20, "net.conv1") in pieces
+    assert unpack(pieces["classes", name, 20]["class_modularity"]["values"]).shape == (3, 3)
     assert ("pictures", name) in pieces
 
 

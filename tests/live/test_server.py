@@ -101,6 +101,13 @@ def test_heatmaps_are_those_of_their_snapshots(root: Path, site: Client) -> None
         assert unpack(found["pairwise_linear_cka"]["values"]).diagonal() == pytest.approx(1, abs=1e-4)
 
 
+def test_what_was_measured_of_classes_is_told_by_layer(root: Path, site: Client) -> None:
+    found = asked(site, "/classes", run="one/version_0", step=10)["class_modularity"]
+    stored = SnapshotStore(root / "one/version_0/ssc").of_classes(10)
+    expected = np.stack([of_layer["class_modularity"].numpy() for of_layer in stored.values()])
+    assert unpack(found["values"]) == pytest.approx(expected, abs=1e-4)
+
+
 def test_two_runs_are_compared_layer_by_layer(root: Path, site: Client) -> None:
     one, other = (SnapshotStore(root / f"one/version_{v}/ssc").load(step=20).layers.values() for v in (0, 1))
     query = {"run": "one/version_0", "step": 20, "other_run": "one/version_1", "other_step": 20}

@@ -48,6 +48,8 @@ def assert_same(one: Snapshot, other: Snapshot) -> None:
         assert a.coef.dtype == b.coef.dtype
         assert a.values == b.values
         assert a.graph.norm == b.graph.norm
+        assert a.of_classes.keys() == b.of_classes.keys() == {"class_modularity"}
+        assert torch.allclose(a.of_classes["class_modularity"].float(), b.of_classes["class_modularity"].float())
         assert torch.equal(a.gap, b.gap)
         assert (a.features, a.converged) == (b.features, b.converged)
         assert a.linear is not None
@@ -71,6 +73,7 @@ def test_a_store_in_memory_answers_alike(store: SnapshotStore, taken: Snapshot) 
     assert_same(memory.load(3), store.load(3))
     assert memory.header(3) == store.header(3)
     assert (memory.epochs, 3 in memory, 4 in memory) == (store.epochs, True, False)
+    assert memory.of_classes(17).keys() == store.of_classes(17).keys() == taken.layers.keys()
     assert torch.equal(memory.labels(17), store.labels(17))  # type: ignore[arg-type]
     assert memory.load_card() is store.load_card() is None
 

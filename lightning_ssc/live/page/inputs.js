@@ -31,8 +31,9 @@ export class Inputs {
     this.wrong = new List(this, "wrong", "Confidently wrong");
     this.doubted = new List(this, "doubted", "Labels in doubt");
     this.classes = new ClassMatrix();
+    this.byClass = new ByClass();
     this.node = element("div", {}, this.controls, this.slider.node, this.trouble,
-      element("div", { class: "grid wide" }, this.places.node, this.card, this.layers.node, this.time.node, this.moved.node, this.wrong.node, this.doubted.node, this.classes.node));
+      element("div", { class: "grid wide" }, this.places.node, this.card, this.layers.node, this.time.node, this.moved.node, this.wrong.node, this.doubted.node, this.byClass.node, this.classes.node));
     const failed = (error) => this.trouble.replaceChildren(...(error ? [notice("error", "This cannot be shown.", error.message)] : []));
     this.latest = new Latest(failed);
     this.latestInput = new Latest((error) => { if (error) this.chosen.replaceChildren(notice("error", "This input cannot be shown.", error.message)); });
@@ -69,8 +70,9 @@ export class Inputs {
     return this.latest.do(
       () => Promise.all([at("embedding", moment, { layer, normalized: kind }), at("samples", moment), optional(at("neighbours", moment, { layer })),
         before ? optional(at("neighbours", before, { layer })) : null, run.pictures ? model.piece("pictures", { run: run.name }, moment) : null,
-        run.labels ? optional(model.piece("doubts", { run: run.name }, run.moments.at(-1))) : null]),
-      ([embedding, samples, now, earlier, pictures, doubts]) => {
+        run.labels ? optional(model.piece("doubts", { run: run.name }, run.moments.at(-1))) : null,
+        run.labels ? optional(at("classes", moment)) : null]),
+      ([embedding, samples, now, earlier, pictures, doubts, classes]) => {
         this.pictures = pictures?.uri ? pictures : null;
         this.texts = pictures?.texts ?? null;
         this.samples = Object.fromEntries(Object.entries(samples).map(([key, packed]) => [key, unpack(packed)?.values ?? null]));
@@ -80,6 +82,7 @@ export class Inputs {
         this.moved.show(here && there ? movers(here, there) : null, here && there ? `since ${before.text}, in ${this.short(layer)}: by how much of an input's affinity went to ${here.shares ? "other classes" : "other neighbours"}` : "");
         this.wrong.show(this.confidentlyWrong(), `at ${moment.text}: inputs that the network gives a wrong class with the highest score`);
         this.doubted.show(doubts?.inputs ? doubts.inputs.map((i, k) => [i, `${this.labelOf(i)}, rather ${this.className(doubts.rather[k])}`]) : null, doubts?.inputs ? inDoubt(doubts, run) : "");
+        this.byClass.show(classes?.class_modularity, run, moment);
         this.classes.show(here?.shares && this.samples.labels ? { shares: here.shares, labels: this.samples.labels, classes: run.classes, where: `${this.short(layer)}, ${moment.text}` } : null);
         this.drawCard();
       },
@@ -343,6 +346,32 @@ class List {
     this.text.textContent = text;
     this.tiles.className = this.section.tiles;
     this.tiles.replaceChildren(...(found?.length ? found.map(([i, more]) => this.section.pick(i, more)) : [element("p", {}, "None.")]));
+  }
+}
+
+// What each class adds to the modularity of each layer.
+class ByClass {
+  constructor() {
+    this.title = element("b", {});
+    this.chart = new Chart("");
+    this.chart.plot.id = "by-class";
+    this.text = element("p", { class: "meaning" });
+    this.table = new LazyTable("Modularity by class");
+    this.node = element("figure", { class: "card", hidden: true }, element("figcaption", {}, this.title), this.chart.plot, this.text, this.table.node);
+  }
+
+  show(measure, run, moment) {
+    this.node.hidden = !measure;
+    if (!measure) return;
+    const values = unpack(measure.values), names = run.classes;
+    const z = range(names.length).map((c) => range(run.layers.length).map((i) => row(values, i)[c]));
+    this.title.textContent = `${measure.title}, ${moment.text}`;
+    this.text.textContent = measure.meaning;
+    this.chart.plot.setAttribute("aria-label", `Heatmap: ${this.title.textContent}. Its values are in the table below.`);
+    this.chart.draw(() => [[{ type: "heatmap", z, colorscale: SEQUENTIAL, hoverinfo: "text", colorbar: { thickness: 10, outlinewidth: 0 },
+      text: z.map((line, c) => line.map((v, i) => `<b>${plain(names[c])}</b> in ${plain(run.short[i])}<br>${number(v, 4)}`)) }],
+    { uirevision: `${names.length}`, margin: { l: 20, r: 8, t: 10, b: 20 }, xaxis: { ...ticks(run.short, 30, 18), showgrid: false, ...upright(run.short, this.chart.plot) }, yaxis: { ...ticks(names, 30, 18), showgrid: false, range: [names.length - 0.5, -0.5] } }]);
+    this.table.set(() => table(["", ...run.short], z.map((line, c) => [names[c], ...line.map((v) => number(v, 4))])));
   }
 }
 

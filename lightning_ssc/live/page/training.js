@@ -1,7 +1,7 @@
 // How layers form and settle: a chart a measure, a line a layer, dark for shallow and bright for deep layers.
 import { column } from "./data.js";
 import { DASHES, glyph, layerColour, symbol } from "./colors.js";
-import { Chart, LazyTable, button, check, choice, element, ink, plain, range, select, table, value } from "./ui.js";
+import { Chart, LazyTable, button, check, choice, element, ink, number, plain, range, select, table, value } from "./ui.js";
 
 const WIDTH = 1.96; // standard errors on both sides of a value: where 95 of 100 lie
 const FEW = 6; // layers of "a few"
@@ -111,6 +111,7 @@ class Curves {
     const title = measure.over === "final" ? `${measure.title.replace(/the final state/, "now")} (${last})` : measure.title;
     this.title.textContent = apart ? `${title}: ${runs[0].name}` : title;
     this.text.textContent = measure.over === "final" ? TO_NOW[measure.name] + (waiting ? " Earlier snapshots are being compared …" : "") : measure.meaning;
+    if (measure.ceiling) this.text.textContent += ` The dashed line is the most that these classes allow, ${number(measure.ceiling, 2)}.`;
     this.chart.plot.setAttribute("aria-label", `Line chart: ${title}. Its values are in the table below.`);
     const series = runs.map((run, r) => [run, r, curves(run).find((m) => m.name === measure.name)]).filter(([, , found]) => found);
     this.chart.draw(() => {
@@ -135,11 +136,12 @@ class Curves {
         const at = times(runs[0], x);
         return { type: "rect", xref: "x", yref: "paper", x0: at[before], x1: at[after], y0: 0, y1: 1, line: { width: 0 }, fillcolor: ink("line"), opacity: 0.45, layer: "below" };
       }) : [];
+      const ceiling = measure.ceiling ? [{ type: "line", xref: "paper", yref: "y", x0: 0, x1: 1, y0: measure.ceiling, y1: measure.ceiling, line: { width: 1, dash: "dash", color: ink("soft") }, layer: "below" }] : [];
       const [low, high] = measure.range;
       const bounded = low !== null && high !== null && !measure.log;
       const least = traces.reduce((a, trace) => trace.y.reduce((b, y) => (y < b ? y : b), a), low ?? 0);
       return [traces, {
-        shapes: bands, uirevision: `${x}${log}`,
+        shapes: [...bands, ...ceiling], uirevision: `${x}${log}`,
         xaxis: { title: { text: UNITS[x], standoff: 6 }, type: log ? "log" : "linear", zeroline: false,
           ...(x === "epoch" && !log && runs.every((run) => run.moments.at(-1).epoch <= FEW_EPOCHS) ? { dtick: 1 } : {}) },
         yaxis: { title: { text: plain(measure.axis), standoff: 8 }, type: measure.log ? "log" : "linear", exponentformat: "power",
