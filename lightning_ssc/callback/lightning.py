@@ -530,7 +530,8 @@ def _progress_bar(owner: Any, total: int, description: str, patience: float = 2.
             rich = getattr(owner, "progress", None)
             if rich is not None:
                 task = rich.add_task(description, total=total, completed=0)
-                shown.callback(rich.remove_task, task)
+                # Hidden, not removed: Lightning finds its own bars by their places.
+                shown.callback(rich.update, task, visible=False)
                 bar = lambda count: rich.update(task, completed=count, refresh=True)  # noqa: E731
             else:
                 line = tqdm(total=total, desc=description, leave=False, position=1, file=sys.stdout)

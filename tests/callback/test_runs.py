@@ -14,7 +14,14 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import (
+    Callback,
+    LambdaCallback,
+    ModelCheckpoint,
+    ProgressBar,
+    RichProgressBar,
+    TQDMProgressBar,
+)
 from torch.utils.data import DataLoader
 
 import lightning_ssc.callback.lightning as lightning_module
@@ -274,10 +281,16 @@ def test_a_bar_for_snapshots_that_take_long(tmp_path: Path, bar: Any, capsys: An
     with monkeypatch.context() as patch:
         patch.setattr(lightning_module, "time", hasty())
         pl.seed_everything(0, verbose=False)
-        run = trainer(tmp_path, monitor(layers="**"), bar(), max_epochs=1, enable_progress_bar=True)
+        shows = bar()
+        run = trainer(tmp_path, monitor(layers="**"), shows, max_epochs=1, enable_progress_bar=True)
+        places = []
+        spy = LambdaCallback(on_train_batch_end=lambda *args: places.append(getattr(shows, "train_progress_bar", None)))
+        run.callbacks.append(spy)
         run.fit(Classifier())
     out = capsys.readouterr()
     assert "SSC epoch 1" in out.out + out.err
+    if bar is RichProgressBar:  # Lightning finds its own bar by place, so that ours must not have moved it
+        assert all(place.description.startswith("Epoch 0") for place in places)
     quick = trainer(tmp_path, monitor(layers="**"), bar(), max_epochs=1, enable_progress_bar=True)
     quick.fit(Classifier())
     out = capsys.readouterr()
